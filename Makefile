@@ -1,0 +1,73 @@
+# InvDiff-PL. `make` alone lists the targets; every variable may be given on the command line.
+SHELL := /bin/bash
+
+EXP      ?= waterbirds
+SCALE    ?= mini
+DATA     ?=
+BACKBONE ?=
+DEVICES  ?=
+RUN_DIR  ?= runs/$(EXP)/$(SCALE)
+SEED     ?= 0
+ARGS     ?=
+
+PYTHON3  ?= python3.11
+VENV     ?= .venv
+PYTHON   := $(VENV)/bin/python
+READY    := $(VENV)/.installed
+
+OPTIONS = --experiment $(EXP) --scale $(SCALE) --run-dir $(RUN_DIR) \
+  $(if $(DATA),--data $(DATA)) $(if $(BACKBONE),--backbone $(BACKBONE)) \
+  $(if $(DEVICES),--devices $(DEVICES)) --seed_everything=$(SEED) $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train backbone tensorboard test test-slow lint format type clean
+
+help: ## list the targets and variables
+	@echo "targets:"
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
+	@echo
+	@echo "variables (now):"
+	@echo "  EXP=$(EXP)           experiment, a file in experiments/"
+	@echo "  SCALE=$(SCALE)               a file in experiments/scales/"
+	@echo "  DATA=$(DATA)                    folder of the data set; drawn stand-ins if empty"
+	@echo "  BACKBONE=$(BACKBONE)                pipeline folder or hub id; the shipped one if empty"
+	@echo "  DEVICES=$(DEVICES)                 devices a node, as Lightning takes them"
+	@echo "  RUN_DIR=$(RUN_DIR)  run folder"
+	@echo "  SEED=$(SEED)                   of everything random"
+	@echo "  ARGS=$(ARGS)                    Lightning CLI overrides, such as --model.lambda_=10"
+
+$(READY): pyproject.toml constraints.txt
+	@test -x $(PYTHON) || $(PYTHON3) -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(READY) ## create the environment (.venv) with the pinned versions
+
+train: setup ## the whole experiment: environments, adapter, samples, report
+	$(PYTHON) -m invdiff_pl train $(OPTIONS)
+
+backbone: setup ## train a small backbone on the data set and measure its bias
+	$(PYTHON) -m invdiff_pl backbone $(OPTIONS)
+
+tensorboard: setup ## open the run's dashboard
+	$(VENV)/bin/tensorboard --logdir $(RUN_DIR)/tensorboard
+
+test: setup ## the tests, without the slow ones
+	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest
+
+test-slow: setup ## the tests that train for minutes
+	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -m slow
+
+lint: setup ## ruff: style and formatting
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+format: setup ## let ruff format the code
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+type: setup ## mypy
+	$(PYTHON) -m mypy
+
+clean: ## remove runs and caches, not the environment
+	rm -rf runs .cache .mypy_cache .ruff_cache .pytest_cache

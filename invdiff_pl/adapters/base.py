@@ -1,0 +1,133 @@
+"""What every adapter offers, and the registry that finds one by name."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+
+from invdiff_pl.errors import InvDiffError
+from invdiff_pl.files import read_json, write_json
+
+CONFIG_FILE = "adapter.json"
+
+
+class Adapter(ABC):
+    """``G_psi`` beside a frozen denoiser.
+
+    An adapter is attached to a UNet, which it may wrap or inject layers into. Until it has been
+    trained it changes nothing: the prediction of the adapted denoiser is that of the frozen one.
+
+    Args:
+        unet: the frozen denoiser.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        self.unet = unet
+
+    @property
+    @abstractmethod
+    def denoiser(self) -> nn.Module:
+        """The adapted denoiser, which is called as the UNet is."""
+
+    @abstractmethod
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters by name."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments, JSON-ready."""
+
+    @abstractmethod
+    def set_scale(self, scale: float) -> None:
+        """Set the invariant scale s; 0 gives the frozen denoiser's prediction bit for bit."""
+
+    @abstractmethod
+    def save_weights(self, folder: Path) -> None:
+        """Write the weights into an existing folder as safetensors."""
+
+    @abstractmethod
+    def load_weights(self, folder: Path) -> None:
+        """Read what :meth:`save_weights` wrote."""
+
+    @abstractmethod
+    def prepare_sampling(self, pipeline: StableDiffusionPipeline, scale: float) -> None:
+        """Put the adapter at a scale into a pipeline, in its fastest form."""
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        """Prediction of the adapted denoiser.
+
+        Args:
+            noisy: latents ``[B, C, H, W]``.
+            timesteps: int64 ``[B]``.
+            embeddings: text embeddings ``[B, L, D]``.
+
+        Returns:
+            ``[B, C, H, W]``.
+        """
+        prediction: Tensor = self.denoiser(noisy, timesteps, embeddings, return_dict=False)[0]
+        return prediction
+
+    def size(self) -> int:
+        """Number of trainable parameters."""
+        return sum(parameter.numel() for parameter in self.parameters().values())
+
+    def save(self, folder: Path, backbone_size: int) -> None:
+        """Write weights and configuration into an existing folder.
+
+        Args:
+            folder: to write to.
+            backbone_size: number of parameters of the frozen denoiser, of which the adapter's
+                share is told.
+        """
+        self.save_weights(folder)
+        config = {
+            "kind": self.kind,
+            "settings": self.settings(),
+            "parameters": self.size(),
+            "share": self.size() / backbone_size,
+        }
+        write_json(folder / CONFIG_FILE, config)
+
+
+AdapterFactory = Callable[..., Adapter]
+_REGISTRY: dict[str, type[Adapter]] = {}
+
+
+def register(adapter: type[Adapter]) -> type[Adapter]:
+    """Make an adapter class known by its ``kind``."""
+    _REGISTRY[adapter.kind] = adapter
+    return adapter
+
+
+def build_adapter(kind: str, unet: UNet2DConditionModel, **settings: Any) -> Adapter:
+    """Attach a new adapter of a kind to a UNet.
+
+    Raises:
+        InvDiffError: if there is no such kind, or a setting is not of this kind.
+    """
+    if kind not in _REGISTRY:
+        raise InvDiffError(
+            f"--model.adapter={kind}: there is no such adapter; expected one of "
+            f"{', '.join(sorted(_REGISTRY))}."
+        )
+    try:
+        return _REGISTRY[kind](unet, **settings)
+    except TypeError as error:
+        raise InvDiffError(f"--model.adapter_settings: {error} (adapter {kind!r}).") from None
+
+
+def load_adapter(folder: Path, unet: UNet2DConditionModel) -> Adapter:
+    """Attach a saved adapter to a UNet.
+
+    Raises:
+        InvDiffError: if the folder holds no adapter.
+    """
+    config = read_json(folder / CONFIG_FILE)
+    adapter = build_adapter(config["kind"], unet, **config["settings"])
+    adapter.load_weights(folder)
+    return adapter

@@ -1,0 +1,160 @@
+"""Low-rank adapters through peft, in the file form that stock diffusers loads."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import nn
+
+from invdiff_pl.adapters.base import Adapter, register
+from invdiff_pl.errors import InvDiffError
+
+NAME = "invdiff"
+WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
+
+# Which layers of a UNet2DConditionModel each name stands for.
+LAYERS = {
+    "attention": r"to_q|to_k|to_v|to_out\.0|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2",
+    "convolution": r"conv1|conv2|conv_shortcut|downsamplers\.0\.conv|upsamplers\.0\.conv",
+    "time": r"time_emb_proj|time_embedding\.linear_1|time_embedding\.linear_2",
+    "input_output": r"conv_in|conv_out",
+}
+
+
+@register
+class LoraAdapter(Adapter):
+    """LoRA (Hu et al., arXiv 2106.09685): low-rank updates of the frozen layers.
+
+    With it ``f`` is the backbone at weights ``theta + s * B A``; the update matrix ``B`` starts at
+    zero, so the untrained adapter changes nothing.
+
+    Args:
+        unet: the frozen denoiser.
+        rank: of the updates.
+        alpha: the updates are scaled by ``alpha / rank``; the rank if not given.
+        layers: which layers are adapted, of ``attention``, ``convolution``, ``time`` and
+            ``input_output``.
+
+    Raises:
+        InvDiffError: if a name in ``layers`` is unknown.
+    """
+
+    kind = "lora"
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        rank: int = 2,
+        alpha: float | None = None,
+        layers: tuple[str, ...] = ("attention", "convolution", "time"),
+    ) -> None:
+        super().__init__(unet)
+        unknown = sorted(set(layers) - set(LAYERS))
+        if unknown:
+            raise InvDiffError(
+                f"--model.adapter_settings.layers: {unknown[0]!r} is unknown; expected some of "
+                f"{', '.join(LAYERS)}."
+            )
+        self.rank = rank
+        self.alpha = float(rank) if alpha is None else alpha
+        self.layers = tuple(layers)
+        pattern = "|".join(LAYERS[layer] for layer in self.layers)
+        targets = [
+            name
+            for name, module in unet.named_modules()
+            if isinstance(module, nn.Linear | nn.Conv2d) and re.search(rf"(^|\.)({pattern})$", name)
+        ]
+        config = LoraConfig(
+            r=rank, lora_alpha=self.alpha, target_modules=targets, init_lora_weights=True
+        )
+        unet.add_adapter(config, adapter_name=NAME)
+        self._fused_scale: float | None = None
+        self._frozen: dict[str, torch.Tensor] = {}
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The UNet itself, which carries the update layers."""
+        return self.unet
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The update matrices."""
+        return {
+            name: parameter
+            for name, parameter in self.unet.named_parameters()
+            if f".{NAME}." in name
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """Rank, alpha and layers."""
+        return {"rank": self.rank, "alpha": self.alpha, "layers": list(self.layers)}
+
+    def set_scale(self, scale: float) -> None:
+        """Scale the updates; at 0 they are not computed."""
+        for module in self.unet.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.enable_adapters(scale != 0)
+                if scale != 0:
+                    module.set_scale(NAME, scale)
+
+    def save_weights(self, folder: Path) -> None:
+        """Write the file that ``StableDiffusionPipeline.load_lora_weights`` takes."""
+        StableDiffusionPipeline.save_lora_weights(
+            str(folder),
+            unet_lora_layers={
+                name: value.detach().float().cpu()
+                for name, value in get_peft_model_state_dict(self.unet, adapter_name=NAME).items()
+            },
+            unet_lora_adapter_metadata=_plain(self.unet.peft_config[NAME].to_dict()),
+        )
+
+    def load_weights(self, folder: Path) -> None:
+        """Read the updates; every matrix must be there."""
+        file = folder / WEIGHTS_FILE
+        if not file.is_file():
+            raise InvDiffError(f"{file} is missing: rerun the adapter stage.")
+        state = {name.removeprefix("unet."): value for name, value in load_file(file).items()}
+        expected = get_peft_model_state_dict(self.unet, adapter_name=NAME)
+        if {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in expected.items()}:
+            raise InvDiffError(f"{file} was made for another backbone: its layers do not match.")
+        set_peft_model_state_dict(self.unet, state, adapter_name=NAME)
+
+    def prepare_sampling(self, pipeline: StableDiffusionPipeline, scale: float) -> None:
+        """Fold the scaled updates into the weights, so that sampling costs what it did before."""
+        pipeline.unet = self.unet
+        if scale == self._fused_scale:
+            return
+        self._unfuse()
+        self.set_scale(0.0 if scale == 0 else 1.0)
+        if scale != 0:
+            if not self._frozen:
+                self._frozen = {n: m.weight.clone() for n, m in self._base_layers().items()}
+            self.unet.fuse_lora(lora_scale=scale, adapter_names=[NAME])
+        self._fused_scale = scale
+
+    @torch.no_grad()
+    def _unfuse(self) -> None:
+        """Take the updates out again; subtracting leaves rounding errors, so copy the originals."""
+        if self._frozen:
+            self.unet.unfuse_lora()
+            for name, layer in self._base_layers().items():
+                layer.weight.copy_(self._frozen[name])
+
+    def _base_layers(self) -> dict[str, nn.Module]:
+        return {
+            name: module.get_base_layer()
+            for name, module in self.unet.named_modules()
+            if isinstance(module, BaseTunerLayer)
+        }
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without values that JSON cannot hold."""
+    return {
+        key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
+    }

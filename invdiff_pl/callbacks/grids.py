@@ -1,0 +1,90 @@
+"""Pictures in TensorBoard: the same seeds before and during training."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+
+from invdiff_pl.callbacks.ema import ExponentialMovingAverage
+from invdiff_pl.diffusion.pipeline import sample_images
+from invdiff_pl.images import image_grid
+
+
+class SampleGrid(pl.Callback):
+    """Samples every prompt from fixed seeds, with the weights as they stand, every so many steps.
+
+    The live modules draw the samples; there is no second backbone in memory. Where an average of
+    the weights is kept, it is the average that draws.
+
+    Args:
+        every_n_steps: between grids; one is drawn before training too.
+        columns: samples a prompt.
+        prompts: at most so many.
+        steps: denoising steps.
+        guidance_scale: of classifier-free guidance.
+        seed: of the noises.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 200,
+        columns: int = 8,
+        prompts: int = 6,
+        steps: int = 12,
+        guidance_scale: float = 2.0,
+        seed: int = 0,
+    ) -> None:
+        self.every_n_steps = every_n_steps
+        self.columns = columns
+        self.prompts = prompts
+        self.steps = steps
+        self.guidance_scale = guidance_scale
+        self.seed = seed
+        self._drawn_at = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The grid before training, or where training goes on."""
+        self._draw(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *unused: Any
+    ) -> None:
+        """A grid every ``every_n_steps`` optimizer steps."""
+        if trainer.global_step % self.every_n_steps == 0:
+            self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        logger = trainer.logger
+        fresh = self._drawn_at != trainer.global_step
+        if not (trainer.is_global_zero and fresh and isinstance(logger, TensorBoardLogger)):
+            return
+        self._drawn_at = trainer.global_step
+        averages = [c for c in trainer.callbacks if isinstance(c, ExponentialMovingAverage)]  # type: ignore[attr-defined]
+        for average in averages:
+            average.swap(pl_module)
+        try:
+            images = self._sample(pl_module)
+        finally:
+            for average in averages:
+                average.restore(pl_module)
+        grid = image_grid(images, self.columns)
+        logger.experiment.add_image("samples/grid", grid, trainer.global_step)
+
+    def _sample(self, module: pl.LightningModule) -> Tensor:
+        embeddings: Tensor = module.embeddings  # type: ignore[assignment]
+        count = min(self.prompts, len(embeddings) - 1)
+        pipeline: Any = module.pipeline
+        pipeline.to(module.device)
+        pipeline.unet.eval()
+        images = sample_images(
+            pipeline,
+            embeddings[:count].repeat_interleave(self.columns, dim=0),
+            embeddings[-1:],
+            range(count * self.columns),
+            seed=self.seed,
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+        )
+        pipeline.unet.train()
+        return images

@@ -1,0 +1,92 @@
+"""The Lightning command line: ``fit`` and ``predict`` of any stage from YAML files and flags."""
+
+import argparse
+from collections.abc import Sequence
+
+import diffusers
+import jsonargparse
+import pytorch_lightning as pl
+import transformers
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+
+from invdiff_pl.data.base import BiasedDataModule
+from invdiff_pl.errors import InvDiffError
+from invdiff_pl.settings import EvaluationSettings, ExperimentSettings, ScaleSettings
+
+
+class InvDiffCLI(LightningCLI):
+    """Model and data are chosen by class path; shared settings are groups of their own.
+
+    Interpolations such as ``${experiment.run_dir}`` are resolved last, so that they follow every
+    later file and flag.
+    """
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the groups that stage files interpolate."""
+        parser.add_argument("--experiment", type=ExperimentSettings, default=ExperimentSettings())
+        parser.add_argument("--scale", type=ScaleSettings, default=ScaleSettings())
+        parser.add_argument("--evaluation", type=EvaluationSettings, default=EvaluationSettings())
+
+
+class _CheckingCLI(InvDiffCLI):
+    """Parses and stops there."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+
+def run(args: Sequence[str]) -> None:
+    """Parse the arguments and run the subcommand they name.
+
+    Raises:
+        InvDiffError: if a key or a value is wrong, or the stage's input is.
+    """
+    _call(InvDiffCLI, args)
+
+
+def check(args: Sequence[str]) -> None:
+    """Parse the arguments of a subcommand without running it.
+
+    Raises:
+        InvDiffError: if a key or a value is wrong.
+    """
+    _call(_CheckingCLI, args)
+
+
+def _call(cli: type[InvDiffCLI], args: Sequence[str]) -> None:
+    jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    options = {"parser_mode": "omegaconf+", "exit_on_error": False}
+    try:
+        cli(
+            pl.LightningModule,
+            BiasedDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs=dict.fromkeys(("fit", "predict"), options) | options,
+            args=list(args),
+        )
+    except argparse.ArgumentError as error:
+        raise InvDiffError(_one_line(error)) from None
+
+
+def _one_line(error: argparse.ArgumentError) -> str:
+    """What is wrong, without the parser's account of the types it tried."""
+    lines = str(error).splitlines()
+    problems = [n for n, line in enumerate(lines) if "Problem with given class_path" in line]
+    if not problems:
+        return " ".join(line.strip() for line in lines[:2])
+    first = problems[0]
+    depth = len(lines[first]) - len(lines[first].lstrip())
+    told = [lines[0].strip(" :"), lines[first].split("class_path ")[1].strip(":")]
+    for line in lines[first + 1 :]:
+        if len(line) - len(line.lstrip()) <= depth:
+            break
+        told.append(line.strip(" :"))
+    return ": ".join(told)

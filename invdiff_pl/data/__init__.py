@@ -1,0 +1,1 @@
+"""Data sets, their caches and their batches."""

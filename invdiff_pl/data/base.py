@@ -1,0 +1,306 @@
+"""The DataModule that every data set shares: cached latents, prompts and balanced batches."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from invdiff_pl.data.batches import (
+    BatchPlan,
+    PairedEnvironmentBatches,
+    Selection,
+    ShuffledBatches,
+)
+from invdiff_pl.data.cache import ShardedTensor, build_shards, is_complete
+from invdiff_pl.data.datasets import ImageDataset, LatentDataset, PromptDataset, SequentialBatches
+from invdiff_pl.data.images import read_images, to_float
+from invdiff_pl.data.index import ImageIndex, content_digest
+from invdiff_pl.diffusion.pipeline import backbone_digest, embed_prompts, load_pipeline
+from invdiff_pl.errors import InvDiffError
+from invdiff_pl.files import atomic_path, digest_json
+
+Split = Literal["train", "val", "test"]
+Content = Literal["latents", "images", "labelled_images", "prompts"]
+
+
+class BiasedDataModule(pl.LightningDataModule, ABC):
+    """A data set whose prompts go along with an attribute that nobody has labelled.
+
+    Latents (both flips) and prompt embeddings are computed once by the backbone's VAE and text
+    encoder, kept in ``cache_dir`` under a key of everything they depend on, and read through
+    memory maps afterwards.
+
+    Args:
+        root: folder of the data set.
+        backbone: pipeline folder, hub id or ``asset:NAME``, whose VAE and text encoder are used.
+        resolution: side of the images in pixels.
+        batch_size: global, over all ranks and accumulated micro-batches.
+        cache_dir: where caches live; they are shared by all runs.
+        content: what batches hold: ``latents`` of the train split; ``images`` of the train split;
+            ``labelled_images``, for the classifier that scores samples: training batches come
+            from the val split, validation batches from the test split, with attributes; or
+            ``prompts``, to be sampled.
+        samples_per_prompt: how often each prompt is sampled.
+        environments: folder of the environment stage's result. If given, training batches are
+            balanced over (prompt, environment) with paired draws.
+        seed: of the order of images and of the flips.
+        workers: processes that load batches; 0 reads in the training process.
+    """
+
+    attribute_names: Sequence[str]
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        backbone: str,
+        resolution: int,
+        batch_size: int = 64,
+        cache_dir: str = ".cache/invdiff",
+        content: Content = "latents",
+        samples_per_prompt: int = 256,
+        environments: str | None = None,
+        seed: int = 0,
+        workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.root = Path(root)
+        self.backbone = backbone
+        self.resolution = resolution
+        self.batch_size = batch_size
+        self.cache_dir = Path(cache_dir)
+        self.content = content
+        self.samples_per_prompt = samples_per_prompt
+        self.environments = None if environments is None else Path(environments)
+        self.seed = seed
+        self.workers = workers
+        self._index: ImageIndex | None = None
+
+    @abstractmethod
+    def read_index(self) -> ImageIndex:
+        """Read files, prompts and splits."""
+
+    @abstractmethod
+    def read_attributes(self) -> Tensor | None:
+        """Attribute class of each image, int64 ``[N]``, for scoring only.
+
+        ``None`` where the data set has no such labels.
+        """
+
+    @property
+    def index(self) -> ImageIndex:
+        """The index, read once."""
+        if self._index is None:
+            if not self.root.is_dir():
+                raise InvDiffError(
+                    f"data folder {self.root} does not exist: give the data set's folder with "
+                    "DATA= (or --data.root=)."
+                )
+            self._index = self.read_index()
+        return self._index
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The distinct prompts; batches hold numbers into them."""
+        return self.index.prompts
+
+    @property
+    def groups(self) -> int:
+        """Number of inferred environments.
+
+        Raises:
+            InvDiffError: if no environments are given, or they do not fit the data.
+        """
+        environments = self._read_environments()
+        if environments is None:
+            raise InvDiffError(
+                "--data.environments is not set: give the environment stage's folder."
+            )
+        return int(environments.max()) + 1
+
+    @property
+    def draws(self) -> int:
+        """Draws of (timestep, noise) in a global training batch."""
+        return self.batch_size if self.environments is None else self.batch_size // self.groups
+
+    def prepare_data(self) -> None:
+        """Compute what the caches lack. Runs on one process a node."""
+        if self.content in ("images", "labelled_images"):
+            splits: tuple[Split, ...] = ("train",) if self.content == "images" else ("val", "test")
+            for split in splits:
+                self.images(split)
+            return
+        self.prompt_embeddings()
+        folder = self._folder("latents", "train")
+        if self.content == "latents" and not is_complete(folder):
+            self._cache_latents(folder)
+
+    def prompt_embeddings(self) -> Tensor:
+        """Embeddings of every prompt and, last, of the empty one: ``[P + 1, L, D]``, cached."""
+        file = self._prompts_file()
+        if not file.is_file():
+            embeddings = embed_prompts(load_pipeline(self.backbone), [*self.prompts, ""])
+            with atomic_path(file) as partial:
+                save_file({"embeddings": embeddings}, partial)
+        return load_file(file)["embeddings"]
+
+    def images(self, split: Split) -> ShardedTensor:
+        """The images of a split at ``resolution``, uint8 ``[N, 3, H, W]``, cached."""
+        folder = self._folder("images", split)
+        if not is_complete(folder):
+            paths = self.index.paths(self.index.rows(split))
+            build_shards(
+                folder,
+                len(paths),
+                lambda rows: read_images([paths[row] for row in rows], self.resolution),
+                f"reading {split} images",
+            )
+        return ShardedTensor(folder)
+
+    def labels(self, split: Split) -> tuple[Tensor, Tensor | None]:
+        """Prompt and attribute of each image of a split, for scoring only."""
+        rows = self.index.rows(split)
+        attributes = self.read_attributes()
+        return self.index.prompt_ids[rows], None if attributes is None else attributes[rows]
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches from the step that training stands at."""
+        if self.content == "labelled_images":
+            return self._image_loader("val", labelled=True, shuffled=True)
+        if self.content == "images":
+            return self._image_loader("train", labelled=False, shuffled=True)
+        environments = self._read_environments()
+        prompts = self._prompts("train")
+        sampler: ShuffledBatches | PairedEnvironmentBatches
+        if environments is None:
+            sampler = ShuffledBatches(len(prompts), self._plan())
+        else:
+            sampler = PairedEnvironmentBatches(prompts, environments, self._plan())
+        return self._latent_loader(sampler, environments)
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Labelled images of the test split where ``content`` asks for labels, else nothing."""
+        if self.content != "labelled_images":
+            return []
+        return self._image_loader("test", labelled=True, shuffled=False)
+
+    def predict_dataloader(self) -> DataLoader:
+        """Every latent of the train split once, or every sample to draw, shared by the ranks."""
+        if self.content == "prompts":
+            count = len(self.prompts) * self.samples_per_prompt
+            return self._loader(PromptDataset(self.samples_per_prompt), self._every_row(count))
+        return self._latent_loader(self._every_row(len(self.index.rows("train"))), None)
+
+    def _latent_loader(
+        self, sampler: Sampler[Selection], environments: Tensor | None
+    ) -> DataLoader:
+        prompts = self._prompts("train")
+        latents = ShardedTensor(self._folder("latents", "train"))
+        return self._loader(LatentDataset(latents, prompts, environments), sampler)
+
+    def _image_loader(self, split: Split, *, labelled: bool, shuffled: bool) -> DataLoader:
+        prompts, attributes = self.labels(split) if labelled else (self._prompts(split), None)
+        if labelled and attributes is None:
+            raise InvDiffError(
+                f"{self.root} has no attribute labels, which the classifier that scores samples "
+                "needs: give a trained classifier, or leave the scoring stages out."
+            )
+        sampler = (
+            ShuffledBatches(len(prompts), self._plan())
+            if shuffled
+            else self._every_row(len(prompts))
+        )
+        return self._loader(ImageDataset(self.images(split), prompts, attributes), sampler)
+
+    def _loader(self, dataset: Any, sampler: Sampler[Selection]) -> DataLoader:
+        return DataLoader(
+            dataset,
+            sampler=sampler,
+            batch_size=None,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _every_row(self, count: int) -> SequentialBatches:
+        return SequentialBatches(count, self.batch_size, *self._ranks())
+
+    def _ranks(self) -> tuple[int, int]:
+        trainer = self.trainer
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+
+    def _plan(self) -> BatchPlan:
+        trainer = self.trainer
+        assert trainer is not None
+        micro_batches = trainer.accumulate_grad_batches
+        rank, world_size = self._ranks()
+        return BatchPlan(
+            batch_size=self.batch_size,
+            seed=self.seed,
+            first=trainer.global_step * micro_batches,
+            last=trainer.max_steps * micro_batches,
+            micro_batches=micro_batches,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def _read_environments(self) -> Tensor | None:
+        if self.environments is None:
+            return None
+        file = self.environments / "environments.safetensors"
+        if not file.is_file():
+            raise InvDiffError(f"{file} is missing: run the environments stage first.")
+        assignments = load_file(file)["assignments"]
+        count = len(self.index.rows("train"))
+        if len(assignments) != count:
+            raise InvDiffError(
+                f"{file} assigns {len(assignments)} images but the train split of {self.root} has "
+                f"{count}: rerun the environments stage on this data set."
+            )
+        return assignments
+
+    def _prompts(self, split: Split) -> Tensor:
+        return self.index.prompt_ids[self.index.rows(split)]
+
+    def _folder(self, kind: Literal["latents", "images"], split: Split) -> Path:
+        paths = self.index.paths(self.index.rows(split))
+        key: dict[str, Any] = {
+            "content": content_digest(paths, self.cache_dir / "content"),
+            "resolution": self.resolution,
+        }
+        if kind == "latents":
+            key["vae"] = backbone_digest(self.backbone, "vae")
+        return self.cache_dir / kind / digest_json(key)
+
+    def _prompts_file(self) -> Path:
+        key = {
+            "prompts": self.prompts,
+            "tokenizer": backbone_digest(self.backbone, "tokenizer"),
+            "text_encoder": backbone_digest(self.backbone, "text_encoder"),
+        }
+        return self.cache_dir / "prompts" / f"{digest_json(key)}.safetensors"
+
+    @torch.no_grad()
+    def _cache_latents(self, folder: Path) -> None:
+        pipeline = load_pipeline(self.backbone)
+        paths = self.index.paths(self.index.rows("train"))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        vae = pipeline.vae.to(device)
+
+        def encode(rows: Sequence[int]) -> Tensor:
+            moments = []
+            for chunk in torch.tensor(rows).split(64):
+                pixels = read_images([paths[row] for row in chunk.tolist()], self.resolution)
+                images = to_float(pixels).to(device)
+                both = torch.stack([images, images.flip(-1)], dim=1).flatten(0, 1)
+                encoded = vae.encode(both).latent_dist.parameters
+                moments.append(encoded.unflatten(0, (-1, 2)).to("cpu", torch.float16))
+            return torch.cat(moments)
+
+        build_shards(folder, len(paths), encode, "encoding images")

@@ -1,0 +1,110 @@
+"""Data sets whose items are whole batches, fetched by a :class:`Selection` of rows."""
+
+from collections.abc import Iterator
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from invdiff_pl.data.batches import Selection
+from invdiff_pl.data.cache import ShardedTensor
+
+
+class LatentBatch(TypedDict, total=False):
+    """What training and inference see of an image. There is no attribute among it."""
+
+    row: Tensor  # int64 [B], in the split
+    prompt: Tensor  # int64 [B]
+    moments: Tensor  # [B, 2C, h, w], posterior mean and log variance
+    draw: Tensor  # int64 [B], which shared draw of (timestep, noise)
+    environment: Tensor  # int64 [B], inferred
+
+
+class LatentDataset(Dataset[LatentBatch]):
+    """Cached latents of one split; fetched a batch at a time by a :class:`Selection`."""
+
+    def __init__(
+        self, moments: ShardedTensor, prompt_ids: Tensor, environments: Tensor | None = None
+    ) -> None:
+        self.moments = moments
+        self.prompt_ids = prompt_ids
+        self.environments = environments
+
+    def __len__(self) -> int:
+        return len(self.moments)
+
+    def __getitem__(self, selection: Selection) -> LatentBatch:  # type: ignore[override]
+        batch = LatentBatch(
+            row=selection.rows,
+            prompt=self.prompt_ids[selection.rows],
+            moments=self.moments.gather(selection.rows, selection.flips),
+            draw=selection.draws,
+        )
+        if self.environments is not None:
+            batch["environment"] = self.environments[selection.rows]
+        return batch
+
+
+class SequentialBatches(Sampler[Selection]):
+    """Every row once, unflipped, in order; each rank takes every ``world_size``-th row."""
+
+    def __init__(self, count: int, batch_size: int, rank: int, world_size: int) -> None:
+        self.rows = torch.arange(rank, count, world_size)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return len(self.rows.split(self.batch_size))
+
+    def __iter__(self) -> Iterator[Selection]:
+        for rows in self.rows.split(self.batch_size):
+            yield Selection(rows, torch.zeros_like(rows), rows)
+
+
+class LabelledBatch(TypedDict, total=False):
+    """What the classifiers that score samples are trained on."""
+
+    images: Tensor  # uint8 [B, 3, H, W]
+    prompt: Tensor  # int64 [B]
+    attribute: Tensor  # int64 [B]
+
+
+class ImageDataset(Dataset[LabelledBatch]):
+    """Cached images of one split; with attributes only if they are handed in."""
+
+    def __init__(
+        self, images: ShardedTensor, prompt_ids: Tensor, attributes: Tensor | None = None
+    ) -> None:
+        self.images = images
+        self.prompt_ids = prompt_ids
+        self.attributes = attributes
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, selection: Selection) -> LabelledBatch:  # type: ignore[override]
+        images = self.images.gather(selection.rows)
+        flipped = selection.flips.bool()
+        images[flipped] = images[flipped].flip(-1)
+        batch = LabelledBatch(images=images, prompt=self.prompt_ids[selection.rows])
+        if self.attributes is not None:
+            batch["attribute"] = self.attributes[selection.rows]
+        return batch
+
+
+class PromptBatch(TypedDict):
+    """Which samples to draw."""
+
+    index: Tensor  # int64 [B], of the sample among all samples
+    prompt: Tensor  # int64 [B]
+
+
+class PromptDataset(Dataset[PromptBatch]):
+    """Sample number i belongs to prompt ``i // samples_per_prompt``."""
+
+    def __init__(self, samples_per_prompt: int) -> None:
+        self.samples_per_prompt = samples_per_prompt
+
+    def __getitem__(self, selection: Selection) -> PromptBatch:  # type: ignore[override]
+        rows = selection.rows
+        return PromptBatch(index=rows, prompt=rows // self.samples_per_prompt)

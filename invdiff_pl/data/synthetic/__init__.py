@@ -1,0 +1,1 @@
+"""Rendered stand-ins in the file layouts of the published data sets."""

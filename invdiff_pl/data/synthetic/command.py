@@ -1,0 +1,31 @@
+"""``render``: draw a stand-in data set."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from invdiff_pl.data.synthetic.waterbirds import RenderedWaterbirds, render_waterbirds
+
+RENDERERS = {"waterbirds": (RenderedWaterbirds, render_waterbirds)}
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Draw into ``RUN/data/images``.
+
+    Raises:
+        InvDiffError: if a setting is out of range.
+    """
+    parser = argparse.ArgumentParser(prog="python -m invdiff_pl render", allow_abbrev=False)
+    parser.add_argument("--experiment", choices=sorted(RENDERERS), required=True)
+    parser.add_argument("--run-dir", type=Path, required=True, help="run folder")
+    known, _ = parser.parse_known_args(arguments)
+    settings_type, render = RENDERERS[known.experiment]
+    for field in fields(settings_type):
+        kind = type(field.default)
+        parser.add_argument(f"--{field.name}", type=kind, default=field.default)
+    options = vars(parser.parse_args(arguments))
+    settings = settings_type(**{field.name: options[field.name] for field in fields(settings_type)})
+    root = options["run_dir"] / "data" / "images"
+    render(root, settings)
+    print(f"drawn into {root}")

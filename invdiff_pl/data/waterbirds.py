@@ -1,0 +1,102 @@
+"""Waterbirds: birds of land and water on land and water, 95 % of each on its own."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from invdiff_pl.data.base import BiasedDataModule
+from invdiff_pl.data.index import SPLITS, ImageIndex, index_images
+from invdiff_pl.errors import InvDiffError
+
+KINDS = ("landbird", "waterbird")
+
+
+class WaterbirdsDataModule(BiasedDataModule):
+    """Reads ``metadata.csv`` and the images of the published ``waterbird_complete95`` folder.
+
+    The prompt names the bird, the hidden attribute is its background (``place``), which only
+    evaluation reads.
+
+    Args:
+        prompt_by: what the prompt names: the ``species``, read from the image's folder
+            ("001.Black_footed_Albatross" gives "a photo of a black footed albatross"), or the
+            ``kind`` ("a photo of a landbird").
+        **settings: of :class:`BiasedDataModule`.
+    """
+
+    attribute_names = ("land", "water")
+
+    def __init__(
+        self, *, prompt_by: Literal["species", "kind"] = "species", **settings: Any
+    ) -> None:
+        super().__init__(**settings)
+        self.prompt_by = prompt_by
+
+    def read_index(self) -> ImageIndex:
+        """Read files, prompts and splits; the column ``place`` is not looked at."""
+        path = self.root / "metadata.csv"
+        table = _read_table(path, ["img_filename", "y", "split"])
+        for column, largest in (("y", len(KINDS)), ("split", len(SPLITS))):
+            _check_codes(table[column], column, largest, path)
+        if self.prompt_by == "kind":
+            prompts = [prompt_of(KINDS[y]) for y in table["y"]]
+        else:
+            prompts = [prompt_of(_species(name, path)) for name in table["img_filename"]]
+        return index_images(
+            self.root, list(table["img_filename"]), prompts, list(table["split"]), path
+        )
+
+    def read_attributes(self) -> Tensor | None:
+        """Background of each image: 0 land, 1 water; ``None`` if there is no such column."""
+        path = self.root / "metadata.csv"
+        if "place" not in pd.read_csv(path, nrows=0).columns:
+            return None
+        table = _read_table(path, ["place"])
+        _check_codes(table["place"], "place", len(self.attribute_names), path)
+        return torch.tensor(list(table["place"]))
+
+
+def prompt_of(name: str) -> str:
+    """The prompt of a bird's name: "a photo of a mallard", "a photo of an albatross"."""
+    article = "an" if name[0].lower() in "aeiou" else "a"
+    return f"a photo of {article} {name}"
+
+
+def _species(filename: str, table: Path) -> str:
+    folder = Path(filename).parent.name
+    name = folder.split(".", 1)[-1].replace("_", " ").strip().lower()
+    if not name:
+        raise InvDiffError(
+            f"{table} names {filename!r}, which lies in no species folder such as "
+            "'001.Black_footed_Albatross/': use --data.prompt_by=kind, or mend the row."
+        )
+    return name
+
+
+def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, usecols=lambda name: name in columns, encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InvDiffError(
+            f"{path} is missing: DATA must be the Waterbirds folder, the one that holds "
+            "metadata.csv."
+        ) from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InvDiffError(f"{path} is not a readable CSV table: {error}.") from None
+    for column in columns:
+        if column not in table.columns:
+            raise InvDiffError(f"{path} lacks the column {column!r} of the published layout.")
+    return table
+
+
+def _check_codes(values: pd.Series, column: str, largest: int, path: Path) -> None:
+    wrong = ~values.isin(range(largest))
+    if wrong.any():
+        row = int(wrong.to_numpy().argmax())
+        raise InvDiffError(
+            f"{path}, line {row + 2}: {column} is {values.iloc[row]!r}, expected a whole number "
+            f"from 0 to {largest - 1}."
+        )

@@ -1,0 +1,55 @@
+"""Counter-based randomness: every draw is a function of named integers, never of history.
+
+A generator seeded by (seed, purpose, step, ...) gives the same numbers whatever was drawn before
+it, on however many ranks, and after any interruption. That is why a resumed run repeats an
+undisturbed one, and why the set of sampled images does not depend on the batch size.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
+    """A CPU generator whose stream depends on all the arguments and on nothing else.
+
+    CPU generators give the same numbers on every machine; draws are moved to the device by the
+    caller.
+    """
+    key = ":".join([str(seed), purpose, *map(str, counters)])
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def stratified_timesteps(count: int, train_timesteps: int, noisiest_share: float = 1.0) -> Tensor:
+    """``count`` evenly spaced timesteps that end at the last one, where the noise is highest.
+
+    Args:
+        count: number of timesteps.
+        train_timesteps: T of the forward process.
+        noisiest_share: the part of the timesteps, from the last one down, that is covered.
+
+    Returns:
+        int64 ``[count]``, ascending, in ``[0, train_timesteps)``.
+    """
+    steps = noisiest_share * torch.arange(count - 1, -1, -1, dtype=torch.float64) / count
+    return ((1 - steps) * train_timesteps).round().long() - 1
+
+
+def sample_timesteps(
+    count: int, train_timesteps: int, high_noise_exponent: float, source: torch.Generator
+) -> Tensor:
+    """Draw ``count`` timesteps, one in each of ``count`` equal strata of the density.
+
+    The density is that of ``T * u ** exponent`` with ``u`` uniform: an exponent of 1 is uniform,
+    a smaller one leans towards high noise, where layout and background are decided (with 1/3 the
+    adapter of METHOD's trial reached a Bias of 0.32 against 0.53).
+
+    Returns:
+        int64 ``[count]`` in ``[0, train_timesteps)``, in random order.
+    """
+    strata = torch.randperm(count, generator=source)
+    uniform = (strata + torch.rand(count, generator=source)) / count
+    timesteps = (train_timesteps * uniform**high_noise_exponent).long()
+    return timesteps.clamp_(max=train_timesteps - 1)

@@ -1,0 +1,137 @@
+"""Loading the frozen backbone, a diffusers pipeline folder, and running it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from invdiff_pl.diffusion.assets import resolve_backbone
+from invdiff_pl.diffusion.draws import generator
+from invdiff_pl.errors import InvDiffError
+from invdiff_pl.files import digest_folder, digest_json
+
+
+def load_pipeline(backbone: str, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+    """Load a Stable-Diffusion-1.x/2.x-compatible pipeline, frozen and in evaluation mode.
+
+    Args:
+        backbone: a pipeline folder, a hub id, or ``asset:NAME``.
+        dtype: of all weights.
+
+    Raises:
+        InvDiffError: if there is no such folder or hub id, or it is not such a pipeline.
+    """
+    source = resolve_backbone(backbone)
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            source, dtype=dtype, safety_checker=None, requires_safety_checker=False
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InvDiffError(
+            f"cannot load the backbone {source!r} as a Stable Diffusion pipeline: {reason}"
+        ) from None
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        part.requires_grad_(False).eval()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def backbone_digest(backbone: str, part: str = ".") -> str:
+    """Digest of the content of a part of a backbone, or of its name when it is a hub id."""
+    source = Path(resolve_backbone(backbone))
+    return digest_folder(source / part) if source.is_dir() else digest_json([backbone, part])
+
+
+@torch.no_grad()
+def embed_prompts(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> Tensor:
+    """Text embeddings of prompts, ``[P, L, D]``, in the text encoder's dtype, on its device."""
+    device = pipeline.text_encoder.device
+    tokens = pipeline.tokenizer(
+        list(prompts),
+        padding="max_length",
+        truncation=True,
+        max_length=pipeline.tokenizer.model_max_length,
+        return_tensors="pt",
+    )
+    embeddings: Tensor = pipeline.text_encoder(tokens.input_ids.to(device))[0]
+    return embeddings
+
+
+def set_scheduler(pipeline: StableDiffusionPipeline, name: str | None) -> None:
+    """Swap in the diffusers scheduler class ``name``, keeping the backbone's noise schedule.
+
+    Raises:
+        InvDiffError: if diffusers has no scheduler of that name.
+    """
+    if name is None:
+        return
+    scheduler = getattr(diffusers, name, None)
+    if scheduler is None or not hasattr(scheduler, "add_noise"):
+        raise InvDiffError(
+            f"--model.scheduler={name}: diffusers has no scheduler of that name; try DDIMScheduler,"
+            " DPMSolverMultistepScheduler, UniPCMultistepScheduler or PNDMScheduler."
+        )
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+
+
+def initial_latents(
+    pipeline: StableDiffusionPipeline, indices: Sequence[int], seed: int
+) -> tuple[Tensor, list[torch.Generator]]:
+    """Starting noise of the samples with the given global indices.
+
+    Each sample has a generator of its own, seeded by (seed, index), so that a sample does not
+    depend on which others share its batch or on the number of ranks.
+
+    Returns:
+        latents float32 ``[B, C, H, W]`` on the CPU, and the generators, for schedulers that draw
+        noise while sampling.
+    """
+    config = pipeline.unet.config
+    size = config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    generators = [generator(seed, "sample", index) for index in indices]
+    shape = (config.in_channels, height, width)
+    latents = torch.stack([torch.randn(shape, generator=source) for source in generators])
+    return latents, generators
+
+
+@torch.no_grad()
+def sample_images(
+    pipeline: StableDiffusionPipeline,
+    embeddings: Tensor,
+    null_embedding: Tensor,
+    indices: Sequence[int],
+    *,
+    seed: int,
+    steps: int,
+    guidance_scale: float,
+) -> Tensor:
+    """Classifier-free-guided samples, through the stock pipeline call.
+
+    Args:
+        pipeline: its ``unet`` may carry an adapter.
+        embeddings: text embeddings ``[B, L, D]``, one a sample.
+        null_embedding: of the empty prompt, ``[1, L, D]``.
+        indices: global sample indices, which choose the noise.
+        seed: of the whole set of samples.
+        steps: denoising steps.
+        guidance_scale: 1 switches guidance off.
+
+    Returns:
+        uint8 images ``[B, 3, H, W]`` on the CPU.
+    """
+    latents, generators = initial_latents(pipeline, indices, seed)
+    images = pipeline(
+        prompt_embeds=embeddings,
+        negative_prompt_embeds=null_embedding.expand_as(embeddings),
+        latents=latents.to(embeddings.device, embeddings.dtype),
+        generator=generators,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        output_type="pt",
+    ).images
+    return (images.float() * 255).round().clamp(0, 255).to("cpu", torch.uint8)

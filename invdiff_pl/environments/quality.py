@@ -1,0 +1,118 @@
+"""How well environments match an attribute: for scoring, where labels exist, and nothing else."""
+
+from typing import Any
+
+from torch import Tensor
+
+
+def conflicting(prompts: Tensor, attributes: Tensor) -> Tensor:
+    """Images against the bias: those whose (prompt, attribute) cell is under-represented.
+
+    Args:
+        prompts: int64 ``[N]``.
+        attributes: int64 ``[N]`` in K classes.
+
+    Returns:
+        bool ``[N]``, true where the cell holds less than 1/K of the prompt's images.
+    """
+    classes = int(attributes.max()) + 1
+    cells = prompts * classes + attributes
+    sizes = cells.bincount(minlength=(int(prompts.max()) + 1) * classes)
+    return sizes[cells] * classes < prompts.bincount()[prompts]
+
+
+def auc(scores: Tensor, positives: Tensor) -> float | None:
+    """Probability that a positive has the higher score, ties half (Mann-Whitney).
+
+    Args:
+        scores: ``[N]``.
+        positives: bool ``[N]``.
+
+    Returns:
+        in [0, 1]; ``None`` without a positive or without a negative.
+    """
+    count, right = len(scores), int(positives.sum())
+    if right in (0, count):
+        return None
+    _, position, sizes = scores.double().unique(return_inverse=True, return_counts=True)
+    ranks = (sizes.cumsum(0) - (sizes - 1) / 2).double()[position]
+    wins = ranks[positives].sum() - right * (right + 1) / 2
+    return float(wins / (right * (count - right)))
+
+
+def worst_group_precision_recall(
+    assignments: Tensor, prompts: Tensor, attributes: Tensor
+) -> tuple[float | None, float | None]:
+    """Lowest precision and recall, over prompts, at which conflicting images are singled out.
+
+    An image counts as singled out if it is not in its prompt's environment 0, the one of the
+    lowest scores. Prompts without conflicting images are left out; one that singles out nothing
+    has precision 0.
+
+    Returns:
+        precision and recall in [0, 1]; ``None`` if no prompt has conflicting images.
+    """
+    positives, found = conflicting(prompts, attributes), assignments > 0
+    precisions, recalls = [], []
+    for prompt in prompts[positives].unique().tolist():
+        here = prompts == prompt
+        hits = int((positives & found & here).sum())
+        precisions.append(hits / max(1, int((found & here).sum())))
+        recalls.append(hits / int((positives & here).sum()))
+    return (min(precisions), min(recalls)) if recalls else (None, None)
+
+
+def adjusted_rand_index(first: Tensor, second: Tensor) -> float:
+    """Agreement of two labellings over chance (Hubert & Arabie 1985): 1 identical, about 0 chance.
+
+    Args:
+        first: int64 ``[N]``.
+        second: int64 ``[N]``.
+    """
+    width = int(second.max()) + 1
+    table = (first * width + second).bincount(minlength=(int(first.max()) + 1) * width)
+    table = table.reshape(-1, width).double()
+
+    def pairs(counts: Tensor) -> Tensor:
+        return (counts * (counts - 1) / 2).sum()
+
+    rows, columns, both = pairs(table.sum(1)), pairs(table.sum(0)), pairs(table)
+    expected = rows * columns / pairs(table.sum()[None])
+    largest = (rows + columns) / 2
+    return 1.0 if largest == expected else float((both - expected) / (largest - expected))
+
+
+def environment_report(
+    scores: Tensor, assignments: Tensor, prompts: Tensor, attributes: Tensor | None
+) -> dict[str, Any]:
+    """Sizes and mean scores of the environments and, with attributes, how well they match.
+
+    Returns:
+        JSON-ready; ``auc``, ``worst_group_precision``, ``worst_group_recall`` and
+        ``adjusted_rand_index`` only with attributes.
+    """
+    groups = int(assignments.max()) + 1
+    report: dict[str, Any] = {"per_prompt": []}
+    for prompt in range(int(prompts.max()) + 1):
+        here = prompts == prompt
+        members = [here & (assignments == group) for group in range(groups)]
+        entry: dict[str, Any] = {
+            "sizes": [int(member.sum()) for member in members],
+            "mean_scores": [
+                float(scores[member].mean()) if member.any() else None for member in members
+            ],
+        }
+        if attributes is not None:
+            positives = conflicting(prompts, attributes)
+            entry["auc"] = auc(scores[here], positives[here])
+        report["per_prompt"].append(entry)
+    if attributes is not None:
+        positives = conflicting(prompts, attributes)
+        precision, recall = worst_group_precision_recall(assignments, prompts, attributes)
+        report |= {
+            "auc": auc(scores, positives),
+            "worst_group_precision": precision,
+            "worst_group_recall": recall,
+            "adjusted_rand_index": adjusted_rand_index(assignments, positives.long()),
+        }
+    return report

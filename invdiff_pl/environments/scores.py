@@ -1,0 +1,225 @@
+"""One score an image from its table of losses: high where the frozen model finds it unusual.
+
+A table holds the denoising loss of every image at T timesteps under R noises, the same timesteps
+and noises for all images, so that differences down a column are differences between images.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from invdiff_pl.diffusion.draws import generator
+from invdiff_pl.errors import InvDiffError
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Denoising losses of N images at T timesteps under R common noises.
+
+    Attributes:
+        own: float32 ``[N, T, R]``, given the image's own prompt.
+        null: the same given the empty prompt.
+    """
+
+    own: Tensor
+    null: Tensor
+
+
+# A prompt's own mean and variance count as much as those of this many pooled images.
+PRIOR_IMAGES = 10.0
+# Share of its variance that the best cut of a normal distribution explains, 2 / pi.
+NORMAL_SHARE = 2 / torch.pi
+
+
+def standardise(losses: Tensor, prompts: Tensor) -> Tensor:
+    """Losses minus the mean and over the standard deviation of their (prompt, timestep, draw).
+
+    The moments of a prompt with few images are drawn towards the pooled ones (empirical Bayes), so
+    that three images are never divided by the standard deviation of three images.
+
+    Args:
+        losses: ``[N, T, R]``.
+        prompts: int64 ``[N]``.
+
+    Returns:
+        float64 ``[N, T, R]``; 0 where the losses do not vary.
+    """
+    values = losses.double()
+    counts = prompts.bincount().double().clamp(min=1)[:, None, None]
+    share = counts / (counts + PRIOR_IMAGES)
+
+    def mean_by_prompt(table: Tensor) -> Tensor:
+        sums = table.new_zeros((len(counts), *table.shape[1:])).index_add_(0, prompts, table)
+        return sums / counts
+
+    centre = share * mean_by_prompt(values) + (1 - share) * values.mean(0)
+    residuals = values - centre[prompts]
+    spread = share * mean_by_prompt(residuals.square()) + (1 - share) * residuals.square().mean(0)
+    deviation = spread.sqrt()[prompts]
+    smallest = torch.finfo(torch.float64).tiny
+    return torch.where(deviation > 1e-12, residuals / deviation.clamp(min=smallest), 0.0)
+
+
+def two_means_share(values: Tensor) -> Tensor:
+    """Share of the variance that the best cut into two groups explains.
+
+    About 0.64 for normal values, towards 1 the more clearly there are two groups.
+
+    Args:
+        values: ``[n, ...]``; each column is cut by itself.
+
+    Returns:
+        float64 ``[...]`` in [0, 1]; 0 where the values do not vary.
+    """
+    count = len(values)
+    if count < 2:
+        return values.new_zeros(values.shape[1:], dtype=torch.float64)
+    ordered = values.double().sort(dim=0).values
+    ordered = ordered - ordered.mean(0)
+    below = ordered.cumsum(0)[:-1]
+    sizes = torch.arange(1, count, dtype=torch.float64).reshape(-1, *[1] * (values.dim() - 1))
+    between = below.square() * count / (sizes * (count - sizes))
+    total = ordered.square().sum(0)
+    share = between.max(0).values / total.clamp(min=torch.finfo(torch.float64).tiny)
+    return torch.where(total > 1e-12, share, 0.0)
+
+
+def timestep_weights(table: Tensor, prompts: Tensor) -> Tensor:
+    """How much each timestep should count, told without labels.
+
+    A timestep counts by how much more clearly than a normal distribution its values fall into two
+    groups within the prompts, and by how well the values under one half of the noises repeat those
+    under the other.
+
+    Args:
+        table: standardised values ``[N, T, R]``.
+        prompts: int64 ``[N]``.
+
+    Returns:
+        float64 ``[T]``, at least 0, with sum 1; even if no timestep separates anything.
+    """
+    averaged = table.mean(2)
+    excess = torch.zeros(table.shape[1], dtype=torch.float64)
+    for prompt in prompts.unique().tolist():
+        chosen = averaged[prompts == prompt]
+        share = len(chosen) / len(prompts)
+        excess += share * (two_means_share(chosen) - NORMAL_SHARE).clamp(min=0)
+    weights = excess * _reliability(table) if table.shape[2] > 1 else excess
+    if weights.sum() == 0:
+        weights = torch.ones_like(weights)
+    return weights / weights.sum()
+
+
+def orient(table: Tensor, prompts: Tensor) -> Tensor:
+    """Turn each (prompt, timestep) so that its long tail, the smaller group, points up.
+
+    With the noise, the contrast of images against the bias changes its sign: where the noisy image
+    still shows the scene they are the easier ones.
+
+    Args:
+        table: standardised values ``[N, T, R]``.
+        prompts: int64 ``[N]``.
+
+    Returns:
+        of the same shape.
+    """
+    cubes = table.mean(2) ** 3
+    sums = cubes.new_zeros((int(prompts.max()) + 1, table.shape[1])).index_add_(0, prompts, cubes)
+    signs = torch.where(sums < 0, -1.0, 1.0)
+    return table * signs[prompts][..., None]
+
+
+def _reliability(table: Tensor) -> Tensor:
+    """Correlation between the two halves of the noises, by timestep, at least 0."""
+    first, second = table[..., ::2].mean(2), table[..., 1::2].mean(2)
+    first, second = first - first.mean(0), second - second.mean(0)
+    scale = (first.square().sum(0) * second.square().sum(0)).sqrt()
+    correlation = (first * second).sum(0) / scale.clamp(min=torch.finfo(torch.float64).tiny)
+    return correlation.clamp(min=0)
+
+
+def _raw_mean(losses: Losses, prompts: Tensor) -> Tensor:
+    return losses.own.double().mean((1, 2))
+
+
+def _standardised(losses: Losses, prompts: Tensor) -> Tensor:
+    return standardise(losses.own, prompts).mean((1, 2))
+
+
+def _separation_weighted(losses: Losses, prompts: Tensor) -> Tensor:
+    table = standardise(losses.own, prompts)
+    return table.mean(2) @ timestep_weights(table, prompts)
+
+
+def contrast_table(losses: Losses, prompts: Tensor) -> Tensor:
+    """Loss under the own prompt less that under the empty one, standardised and oriented.
+
+    The difference drops what makes an image hard under any prompt, such as texture, and keeps what
+    its prompt makes more or less likely.
+
+    Returns:
+        float64 ``[N, T, R]``.
+    """
+    return orient(standardise(losses.own.double() - losses.null.double(), prompts), prompts)
+
+
+def _prompt_contrast(losses: Losses, prompts: Tensor) -> Tensor:
+    return contrast_table(losses, prompts).mean((1, 2))
+
+
+def _weighted_contrast(losses: Losses, prompts: Tensor) -> Tensor:
+    table = contrast_table(losses, prompts)
+    return table.mean(2) @ timestep_weights(table, prompts)
+
+
+def _reference(losses: Losses, prompts: Tensor) -> Tensor:
+    """One random timestep and noise an image, as the reference scores, with the right target."""
+    flat = losses.own.double().flatten(1)
+    columns = torch.randint(flat.shape[1], (len(flat),), generator=generator(0, "reference"))
+    return flat.gather(1, columns[:, None]).squeeze(1)
+
+
+SCORES: dict[str, Callable[[Losses, Tensor], Tensor]] = {
+    "raw_mean": _raw_mean,
+    "standardised": _standardised,
+    "separation_weighted": _separation_weighted,
+    "prompt_contrast": _prompt_contrast,
+    "weighted_contrast": _weighted_contrast,
+    "reference": _reference,
+}
+
+
+def score(losses: Losses, prompts: Tensor, name: str) -> Tensor:
+    """One score an image.
+
+    Args:
+        losses: tables of N images.
+        prompts: int64 ``[N]``.
+        name: ``raw_mean`` of the losses; ``standardised`` within (prompt, timestep);
+            ``separation_weighted``, the same with :func:`timestep_weights`; ``prompt_contrast``,
+            the mean of :func:`contrast_table`; ``weighted_contrast``, the same with
+            :func:`timestep_weights`; or ``reference``, one random timestep.
+
+    Returns:
+        float64 ``[N]``.
+
+    Raises:
+        InvDiffError: if there is no score of that name.
+    """
+    if name not in SCORES:
+        raise InvDiffError(f"--model.score={name}: expected one of {', '.join(SCORES)}.")
+    return SCORES[name](losses, prompts)
+
+
+def split_half_rank_correlation(losses: Losses, prompts: Tensor, name: str) -> float | None:
+    """Spearman correlation of the scores from two halves of the noises; ``None`` with one noise."""
+    if losses.own.shape[2] < 2:
+        return None
+    halves = [
+        score(Losses(losses.own[..., first::2], losses.null[..., first::2]), prompts, name)
+        for first in (0, 1)
+    ]
+    ranks = torch.stack([half.argsort().argsort().double() for half in halves])
+    return float(torch.corrcoef(ranks)[0, 1])

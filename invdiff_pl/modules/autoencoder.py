@@ -1,0 +1,97 @@
+"""Training the autoencoder of a new small backbone."""
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from invdiff_pl.data.datasets import LabelledBatch
+from invdiff_pl.data.images import to_float
+from invdiff_pl.diffusion.architecture import Architecture, new_pipeline
+from invdiff_pl.diffusion.draws import generator
+from invdiff_pl.errors import InvDiffError
+from invdiff_pl.files import atomic_path
+from invdiff_pl.modules.common import (
+    check_finite,
+    data_module,
+    optimizer_with_schedule,
+    output_folder,
+    require_step_limit,
+)
+
+
+class Autoencoder(pl.LightningModule):
+    """Trains a new pipeline's ``AutoencoderKL``; denoiser and text encoder stay at random weights.
+
+    Args:
+        output: folder; the pipeline is written to its ``pipeline`` folder.
+        architecture: sizes of the new pipeline.
+        learning_rate: peak rate of AdamW.
+        kl_weight: weight of the KL divergence to the standard normal, summed over a latent,
+            against the mean absolute and squared error of a pixel.
+        seed: of weights and posterior draws.
+    """
+
+    def __init__(
+        self,
+        output: str,
+        architecture: Architecture | None = None,
+        learning_rate: float = 3e-3,
+        kl_weight: float = 2e-6,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.output = output
+        self.architecture = architecture or Architecture()
+        self.learning_rate = learning_rate
+        self.kl_weight = kl_weight
+        self.seed = seed
+
+    def configure_model(self) -> None:
+        """Build the pipeline once the prompts are known."""
+        if hasattr(self, "vae"):
+            return
+        data = data_module(self)
+        if data.resolution != self.architecture.resolution:
+            raise InvDiffError(
+                f"--data.resolution={data.resolution} and --model.architecture.resolution="
+                f"{self.architecture.resolution} differ: give both the same value."
+            )
+        self.pipeline = new_pipeline(self.architecture, data.prompts, self.seed)
+        self.vae = self.pipeline.vae
+
+    def training_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor:
+        """Reconstruction error plus KL divergence."""
+        images = to_float(batch["images"])
+        posterior = self.vae.encode(images).latent_dist
+        source = generator(self.seed, "posterior", self.global_step, self.global_rank)
+        noise = torch.randn(posterior.mean.shape, generator=source).to(images.device)
+        decoded = self.vae.decode(posterior.mean + posterior.std * noise).sample
+        error = decoded - images
+        reconstruction = error.abs().mean() + error.square().mean()
+        divergence = posterior.kl().mean()
+        loss = reconstruction + self.kl_weight * divergence
+        check_finite(loss, self)
+        self.log("train/reconstruction", reconstruction, prog_bar=True)
+        self.log("train/kl", divergence)
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with warm-up and cosine."""
+        require_step_limit(self)
+        parameters = list(self.vae.parameters())
+        return optimizer_with_schedule(self, parameters, self.learning_rate, 0.0, 100)
+
+    @torch.no_grad()
+    def on_fit_end(self) -> None:
+        """Measure the latents' scale and write the pipeline."""
+        if not self.trainer.is_global_zero:
+            return
+        data = data_module(self)
+        images = data.images("train")
+        some = images.gather(torch.arange(min(len(images), 1024))).to(self.device)
+        latents = self.vae.eval().encode(to_float(some)).latent_dist.mean
+        self.vae.register_to_config(scaling_factor=float(1 / latents.std()))
+        with atomic_path(output_folder(self.output) / "pipeline") as partial:
+            self.pipeline.save_pretrained(partial)

@@ -1,0 +1,148 @@
+"""Phase 3: guided sampling, prompts by seeds, at one or several invariant scales."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+import pytorch_lightning as pl
+from PIL import Image
+from torch import Tensor
+
+from invdiff_pl.adapters import load_adapter
+from invdiff_pl.data.datasets import PromptBatch
+from invdiff_pl.data.images import read_images
+from invdiff_pl.diffusion.pipeline import load_pipeline, sample_images, set_scheduler
+from invdiff_pl.files import atomic_path, write_text
+from invdiff_pl.modules.common import data_module, output_folder
+from invdiff_pl.samples import MANIFEST, Sample, manifest_text, sample_file
+
+
+class SampledBatch(TypedDict):
+    """What callbacks see of a batch of samples."""
+
+    index: Tensor  # int64 [B]
+    prompt: Tensor  # int64 [B]
+    images: dict[float, Tensor]  # invariant scale to uint8 [B, 3, H, W]
+
+
+class ConditionalSampler(pl.LightningModule):
+    """Samples every prompt with the same noises at each invariant scale; run with ``predict``.
+
+    Sample i starts from noise seeded by (seed, i), so the set of images depends neither on the
+    batch size nor on the number of ranks, and images at different scales can be compared one by
+    one. Images that an interrupted run left are kept. Writes PNGs and ``manifest.jsonl``.
+
+    Args:
+        backbone: pipeline folder, hub id or ``asset:NAME``.
+        output: folder of the samples.
+        adapter: folder of a trained adapter; without one only scale 0 can be sampled.
+        invariant_scales: s of ``f_theta + s G_psi``; 0 is the backbone, bit for bit.
+        scheduler: class name of a diffusers scheduler; the backbone's own if not given.
+        steps: denoising steps.
+        guidance_scale: of classifier-free guidance; 1 is none.
+        seed: of the noises.
+    """
+
+    embeddings: Tensor
+
+    def __init__(
+        self,
+        backbone: str,
+        output: str,
+        adapter: str | None = None,
+        invariant_scales: tuple[float, ...] = (0.0, 1.0),
+        scheduler: str | None = None,
+        steps: int = 20,
+        guidance_scale: float = 2.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.output = output
+        self.scales = invariant_scales if adapter is not None else (0.0,)
+        self.steps = steps
+        self.guidance_scale = guidance_scale
+        self.seed = seed
+        self.pipeline = load_pipeline(backbone)
+        set_scheduler(self.pipeline, scheduler)
+        self.adapter = None if adapter is None else load_adapter(Path(adapter), self.pipeline.unet)
+        # Registered so that Lightning moves the weights to the device.
+        self.unet, self.vae = self.pipeline.unet, self.pipeline.vae
+
+    def setup(self, stage: str) -> None:
+        """Fetch the prompt embeddings."""
+        self.register_buffer("embeddings", data_module(self).prompt_embeddings(), persistent=False)
+        self._writers = ThreadPoolExecutor(2)
+        self._pending: list[Future[None]] = []
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> SampledBatch:
+        """Samples of a batch of indices at every scale."""
+        images = {scale: self._images(batch, scale) for scale in self.scales}
+        return SampledBatch(index=batch["index"], prompt=batch["prompt"], images=images)
+
+    def _images(self, batch: PromptBatch, scale: float) -> Tensor:
+        indices = batch["index"].tolist()
+        files = [Path(self.output) / sample_file(scale, index) for index in indices]
+        if all(file.is_file() for file in files):
+            return read_images(files, self._side)
+        if self.adapter is not None:
+            self.adapter.prepare_sampling(self.pipeline, scale)
+        images = sample_images(
+            self.pipeline,
+            self.embeddings[batch["prompt"]],
+            self.embeddings[-1:],
+            indices,
+            seed=self.seed,
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+        )
+        for file, image in zip(files, images, strict=True):
+            self._pending.append(self._writers.submit(_write_png, file, image))
+        return images
+
+    @property
+    def _side(self) -> int:
+        return int(self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor)
+
+    def on_predict_batch_end(self, *unused: object) -> None:
+        """Let a failed write (a full disk, say) stop the run rather than go unseen."""
+        written = [future for future in self._pending if future.done()]
+        self._pending = [future for future in self._pending if not future.done()]
+        for future in written:
+            future.result()
+
+    def on_predict_end(self) -> None:
+        """Wait for the last images and write the manifest."""
+        for future in self._pending:
+            future.result()
+        self._writers.shutdown()
+        self.trainer.strategy.barrier()
+        if self.trainer.is_global_zero:
+            self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        data = data_module(self)
+        per_prompt = data.samples_per_prompt
+        samples = [
+            Sample(
+                file=str(sample_file(scale, index)),
+                index=index,
+                prompt=data.prompts[index // per_prompt],
+                prompt_number=index // per_prompt,
+                invariant_scale=scale,
+                seed=self.seed,
+                guidance_scale=self.guidance_scale,
+                steps=self.steps,
+                scheduler=type(self.pipeline.scheduler).__name__,
+            )
+            for scale in self.scales
+            for index in range(len(data.prompts) * per_prompt)
+        ]
+        write_text(output_folder(self.output) / MANIFEST, manifest_text(samples))
+
+
+def _write_png(file: Path, image: Tensor) -> None:
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    with atomic_path(file) as partial:
+        Image.fromarray(pixels).save(partial, format="PNG")

@@ -1,0 +1,79 @@
+"""The model card of a newly trained backbone."""
+
+from pathlib import Path
+from typing import Any
+
+from invdiff_pl.files import read_json, write_text
+from invdiff_pl.report.plots import write_grids
+from invdiff_pl.stages import RECORD
+
+# Bias of the samples may differ from the data's by so much before debiasing makes no sense.
+TOLERANCE = 0.1
+
+
+def write_card(run_dir: Path) -> None:
+    """Write ``README.md`` into the backbone's folder, and figures and pictures into ``RUN/card``.
+
+    Raises:
+        InvDiffError: if the backbone has not been trained and sampled.
+    """
+    metrics = read_json(run_dir / "backbone_samples" / "metrics.json")
+    records = {
+        name: read_json(run_dir / name / RECORD)
+        for name in ("autoencoder", "backbone", "backbone_samples")
+    }
+    folder = run_dir / "card"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_grids(run_dir / "backbone_samples", folder / "samples.png")
+    text = card(metrics, records)
+    write_text(folder / "card.md", text)
+    write_text(run_dir / "backbone" / "pipeline" / "README.md", text)
+
+
+def card(metrics: dict[str, Any], records: dict[str, Any]) -> str:
+    """The card's text."""
+    (figures,) = metrics["scales"].values()
+    own, shown = metrics["data"]["bias"]["mean"], figures["bias"]["mean"]
+    accuracy, distance = figures["prompt_accuracy"], metrics["frechet_distance"]
+    record = records["backbone"]
+    config = record["config"]
+    verdict = (
+        "within" if abs(own - shown) <= TOLERANCE else "NOT within"
+    ) + f" {TOLERANCE} of the training split's"
+    low, high = figures["bias"]["interval"]
+    minutes = (records["autoencoder"]["seconds"] + record["seconds"]) / 60
+    return f"""\
+# A small, deliberately biased text-to-image model: {config["experiment"]["name"]}
+
+A `StableDiffusionPipeline` of {config["data"]["init_args"]["resolution"]}-pixel images, trained \
+from scratch on the biased training split of rendered or given pictures, so that the bias can be \
+found and mitigated. It is of no other use.
+
+Load it with `diffusers.StableDiffusionPipeline.from_pretrained(FOLDER)`. Parts: `AutoencoderKL` \
+and `UNet2DConditionModel` trained here; `CLIPTextModel` with random, frozen weights; a \
+`CLIPTokenizer` that knows the words of the prompts; v-prediction with zero terminal \
+signal-to-noise ratio.
+
+| | |
+| --- | --- |
+| Bias of the training split | {own:.3f} |
+| Bias of the samples | {shown:.3f} [{low:.3f}, {high:.3f}], {verdict} |
+| prompt accuracy of the samples | {100 * accuracy["mean"]:.1f} % |
+| Fréchet distance ({distance["extractor"]}, {distance["n"]} samples) to a balanced test set | \
+{figures["frechet_distance"]:.2f} |
+| samples a prompt, steps, guidance scale | {metrics["samples_per_prompt"]}, \
+{records["backbone_samples"]["config"]["model"]["init_args"]["steps"]}, \
+{records["backbone_samples"]["config"]["model"]["init_args"]["guidance_scale"]} |
+| training steps: autoencoder, denoiser | \
+{records["autoencoder"]["config"]["trainer"]["max_steps"]}, {config["trainer"]["max_steps"]} |
+| seed | {config["seed_everything"]} |
+| training time | {minutes:.0f} minutes |
+| hardware | {record["hardware"]} |
+
+Made by
+
+```
+make backbone EXP={config["experiment"]["name"]} SCALE={config["experiment"]["scale"]} \
+SEED={config["seed_everything"]}
+```
+"""

@@ -1,0 +1,24 @@
+"""``report`` and ``card``: what a run found, in tables and pictures."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from invdiff_pl.report.card import write_card
+from invdiff_pl.report.run import write_report
+
+
+def run(command: str, arguments: Sequence[str]) -> None:
+    """Write a run's report, or a new backbone's model card.
+
+    Raises:
+        InvDiffError: if a stage that it tells of has not run.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m invdiff_pl {command}", allow_abbrev=False)
+    parser.add_argument("--run-dir", type=Path, required=True, help="run folder")
+    if command == "card":
+        write_card(parser.parse_args(arguments).run_dir)
+        return
+    parser.add_argument("--seed", type=int, default=0, help="of the run, to be told")
+    options = parser.parse_args(arguments)
+    write_report(options.run_dir, options.seed)

@@ -1,0 +1,101 @@
+"""Pictures of a report."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.numpy import load_file
+
+from invdiff_pl.files import atomic_path
+from invdiff_pl.samples import Sample, read_manifest
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+_COLUMNS = 12
+_ZOOM_TO = 64
+
+
+def plot_bias(metrics: dict[str, Any], path: Path) -> None:
+    """Bias of every prompt with its interval, of the data, before and after."""
+    scales = list(metrics["scales"].values())
+    series = {
+        "training data": metrics["data"]["bias"],
+        "before": scales[0]["bias"],
+        "after": scales[-1]["bias"],
+    }
+    prompts = list(series["after"]["per_prompt"])
+    figure, axes = plt.subplots(figsize=(1.5 + 1.2 * len(prompts), 3.6))
+    width = 0.26
+    for offset, (name, bias) in enumerate(series.items()):
+        values = np.array([bias["per_prompt"][prompt]["bias"] for prompt in prompts])
+        ends = np.array([bias["per_prompt"][prompt]["interval"] for prompt in prompts]).T
+        errors = np.abs(ends - values) if name != "training data" else None
+        places = np.arange(len(prompts)) + (offset - 1) * width
+        axes.bar(places, values, width, yerr=errors, capsize=3, label=name)
+    axes.set_xticks(range(len(prompts)), [p.removeprefix("a photo of ") for p in prompts])
+    axes.tick_params(axis="x", rotation=20)
+    axes.set_ylim(0, 1.05)
+    axes.set_ylabel("Bias")
+    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.15))
+    _save(figure, path)
+
+
+def plot_environments(folder: Path, prompts: list[str], path: Path) -> None:
+    """Histogram of the scores, coloured by environment."""
+    tensors = load_file(folder / "environments.safetensors")
+    scores, assignments = tensors["scores"], tensors["assignments"]
+    bins = np.linspace(*np.quantile(scores, (0.001, 0.999)), 60)
+    figure, axes = plt.subplots(figsize=(6, 3))
+    for environment in np.unique(assignments):
+        chosen = scores[assignments == environment]
+        axes.hist(chosen, bins, alpha=0.7, label=f"environment {environment} ({len(chosen)})")
+    axes.set_yscale("log")
+    axes.set_xlabel("score: denoising loss, standardised within prompt and timestep")
+    axes.set_ylabel("images")
+    axes.set_title(f"{len(scores)} images of {len(prompts)} prompts", fontsize=10)
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def write_grids(samples: Path, path: Path, columns: int = _COLUMNS) -> None:
+    """The first samples of each prompt: a row before, below it a row after, from the same noise."""
+    manifest = read_manifest(samples)
+    scales = sorted({sample.invariant_scale for sample in manifest})
+    shown = [scales[0], scales[-1]] if len(scales) > 1 else scales
+    by_row: dict[tuple[int, float], list[Sample]] = {}
+    for sample in manifest:
+        row = by_row.setdefault((sample.prompt_number, sample.invariant_scale), [])
+        if len(row) < columns:
+            row.append(sample)
+    rows = []
+    for prompt in sorted({sample.prompt_number for sample in manifest}):
+        rows += [_row(samples, by_row[prompt, scale]) for scale in shown]
+        rows.append(np.full((6, rows[-1].shape[1], 3), 255, dtype=np.uint8))
+    with atomic_path(path) as partial:
+        Image.fromarray(np.concatenate(rows[:-1])).save(partial, format="PNG")
+
+
+def _row(folder: Path, samples: list[Sample]) -> NDArray[np.uint8]:
+    tiles = []
+    for sample in samples:
+        with Image.open(folder / sample.file) as image:
+            side = image.width * max(1, _ZOOM_TO // image.width)
+            side = min(side, 128)
+            resized = image.resize(
+                (side, side),
+                Image.Resampling.NEAREST if side >= image.width else Image.Resampling.LANCZOS,
+            )
+            tiles.append(np.asarray(resized))
+    return np.concatenate(tiles, axis=1)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.tight_layout()
+    with atomic_path(path) as partial:
+        figure.savefig(partial, format="png", dpi=130)
+    plt.close(figure)

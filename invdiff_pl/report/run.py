@@ -1,0 +1,94 @@
+"""A run's report: ``report.json`` for scripts, ``report.md`` and pictures for people."""
+
+from pathlib import Path
+from typing import Any
+
+from invdiff_pl.files import read_json, write_json, write_text
+from invdiff_pl.provenance import provenance
+from invdiff_pl.report.plots import plot_bias, plot_environments, write_grids
+from invdiff_pl.report.tables import markdown
+from invdiff_pl.stages import RECORD
+
+TIMED = ("data", "classifier", "environments", "adapter", "samples")
+
+
+def write_report(run_dir: Path, seed: int) -> dict[str, Any]:
+    """Gather what the stages wrote into ``RUN/report``.
+
+    Returns:
+        the content of ``report.json``.
+
+    Raises:
+        InvDiffError: if a stage has not run.
+    """
+    metrics = read_json(run_dir / "samples" / "metrics.json")
+    environments = read_json(run_dir / "environments" / "environments.json")
+    folder = run_dir / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    report = collect(run_dir, metrics, environments, seed)
+    write_json(folder / "report.json", report)
+    plot_bias(metrics, folder / "bias.png")
+    plot_environments(run_dir / "environments", environments["prompts"], folder / "scores.png")
+    write_grids(run_dir / "samples", folder / "grid.png")
+    write_text(folder / "report.md", markdown(report))
+    return report
+
+
+def collect(
+    run_dir: Path, metrics: dict[str, Any], environments: dict[str, Any], seed: int
+) -> dict[str, Any]:
+    """The content of ``report.json``."""
+    sample_record = read_json(run_dir / "samples" / RECORD)
+    adapter = read_json(run_dir / "adapter" / "adapter" / "adapter.json")
+    first, *_, last = list(metrics["scales"].values())
+    seconds = {
+        name: read_json(run_dir / name / RECORD)["seconds"]
+        for name in TIMED
+        if (run_dir / name / RECORD).is_file()
+    }
+    quality = environments["quality"]
+    return {
+        "experiment": sample_record["config"]["experiment"]["name"],
+        "scale": sample_record["config"]["experiment"]["scale"],
+        "seed": seed,
+        **provenance(),
+        "bias": {
+            "before": first["bias"],
+            "after": last["bias"],
+            "data": metrics["data"]["bias"],
+            "samples_per_prompt": metrics["samples_per_prompt"],
+        },
+        "prompt_accuracy": {
+            "before": first["prompt_accuracy"]["mean"],
+            "after": last["prompt_accuracy"]["mean"],
+            "interval_before": first["prompt_accuracy"]["interval"],
+            "interval_after": last["prompt_accuracy"]["interval"],
+        },
+        "frechet_distance": {
+            **metrics["frechet_distance"],
+            "before": first["frechet_distance"],
+            "after": last["frechet_distance"],
+        },
+        "recall": absent("not measured by this version"),
+        "clip_t": absent("not measured by this version: it needs a CLIP model"),
+        "environments": {
+            "groups": environments["groups"],
+            "score": environments["score"],
+            "split_half_rank_correlation": environments["split_half_rank_correlation"],
+            "auc": quality.get("auc"),
+            "quality": quality,
+        },
+        "classifier": metrics["classifier"],
+        "adapter": {
+            "kind": adapter["kind"],
+            "settings": adapter["settings"],
+            "parameters": adapter["parameters"],
+            "share": adapter["share"],
+        },
+        "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
+    }
+
+
+def absent(reason: str) -> dict[str, Any]:
+    """A figure that was not taken, and why."""
+    return {"before": None, "after": None, "reason": reason}

@@ -1,0 +1,78 @@
+"""Settings that several stages share; the YAML files under ``experiments/`` fill them in."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class ExperimentSettings:
+    """Where an experiment's inputs and outputs lie.
+
+    Attributes:
+        name: of the experiment.
+        scale: of the experiment: which file of ``experiments/scales`` applies.
+        run_dir: holds one folder a stage.
+        data_root: folder of the data set.
+        backbone: pipeline folder, hub id, or ``asset:NAME`` for one shipped with the package.
+        cache_dir: latents, prompt embeddings and decoded images, shared by all runs.
+    """
+
+    name: str = "experiment"
+    scale: str = "mini"
+    run_dir: str = "runs/experiment/mini"
+    data_root: str = "data"
+    backbone: str = "asset:experiment"
+    cache_dir: str = ".cache/invdiff"
+
+
+@dataclass
+class ScaleSettings:
+    """What changes with the size of the model and the machine.
+
+    Attributes:
+        resolution: side of the images in pixels.
+        autoencoder_steps: optimizer steps of a new backbone's autoencoder.
+        autoencoder_batch: global batch of the autoencoder.
+        backbone_steps: optimizer steps of the backbone.
+        backbone_batch: global batch of the backbone.
+        backbone_learning_rate: peak rate of the backbone.
+        classifier_steps: optimizer steps of the classifier that scores samples.
+        scoring_batch: images scored together.
+        adapter_steps: optimizer steps of the adapter.
+        adapter_batch: global batch of the adapter.
+        adapter_learning_rate: peak rate of the adapter.
+        sampling_batch: images drawn together.
+        samples_per_prompt: samples drawn of each prompt at each invariant scale.
+        sampling_steps: denoising steps.
+        guidance_scale: of classifier-free guidance.
+    """
+
+    resolution: int = 32
+    autoencoder_steps: int = 2500
+    autoencoder_batch: int = 32
+    backbone_steps: int = 5000
+    backbone_batch: int = 64
+    backbone_learning_rate: float = 1e-3
+    classifier_steps: int = 400
+    scoring_batch: int = 128
+    adapter_steps: int = 400
+    adapter_batch: int = 48
+    adapter_learning_rate: float = 1e-3
+    sampling_batch: int = 64
+    samples_per_prompt: int = 256
+    sampling_steps: int = 20
+    guidance_scale: float = 2.0
+
+
+@dataclass
+class EvaluationSettings:
+    """How samples are scored.
+
+    Attributes:
+        extractor: features of the Fréchet distance.
+        weights: file of the extractor's weights, where it needs one.
+        resolution: images are resized to this side for the extractor; ``None`` for its own.
+    """
+
+    extractor: str = "efficientnet_lite0"
+    weights: str | None = None
+    resolution: int | None = None

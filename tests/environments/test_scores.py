@@ -1,0 +1,125 @@
+"""Scores: which differences between images they keep and which they drop."""
+
+import pytest
+import torch
+
+from invdiff_pl.environments.quality import auc
+from invdiff_pl.environments.scores import (
+    NORMAL_SHARE,
+    SCORES,
+    Losses,
+    contrast_table,
+    score,
+    split_half_rank_correlation,
+    standardise,
+    timestep_weights,
+    two_means_share,
+)
+from invdiff_pl.errors import InvDiffError
+
+
+def _table(count: int = 2000, seed: int = 0):
+    """Two prompts; 5 % of each is conflicting, which shows at the last of four timesteps only."""
+    source = torch.Generator().manual_seed(seed)
+    prompts = torch.arange(count) % 2
+    minority = torch.rand(count, generator=source) < 0.05
+    losses = 1 + 0.1 * torch.randn(count, 4, 2, generator=source)
+    losses[:, 0] *= 20  # a large scale must not drown the others
+    losses[:, 3] += 0.6 * minority[:, None]
+    losses[prompts == 1] += 3.0  # nor may the prompts' different levels
+    return losses, prompts, minority
+
+
+def test_standardised_losses_have_mean_zero_and_variance_one_in_every_cell() -> None:
+    losses, prompts, _ = _table()
+    table = standardise(losses, prompts)
+    for prompt in (0, 1):
+        cell = table[prompts == prompt]
+        assert cell.mean(0).abs().max() < 0.1
+        torch.testing.assert_close(
+            cell.var(0), torch.ones(4, 2, dtype=torch.float64), rtol=0.1, atol=0
+        )
+
+
+def test_three_images_of_a_prompt_are_not_divided_by_their_own_deviation() -> None:
+    losses = torch.ones(103, 1, 1)
+    losses[:100, 0, 0] = torch.linspace(0, 2, 100)
+    losses[100:, 0, 0] = torch.tensor([1.0, 1.0, 1.0001])
+    prompts = torch.tensor([0] * 100 + [1] * 3)
+    assert standardise(losses, prompts)[100:].abs().max() < 0.1
+
+
+def test_losses_that_do_not_vary_give_zero() -> None:
+    assert (standardise(torch.ones(10, 2, 2), torch.zeros(10, dtype=torch.int64)) == 0).all()
+
+
+def test_the_two_means_share_of_normal_values_is_two_over_pi() -> None:
+    values = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    assert two_means_share(values).item() == pytest.approx(NORMAL_SHARE, abs=0.01)
+    assert two_means_share(torch.tensor([0.0, 0.0, 1.0])).item() == pytest.approx(1.0)
+
+
+def test_the_timestep_that_separates_gets_the_weight() -> None:
+    losses, prompts, _ = _table()
+    weights = timestep_weights(standardise(losses, prompts), prompts)
+    assert weights.sum().item() == pytest.approx(1.0)
+    assert weights[3] > 0.95
+
+
+def test_weights_are_even_where_nothing_separates() -> None:
+    weights = timestep_weights(torch.zeros(10, 4, 2), torch.zeros(10, dtype=torch.int64))
+    assert weights.tolist() == [0.25] * 4
+
+
+def _nuisance(count: int, seed: int = 1) -> torch.Tensor:
+    """What makes an image hard under any prompt, such as its texture."""
+    source = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 1, 1, generator=source).expand(-1, 4, 2)
+
+
+def test_each_refinement_ranks_the_minority_better() -> None:
+    losses, prompts, minority = _table()
+    nuisance = _nuisance(len(losses))
+    null = 1 + nuisance + 0.01 * _nuisance(len(losses), seed=2)
+    by_name = {
+        name: auc(score(Losses(losses + nuisance, null), prompts, name), minority)
+        for name in SCORES
+    }
+    assert by_name["raw_mean"] < by_name["standardised"] < by_name["prompt_contrast"]
+    assert by_name["separation_weighted"] < by_name["weighted_contrast"]
+    assert by_name["weighted_contrast"] > 0.99
+
+
+def test_the_contrast_drops_what_is_hard_under_any_prompt() -> None:
+    losses, prompts, _ = _table()
+    nuisance = 5 * _nuisance(len(losses))
+    plain = contrast_table(Losses(losses, torch.ones_like(losses)), prompts)
+    shifted = contrast_table(Losses(losses + nuisance, 1 + nuisance), prompts)
+    torch.testing.assert_close(shifted, plain, rtol=1e-3, atol=1e-3)
+
+
+def test_the_smaller_group_points_up_whatever_the_losses_sign() -> None:
+    losses, prompts, minority = _table()
+    null = torch.ones_like(losses)
+    turned = contrast_table(Losses(-losses, null), prompts)
+    torch.testing.assert_close(turned[:, 3], contrast_table(Losses(losses, null), prompts)[:, 3])
+    assert turned[minority, 3].mean() > 1 > 0 > turned[~minority, 3].mean()
+
+
+def test_scores_of_reproducible_losses_agree_between_halves() -> None:
+    losses, prompts, _ = _table()
+
+    def agreement(table: torch.Tensor) -> float | None:
+        return split_half_rank_correlation(Losses(table, table), prompts, "standardised")
+
+    noise = agreement(losses)
+    assert agreement(losses[..., :1].expand(-1, -1, 2)) == pytest.approx(1.0)
+    assert noise is not None
+    assert noise < 0.5
+    assert agreement(losses[..., :1]) is None
+
+
+def test_an_unknown_score_is_refused_with_the_known_ones() -> None:
+    losses, prompts, _ = _table(10)
+    with pytest.raises(InvDiffError, match="separation_weighted"):
+        score(Losses(losses, losses), prompts, "mean")

@@ -1,0 +1,158 @@
+"""Which stages run, with which arguments; no stage is started here."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from invdiff_pl import run as runner
+from invdiff_pl.__main__ import main
+from invdiff_pl.errors import InvDiffError
+from invdiff_pl.stages import PLANS, STAGES, Experiment, begin, fingerprint, finish, is_current
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_backbone: Path) -> Path:
+    """A copy of ``experiments/`` to work in."""
+    shutil.copytree(REPOSITORY / "experiments", tmp_path / "experiments")
+    shutil.copytree(tiny_backbone, tmp_path / "pipeline")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _experiment(*arguments: str, command: str = "train") -> Experiment:
+    words = ["--experiment", "waterbirds", "--backbone", "pipeline", *arguments]
+    options, overrides = runner._parser(command).parse_known_args(words)
+    return runner._experiment(command, options, overrides)
+
+
+def _stale(before: Experiment, after: Experiment) -> set[str]:
+    """Stages of the train plan whose fingerprint differs."""
+    return {
+        name
+        for name in PLANS["train"]
+        if fingerprint(before, STAGES[name]) != fingerprint(after, STAGES[name])
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "stale"),
+    [
+        ("--model.lambda_=10", {"adapter", "samples", "report"}),
+        ("--trainer.max_steps=5", {"adapter", "samples", "report"}),
+        ("--scale.adapter_steps=5", {"adapter", "samples", "report"}),
+        ("--scale.sampling_steps=5", {"samples", "report"}),
+        ("--samples.model.steps=5", {"samples", "report"}),
+        ("--environments.model.groups=3", {"environments", "adapter", "samples", "report"}),
+        ("--classifier.model.learning_rate=0.1", {"classifier", "samples", "report"}),
+        ("--evaluation.resolution=64", {"samples", "report"}),
+        ("--render.correlation=0.7", set(PLANS["train"])),
+        ("--seed_everything=1", set(PLANS["train"]) - {"data"}),
+    ],
+)
+def test_a_changed_setting_makes_only_the_stages_that_depend_on_it_due(
+    workspace: Path, override: str, stale: set[str]
+) -> None:
+    assert _stale(_experiment(), _experiment(override)) == stale
+
+
+def test_another_backbone_leaves_data_and_classifier_current(workspace: Path) -> None:
+    before = _experiment()
+    marks = {name: fingerprint(before, STAGES[name]) for name in PLANS["train"]}
+    config = workspace / "pipeline" / "unet" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    current = {n for n in PLANS["train"] if fingerprint(before, STAGES[n]) == marks[n]}
+    assert current == {"data", "classifier"}
+
+
+def test_overrides_reach_the_stage_they_name(workspace: Path) -> None:
+    experiment = _experiment(
+        "--model.lambda_", "10", "--environments.model.groups=3", "--data.seed=4"
+    )
+    arguments = {name: experiment.arguments(STAGES[name]) for name in PLANS["train"]}
+    assert [n for n in arguments if "--model.lambda_=10" in arguments[n]] == ["adapter"]
+    assert [n for n in arguments if "--model.groups=3" in arguments[n]] == ["environments"]
+    having = {name for name in arguments if "--data.seed=4" in arguments[name]}
+    assert having == {"classifier", "environments", "adapter", "samples"}
+
+
+def test_a_flag_of_no_stage_is_refused_in_one_line(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--experiment", "waterbirds", "--modell.lambda_=1"]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "--modell.lambda_=1" in message
+
+
+def test_a_mistyped_key_is_refused_before_any_stage_runs(
+    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_run_stage", lambda *_: pytest.fail("a stage ran"))
+    words = ["train", "--experiment", "waterbirds", "--backbone", "pipeline"]
+    assert main([*words, "--model.lamda_=1"]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "lamda_" in message
+
+
+def test_a_missing_data_folder_is_told_in_one_line(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--experiment", "waterbirds", "--backbone", "pipeline"]
+    assert main([*words, "--data", "nowhere"]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "nowhere" in message
+
+
+def test_unknown_experiments_and_scales_list_the_known_ones(workspace: Path) -> None:
+    with pytest.raises(InvDiffError, match="waterbirds"):
+        runner.run("train", ["--experiment", "waterbrids"])
+    with pytest.raises(InvDiffError, match="mini"):
+        runner.run("train", ["--experiment", "waterbirds", "--scale", "huge"])
+
+
+def test_a_stage_is_current_once_finished_and_no_longer_when_its_input_changes(
+    workspace: Path,
+) -> None:
+    experiment, stage = _experiment(), STAGES["classifier"]
+    assert not is_current(experiment, stage)
+    begin(experiment, stage)
+    assert not is_current(experiment, stage)
+    finish(experiment, stage, {"seconds": 1.0})
+    assert is_current(experiment, stage)
+    assert not is_current(_experiment("--render.seed=2"), stage)
+
+
+def test_an_interrupted_stage_goes_on_only_with_the_same_settings(workspace: Path) -> None:
+    experiment, stage = _experiment(), STAGES["adapter"]
+    assert not begin(experiment, stage)
+    partial = experiment.folder(stage) / "checkpoints" / "last.ckpt"
+    partial.parent.mkdir()
+    partial.write_text("half done")
+    assert begin(experiment, stage)
+    assert partial.exists()
+    assert not begin(_experiment("--model.lambda_=10"), stage)
+    assert not partial.exists()
+
+
+def test_records_hold_settings_and_fingerprint(workspace: Path) -> None:
+    experiment, stage = _experiment("--model.lambda_=10"), STAGES["adapter"]
+    begin(experiment, stage)
+    finish(experiment, stage, {"seconds": 1.0})
+    record = json.loads((experiment.folder(stage) / "stage.json").read_text())
+    assert record["overrides"] == ["--model.lambda_=10"]
+    assert record["config"]["trainer"]["max_steps"] == 400
+
+
+def test_help_lists_the_commands_without_loading_torch(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for command in ("train", "backbone", "fit", "predict", "render", "report"):
+        assert command in text
