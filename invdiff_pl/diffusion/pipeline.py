@@ -11,7 +11,7 @@ from torch import Tensor
 from invdiff_pl.diffusion.assets import resolve_backbone
 from invdiff_pl.diffusion.draws import generator
 from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import digest_folder, digest_json
+from invdiff_pl.files import digest_folder, digest_json, read_json, write_json
 
 
 def load_pipeline(backbone: str, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
@@ -38,6 +38,15 @@ def load_pipeline(backbone: str, dtype: torch.dtype = torch.float32) -> StableDi
         part.requires_grad_(False).eval()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    """Write a pipeline folder that does not tell where its parts were loaded from."""
+    pipeline.save_pretrained(folder)
+    for path in folder.rglob("*.json"):
+        config = read_json(path)
+        if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
+            write_json(path, config)
 
 
 def backbone_digest(backbone: str, part: str = ".") -> str:

@@ -9,6 +9,7 @@ from invdiff_pl.data.datasets import LabelledBatch
 from invdiff_pl.data.images import to_float
 from invdiff_pl.diffusion.architecture import Architecture, new_pipeline
 from invdiff_pl.diffusion.draws import generator
+from invdiff_pl.diffusion.pipeline import save_pipeline
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import atomic_path
 from invdiff_pl.modules.common import (
@@ -94,4 +95,4 @@ class Autoencoder(pl.LightningModule):
         latents = self.vae.eval().encode(to_float(some)).latent_dist.mean
         self.vae.register_to_config(scaling_factor=float(1 / latents.std()))
         with atomic_path(output_folder(self.output) / "pipeline") as partial:
-            self.pipeline.save_pretrained(partial)
+            save_pipeline(self.pipeline, partial)

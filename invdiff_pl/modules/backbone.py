@@ -10,7 +10,7 @@ from torch import Tensor
 from invdiff_pl.data.datasets import LatentBatch
 from invdiff_pl.diffusion.draws import generator, sample_timesteps
 from invdiff_pl.diffusion.noising import ForwardProcess, sample_losses, sample_posterior
-from invdiff_pl.diffusion.pipeline import load_pipeline
+from invdiff_pl.diffusion.pipeline import load_pipeline, save_pipeline
 from invdiff_pl.files import atomic_path
 from invdiff_pl.modules.common import (
     check_finite,
@@ -112,7 +112,7 @@ class Backbone(pl.LightningModule):
             return
         dtype = torch.float16 if self.half_precision else torch.float32
         with atomic_path(output_folder(self.output) / "pipeline") as partial:
-            self.pipeline.to(dtype).save_pretrained(partial)
+            save_pipeline(self.pipeline.to(dtype), partial)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the UNet: VAE and text encoder are frozen and lie in the starting folder."""

@@ -1,7 +1,7 @@
 """What the LightningModules share."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytorch_lightning as pl
 import torch
