@@ -27,6 +27,9 @@ class InvDiffCLI(LightningCLI):
         parser.add_argument("--scale", type=ScaleSettings, default=ScaleSettings())
         parser.add_argument("--evaluation", type=EvaluationSettings, default=EvaluationSettings())
 
+    def _parse_ckpt_path(self) -> None:
+        """Keep files' and flags' settings; Lightning would let a checkpoint's override them."""
+
 
 class _CheckingCLI(InvDiffCLI):
     """Parses and stops there."""

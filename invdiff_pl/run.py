@@ -161,7 +161,7 @@ def _run_stage(experiment: Experiment, stage: Stage) -> None:
     goes_on = begin(experiment, stage)
     checkpoint = experiment.folder(stage) / "checkpoints" / "last.ckpt"
     if goes_on and checkpoint.is_file():
-        arguments.append(f"--ckpt_path={checkpoint}")
+        arguments += [f"--ckpt_path={checkpoint}", "--weights_only=true"]
     if goes_on:
         print("      going on from an interrupted run", flush=True)
     print("      python -m invdiff_pl " + shlex.join(arguments), flush=True)

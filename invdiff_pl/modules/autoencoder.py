@@ -42,7 +42,7 @@ class Autoencoder(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["architecture"])
         self.output = output
         self.architecture = architecture or Architecture()
         self.learning_rate = learning_rate

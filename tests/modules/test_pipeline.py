@@ -63,7 +63,7 @@ def _train(
         enable_checkpointing=True,
         callbacks=[ExponentialMovingAverage(0.5), checkpoints],
     )
-    trainer.fit(module, datamodule=data, ckpt_path=resume)
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return load_file(folder / "adapter" / "pytorch_lora_weights.safetensors")
 
 
@@ -167,7 +167,7 @@ def test_training_changes_the_adapter_and_leaves_the_backbone_alone(
 
 
 def test_checkpoints_hold_only_the_adapter(tiny_backbone, trained) -> None:
-    checkpoint = torch.load(trained / "checkpoints" / "step=2.ckpt", weights_only=False)
+    checkpoint = torch.load(trained / "checkpoints" / "step=2.ckpt", weights_only=True)
     module = InvariantAdapter(str(tiny_backbone), str(trained))
     count = sum(value.numel() for value in checkpoint["state_dict"].values())
     assert count == module.adapter.size()

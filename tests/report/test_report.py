@@ -1,0 +1,166 @@
+"""A report from a run folder made by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from invdiff_pl.__main__ import main
+from invdiff_pl.errors import InvDiffError
+from invdiff_pl.report.card import card
+from invdiff_pl.report.run import write_report
+from invdiff_pl.samples import Sample, manifest_text, read_manifest, sample_file
+
+PROMPTS = ("a photo of a raven", "a | strange <prompt>")
+
+
+def _bias(mean: float) -> dict:
+    entry = {
+        "bias": mean,
+        "interval": [mean - 0.05, mean + 0.05],
+        "counts": {"land": 60, "water": 4},
+        "total_variation": mean / 2,
+        "kl": mean / 3,
+        "balanced_sampler_would_show": 0.1,
+    }
+    per_prompt = dict.fromkeys(PROMPTS, entry)
+    interval = [mean - 0.04, mean + 0.04]
+    return {"mean": mean, "std": 0.0, "interval": interval, "per_prompt": per_prompt}
+
+
+def _figures(bias: float, accuracy: float, distance: float) -> dict:
+    return {
+        "bias": _bias(bias),
+        "prompt_accuracy": {"mean": accuracy, "interval": [accuracy - 0.01, 1.0]},
+        "frechet_distance": distance,
+    }
+
+
+METRICS = {
+    "scales": {"0.0": _figures(0.94, 0.99, 450.0), "1.0": _figures(0.08, 0.98, 420.0)},
+    "data": {"bias": _bias(0.9)},
+    "samples_per_prompt": 2,
+    "classifier": {"attribute": 1.0, "prompt": 0.99},
+    "frechet_distance": {
+        "backend": "torchmetrics",
+        "extractor": "efficientnet_lite0",
+        "resize": 96,
+        "reference": "test split",
+        "reference_images": 12,
+        "n": 4,
+    },
+}
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    def write(name: str, value: dict) -> None:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value))
+
+    write("samples/metrics.json", METRICS)
+    settings = {"experiment": {"name": "waterbirds", "scale": "mini"}}
+    write("samples/stage.json", {"seconds": 12.0, "config": settings})
+    write("adapter/stage.json", {"seconds": 30.5})
+    adapter = {"kind": "lora", "settings": {"rank": 2}, "parameters": 1000, "share": 0.03}
+    write("adapter/adapter/adapter.json", adapter)
+    environments = {
+        "groups": 2,
+        "score": "weighted_contrast",
+        "split_half_rank_correlation": 0.5,
+        "prompts": list(PROMPTS),
+        "quality": {"auc": 0.9876, "per_prompt": []},
+    }
+    write("environments/environments.json", environments)
+    scores = np.concatenate([np.zeros(90), np.ones(10)]) + np.linspace(0, 0.1, 100)
+    tensors = {"scores": scores, "assignments": (scores > 0.5).astype(np.int64)}
+    save_file(tensors, tmp_path / "environments" / "environments.safetensors")
+    samples = []
+    for scale, grey in ((0.0, 10), (1.0, 200)):
+        for index in range(4):
+            file = sample_file(scale, index)
+            (tmp_path / "samples" / file).parent.mkdir(exist_ok=True)
+            pixels = np.full((32, 32, 3), grey + index, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "samples" / file)
+            prompt = PROMPTS[index // 2]
+            samples.append(Sample(str(file), index, prompt, index // 2, scale, 0, 1.0, 2, "DDIM"))
+    (tmp_path / "samples" / "manifest.jsonl").write_text(manifest_text(samples))
+    return tmp_path
+
+
+def test_the_report_holds_the_figures_of_the_stages(run_dir: Path) -> None:
+    report = write_report(run_dir, seed=3)
+    assert json.loads((run_dir / "report" / "report.json").read_text()) == report
+    assert report["bias"]["before"]["mean"] == 0.94
+    assert report["bias"]["after"]["mean"] == 0.08
+    assert report["prompt_accuracy"]["after"] == 0.98
+    assert report["frechet_distance"]["after"] == 420.0
+    assert report["environments"]["auc"] == 0.9876
+    assert report["seconds"] == {"adapter": 30.5, "samples": 12.0, "total": 42.5}
+    assert report["recall"]["before"] is None
+    assert report["recall"]["reason"]
+
+
+def test_the_table_shows_them_with_intervals_and_escapes_prompts(run_dir: Path) -> None:
+    write_report(run_dir, seed=3)
+    text = (run_dir / "report" / "report.md").read_text()
+    assert "| 0.900 [0.860, 0.940] | 0.940 [0.900, 0.980] | 0.080 [0.040, 0.120] |" in text
+    assert "efficientnet_lite0" in text
+    assert "0.9876" in text
+    assert "a \\| strange" in text
+
+
+def test_the_grid_shows_before_above_after_for_each_prompt(run_dir: Path) -> None:
+    write_report(run_dir, seed=3)
+    grid = np.asarray(Image.open(run_dir / "report" / "grid.png"))
+    assert grid.shape == (4 * 64 + 6, 2 * 64, 3)
+    assert grid[10, 10, 0] == 10
+    assert grid[10, 70, 0] == 11
+    assert grid[74, 10, 0] == 200
+    assert grid[144, 10, 0] == 12
+    assert grid[208, 70, 0] == 203
+
+
+def test_plots_are_written(run_dir: Path) -> None:
+    write_report(run_dir, seed=3)
+    for name in ("bias.png", "scores.png"):
+        image = Image.open(run_dir / "report" / name)
+        assert min(image.size) > 100
+
+
+def test_the_command_tells_which_stage_is_missing(run_dir: Path, capsys) -> None:
+    (run_dir / "samples" / "metrics.json").unlink()
+    assert main(["report", "--run-dir", str(run_dir)]) == 2
+    message = capsys.readouterr().err
+    assert "metrics.json is missing" in message
+    assert message.count("\n") == 1
+
+
+def test_a_damaged_manifest_is_named_with_its_line(run_dir: Path) -> None:
+    path = run_dir / "samples" / "manifest.jsonl"
+    path.write_text(path.read_text() + "{half a li\n")
+    with pytest.raises(InvDiffError, match="line 9 is damaged"):
+        read_manifest(run_dir / "samples")
+
+
+def test_the_card_says_whether_the_backbone_shows_the_bias() -> None:
+    record = {
+        "seconds": 60.0,
+        "hardware": "2 cores",
+        "config": {
+            "experiment": {"name": "waterbirds", "scale": "mini"},
+            "seed_everything": 0,
+            "trainer": {"max_steps": 10},
+            "data": {"init_args": {"resolution": 32}},
+            "model": {"init_args": {"steps": 20, "guidance_scale": 1.0}},
+        },
+    }
+    records = dict.fromkeys(("autoencoder", "backbone", "backbone_samples"), record)
+    one_scale = {**METRICS, "scales": {"0.0": METRICS["scales"]["0.0"]}}
+    assert "0.940 [0.900, 0.980], within 0.1" in card(one_scale, records)
+    unbiased = {**METRICS, "scales": {"0.0": METRICS["scales"]["1.0"]}}
+    assert "NOT within 0.1" in card(unbiased, records)

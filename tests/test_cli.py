@@ -1,0 +1,106 @@
+"""The Lightning command line: interpolation, precedence, and messages of one line."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from invdiff_pl import cli
+from invdiff_pl.__main__ import main
+from invdiff_pl.settings import ScaleSettings
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+FILES = ["waterbirds.yaml", "base.yaml", "scales/mini.yaml"]
+STAGES = sorted(path.stem for path in (EXPERIMENTS / "stages").glob("*.yaml"))
+COMMANDS = {"environments": "predict", "samples": "predict", "backbone_samples": "predict"}
+
+
+class _ParsedError(Exception):
+    """Carries a parsed configuration out of the command line."""
+
+
+def _arguments(stage: str, *flags: str) -> list[str]:
+    files = [*FILES, f"stages/{stage}.yaml"]
+    configs = [f"--config={EXPERIMENTS / name}" for name in files]
+    return [COMMANDS.get(stage, "fit"), *configs, *flags]
+
+
+def _parsed(monkeypatch: pytest.MonkeyPatch, stage: str, *flags: str) -> dict:
+    def stop(self: cli.InvDiffCLI) -> None:
+        raise _ParsedError(self.config[self.config.subcommand].as_dict())
+
+    monkeypatch.setattr(cli.InvDiffCLI, "before_instantiate_classes", stop)
+    with pytest.raises(_ParsedError) as stopped:
+        cli.run(_arguments(stage, *flags))
+    config: dict = stopped.value.args[0]
+    return config
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_shipped_stage_parses(stage: str) -> None:
+    cli.check(_arguments(stage))
+
+
+def test_a_flag_reaches_every_interpolation_across_files(monkeypatch) -> None:
+    config = _parsed(
+        monkeypatch,
+        "adapter",
+        "--experiment.run_dir=elsewhere",
+        "--scale.adapter_steps=7",
+        "--seed_everything=5",
+    )
+    assert config["trainer"]["max_steps"] == 7
+    assert config["model"]["init_args"]["output"] == "elsewhere/adapter"
+    assert config["data"]["init_args"]["environments"] == "elsewhere/environments"
+    assert config["data"]["init_args"]["root"] == "elsewhere/data/images"
+    assert config["model"]["init_args"]["seed"] == 5
+
+
+def test_a_later_file_wins_and_interpolations_follow_it(monkeypatch, tmp_path) -> None:
+    later = tmp_path / "later.yaml"
+    later.write_text("experiment:\n  name: sparrows\nscale:\n  resolution: 64\n")
+    config = _parsed(monkeypatch, "adapter", f"--config={later}")
+    assert config["experiment"].run_dir == "runs/sparrows/mini"
+    assert config["data"]["init_args"]["resolution"] == 64
+
+
+def test_environment_variables_are_resolved(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("INVDIFF_TEST_STEPS", "11")
+    later = tmp_path / "later.yaml"
+    later.write_text("scale:\n  adapter_steps: ${oc.decode:${oc.env:INVDIFF_TEST_STEPS}}\n")
+    config = _parsed(monkeypatch, "adapter", f"--config={later}")
+    assert config["trainer"]["max_steps"] == 11
+
+
+def test_flags_win_over_a_checkpoints_settings(monkeypatch, tmp_path) -> None:
+    import torch
+
+    checkpoint = tmp_path / "last.ckpt"
+    torch.save({"hyper_parameters": {"lambda_": 99.0}}, checkpoint)
+    config = _parsed(monkeypatch, "adapter", "--model.lambda_=2", f"--ckpt_path={checkpoint}")
+    assert config["model"]["init_args"]["lambda_"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("flag", "named"),
+    [
+        ("--model.lamda_=1", "lamda_"),
+        ("--model.lambda_=much", "much"),
+        ("--trainer.max_step=1", "max_step"),
+        ("--data.rot=1", "rot"),
+        ("--scale.steps=1", "steps"),
+        ("--config=missing.yaml", "missing.yaml"),
+    ],
+)
+def test_wrong_flags_are_told_in_one_line(flag: str, named: str, capsys) -> None:
+    assert main(_arguments("adapter", flag)) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    assert named in message
+
+
+def test_scale_files_name_only_known_settings() -> None:
+    for path in (EXPERIMENTS / "scales").glob("*.yaml"):
+        scale = yaml.safe_load(path.read_text())["scale"]
+        assert set(scale) <= set(ScaleSettings.__dataclass_fields__)
