@@ -63,7 +63,7 @@ def _call(cli: type[InvDiffCLI], args: Sequence[str]) -> None:
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    options = {"parser_mode": "omegaconf+", "exit_on_error": False}
+    options = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
     try:
         cli(
             pl.LightningModule,

@@ -60,7 +60,7 @@ def test_a_later_file_wins_and_interpolations_follow_it(monkeypatch, tmp_path) -
     later = tmp_path / "later.yaml"
     later.write_text("experiment:\n  name: sparrows\nscale:\n  resolution: 64\n")
     config = _parsed(monkeypatch, "adapter", f"--config={later}")
-    assert config["experiment"].run_dir == "runs/sparrows/mini"
+    assert config["experiment"]["run_dir"] == "runs/sparrows/mini"
     assert config["data"]["init_args"]["resolution"] == 64
 
 

@@ -27,7 +27,7 @@ class Losses:
     null: Tensor
 
 
-# A prompt's own mean and variance count as much as those of this many pooled images.
+# A prompt's own variance counts as if this many pooled images were added.
 PRIOR_IMAGES = 10.0
 # Share of its variance that the best cut of a normal distribution explains, 2 / pi.
 NORMAL_SHARE = 2 / torch.pi
@@ -36,7 +36,7 @@ NORMAL_SHARE = 2 / torch.pi
 def standardise(losses: Tensor, prompts: Tensor) -> Tensor:
     """Losses minus the mean and over the standard deviation of their (prompt, timestep, draw).
 
-    The moments of a prompt with few images are drawn towards the pooled ones (empirical Bayes), so
+    The variance of a prompt with few images is drawn towards the pooled one (empirical Bayes), so
     that three images are never divided by the standard deviation of three images.
 
     Args:
@@ -54,8 +54,7 @@ def standardise(losses: Tensor, prompts: Tensor) -> Tensor:
         sums = table.new_zeros((len(counts), *table.shape[1:])).index_add_(0, prompts, table)
         return sums / counts
 
-    centre = share * mean_by_prompt(values) + (1 - share) * values.mean(0)
-    residuals = values - centre[prompts]
+    residuals = values - mean_by_prompt(values)[prompts]
     spread = share * mean_by_prompt(residuals.square()) + (1 - share) * residuals.square().mean(0)
     deviation = spread.sqrt()[prompts]
     smallest = torch.finfo(torch.float64).tiny
@@ -100,6 +99,7 @@ def timestep_weights(table: Tensor, prompts: Tensor) -> Tensor:
     Returns:
         float64 ``[T]``, at least 0, with sum 1; even if no timestep separates anything.
     """
+    table = table.double()
     averaged = table.mean(2)
     excess = torch.zeros(table.shape[1], dtype=torch.float64)
     for prompt in prompts.unique().tolist():

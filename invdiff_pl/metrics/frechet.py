@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import scipy.linalg
 import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -170,8 +171,13 @@ def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
 
 
 def _factor(covariance: Tensor) -> Tensor:
-    """``F [D, rank]`` with ``F F^T`` equal to the covariance."""
-    values, vectors = torch.linalg.eigh(covariance)
+    """``F [D, rank]`` with ``F F^T`` equal to the covariance.
+
+    SciPy's MRRR driver: the divide-and-conquer one that torch calls gives up on covariances of
+    few, nearly equal images, which have one eigenvalue a thousand times over.
+    """
+    found = scipy.linalg.eigh(covariance.cpu().numpy(), driver="evr")
+    values, vectors = (torch.from_numpy(part).to(covariance.device) for part in found)
     floor = len(values) * torch.finfo(values.dtype).eps * values.abs().max()
     kept = values > floor
     return vectors[:, kept] * values[kept].sqrt()

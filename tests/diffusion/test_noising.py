@@ -43,9 +43,9 @@ def test_the_last_timestep_holds_no_signal() -> None:
 
 
 def test_other_prediction_types_are_refused() -> None:
-    config = DDIMScheduler().config
+    config = DDIMScheduler(prediction_type="flow").config
     with pytest.raises(InvDiffError, match="flow"):
-        ForwardProcess({**config, "prediction_type": "flow"})  # type: ignore[arg-type]
+        ForwardProcess(config)
 
 
 def test_a_samples_loss_is_its_own_mean_square() -> None:

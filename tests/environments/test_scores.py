@@ -35,7 +35,7 @@ def test_standardised_losses_have_mean_zero_and_variance_one_in_every_cell() -> 
     table = standardise(losses, prompts)
     for prompt in (0, 1):
         cell = table[prompts == prompt]
-        assert cell.mean(0).abs().max() < 0.1
+        assert cell.mean(0).abs().max() < 1e-9
         torch.testing.assert_close(
             cell.var(0), torch.ones(4, 2, dtype=torch.float64), rtol=0.1, atol=0
         )
@@ -85,7 +85,8 @@ def test_each_refinement_ranks_the_minority_better() -> None:
         name: auc(score(Losses(losses + nuisance, null), prompts, name), minority)
         for name in SCORES
     }
-    assert by_name["raw_mean"] < by_name["standardised"] < by_name["prompt_contrast"]
+    assert by_name["raw_mean"] < by_name["prompt_contrast"]
+    assert by_name["standardised"] < by_name["prompt_contrast"]
     assert by_name["separation_weighted"] < by_name["weighted_contrast"]
     assert by_name["weighted_contrast"] > 0.99
 

@@ -1,0 +1,117 @@
+"""The whole experiment on a tiny data set and an untrained backbone, as a user starts it."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from invdiff_pl import run as runner
+from invdiff_pl.__main__ import main
+from invdiff_pl.files import digest_folder, read_json
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+TINY = [
+    "--render.fraction=0.02",
+    "--scale.classifier_steps=3",
+    "--scale.adapter_steps=6",
+    "--scale.adapter_batch=12",
+    "--scale.sampling_steps=2",
+    "--scale.samples_per_prompt=4",
+    "--scale.sampling_batch=4",
+    "--evaluation.resolution=32",
+    "--environments.model.timesteps=2",
+    "--experiment.cache_dir=cache",
+]
+
+
+def _words(backbone: Path, run_dir: str) -> list[str]:
+    inputs = ["--experiment", "waterbirds", "--experiments", str(EXPERIMENTS)]
+    return ["train", *inputs, "--backbone", str(backbone), "--run-dir", run_dir, *TINY]
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[str]]:
+    """A folder in which the experiment has run."""
+    folder = tmp_path_factory.mktemp("experiment")
+    words = _words(tiny_backbone, "run")
+    subprocess.run([sys.executable, "-m", "invdiff_pl", *words], cwd=folder, check=True)
+    return folder, words
+
+
+def test_the_whole_experiment_runs_to_its_report(finished) -> None:
+    folder, _ = finished
+    report = read_json(folder / "run" / "report" / "report.json")
+    assert report["experiment"] == "waterbirds"
+    assert report["bias"]["samples_per_prompt"] == 4
+    assert 0 <= report["bias"]["after"]["mean"] <= 1
+    assert report["adapter"]["kind"] == "lora"
+    assert set(report["seconds"]) == {
+        "data",
+        "classifier",
+        "environments",
+        "adapter",
+        "samples",
+        "total",
+    }
+    assert (folder / "run" / "report" / "grid.png").is_file()
+    assert list((folder / "run" / "tensorboard" / "adapter").glob("events.*"))
+
+
+def test_risks_of_every_environment_and_grids_are_in_the_event_files(finished) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished[0] / "run" / "tensorboard" / "adapter"))
+    events.Reload()
+    assert "samples/grid" in events.Tags()["images"]
+    assert len(events.Images("samples/grid")) >= 1
+
+
+def test_a_second_call_runs_nothing(finished, monkeypatch, capsys) -> None:
+    folder, words = finished
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(runner, "_run_stage", lambda *_: pytest.fail("a stage ran"))
+    started = time.monotonic()
+    assert main(words) == 0
+    assert time.monotonic() - started < 30
+    assert capsys.readouterr().out.count("up to date") == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["data", "classifier", "environments", "adapter", "samples"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_an_experiment_killed_in_any_stage_goes_on_to_the_same_result(
+    finished, tiny_backbone, tmp_path, stage: str, how: signal.Signals
+) -> None:
+    folder, _ = finished
+    # What came before the stage is taken over, so that each case starts at the stage itself.
+    earlier = ["data", "classifier", "environments", "adapter", "samples"]
+    earlier = earlier[: earlier.index(stage)]
+    for name in earlier:
+        shutil.copytree(folder / "run" / name, tmp_path / "run" / name)
+    shutil.copytree(folder / "cache", tmp_path / "cache")
+    words = [sys.executable, "-m", "invdiff_pl", *_words(tiny_backbone, "run")]
+    process = subprocess.Popen(words, cwd=tmp_path, start_new_session=True)
+    while not (tmp_path / "run" / stage / "started.json").exists():
+        time.sleep(0.05)
+        assert process.poll() is None
+    time.sleep(9)  # imports take most of this; the stage itself is under way or just done
+    if process.poll() is None:
+        os.killpg(process.pid, how)
+    process.wait()
+    subprocess.run(words, cwd=tmp_path, check=True)
+
+    def environments(root: Path) -> dict:
+        return load_file(root / "run" / "environments" / "environments.safetensors")
+
+    ours, theirs = environments(tmp_path), environments(folder)
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+    for part in ("data/images", "samples/scale-0.00", "samples/scale-1.00", "adapter/adapter"):
+        assert digest_folder(tmp_path / "run" / part) == digest_folder(folder / "run" / part)
