@@ -133,17 +133,20 @@ class LoraAdapter(Adapter):
         self.set_scale(0.0 if scale == 0 else 1.0)
         if scale != 0:
             if not self._frozen:
-                self._frozen = {n: m.weight.clone() for n, m in self._base_layers().items()}
+                self._frozen = {
+                    name: layer.get_parameter("weight").clone()
+                    for name, layer in self._base_layers().items()
+                }
             self.unet.fuse_lora(lora_scale=scale, adapter_names=[NAME])
         self._fused_scale = scale
 
     @torch.no_grad()
     def _unfuse(self) -> None:
         """Take the updates out again; subtracting leaves rounding errors, so copy the originals."""
-        if self._frozen:
+        if self._fused_scale:
             self.unet.unfuse_lora()
             for name, layer in self._base_layers().items():
-                layer.weight.copy_(self._frozen[name])
+                layer.get_parameter("weight").copy_(self._frozen[name])
 
     def _base_layers(self) -> dict[str, nn.Module]:
         return {

@@ -34,7 +34,7 @@ class LatentDataset(Dataset[LatentBatch]):
     def __len__(self) -> int:
         return len(self.moments)
 
-    def __getitem__(self, selection: Selection) -> LatentBatch:  # type: ignore[override]
+    def __getitem__(self, selection: Selection) -> LatentBatch:
         batch = LatentBatch(
             row=selection.rows,
             prompt=self.prompt_ids[selection.rows],
@@ -82,7 +82,7 @@ class ImageDataset(Dataset[LabelledBatch]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, selection: Selection) -> LabelledBatch:  # type: ignore[override]
+    def __getitem__(self, selection: Selection) -> LabelledBatch:
         images = self.images.gather(selection.rows)
         flipped = selection.flips.bool()
         images[flipped] = images[flipped].flip(-1)
@@ -105,6 +105,6 @@ class PromptDataset(Dataset[PromptBatch]):
     def __init__(self, samples_per_prompt: int) -> None:
         self.samples_per_prompt = samples_per_prompt
 
-    def __getitem__(self, selection: Selection) -> PromptBatch:  # type: ignore[override]
+    def __getitem__(self, selection: Selection) -> PromptBatch:
         rows = selection.rows
         return PromptBatch(index=rows, prompt=rows // self.samples_per_prompt)

@@ -49,7 +49,8 @@ def plot_environments(folder: Path, prompts: list[str], path: Path) -> None:
     """Histogram of the scores, coloured by environment."""
     tensors = load_file(folder / "environments.safetensors")
     scores, assignments = tensors["scores"], tensors["assignments"]
-    bins = np.linspace(*np.quantile(scores, (0.001, 0.999)), 60)
+    low, high = np.quantile(scores, (0.001, 0.999))
+    bins = np.linspace(float(low), float(high), 60).tolist()
     figure, axes = plt.subplots(figsize=(6, 3))
     for environment in np.unique(assignments):
         chosen = scores[assignments == environment]

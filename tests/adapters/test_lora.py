@@ -31,9 +31,14 @@ def _disturb(adapter) -> None:
 @torch.no_grad()
 def _images(pipeline: StableDiffusionPipeline) -> Tensor:
     embeddings = embed_prompts(pipeline, ["a photo of a mallard", ""])
-    options = {"seed": 3, "steps": 3, "guidance_scale": 2.0}
     return sample_images(
-        pipeline, embeddings[:1].repeat(2, 1, 1), embeddings[1:], [4, 5], **options
+        pipeline,
+        embeddings[:1].repeat(2, 1, 1),
+        embeddings[1:],
+        [4, 5],
+        seed=3,
+        steps=3,
+        guidance_scale=2.0,
     )
 
 

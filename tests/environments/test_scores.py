@@ -82,7 +82,7 @@ def test_each_refinement_ranks_the_minority_better() -> None:
     nuisance = _nuisance(len(losses))
     null = 1 + nuisance + 0.01 * _nuisance(len(losses), seed=2)
     by_name = {
-        name: auc(score(Losses(losses + nuisance, null), prompts, name), minority)
+        name: auc(score(Losses(losses + nuisance, null), prompts, name), minority) or 0.0
         for name in SCORES
     }
     assert by_name["raw_mean"] < by_name["prompt_contrast"]

@@ -39,7 +39,7 @@ def _figures(bias: float, accuracy: float, distance: float) -> dict:
     }
 
 
-METRICS = {
+METRICS: dict = {
     "scales": {"0.0": _figures(0.94, 0.99, 450.0), "1.0": _figures(0.08, 0.98, 420.0)},
     "data": {"bias": _bias(0.9)},
     "samples_per_prompt": 2,
