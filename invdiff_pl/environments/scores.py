@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.diffusion.draws import generator
+from invdiff_pl.environments.partition import partition
 from invdiff_pl.errors import InvDiffError
 
 
@@ -29,6 +30,9 @@ class Losses:
 
 # A prompt's own variance counts as if this many pooled images were added.
 PRIOR_IMAGES = 10.0
+# Rounds of cutting and projecting, and the ridge against unit variance, of refined_contrast.
+REFINEMENTS = 4
+RIDGE = 0.1
 # Share of its variance that the best cut of a normal distribution explains, 2 / pi.
 NORMAL_SHARE = 2 / torch.pi
 
@@ -174,6 +178,45 @@ def _weighted_contrast(losses: Losses, prompts: Tensor) -> Tensor:
     return table.mean(2) @ timestep_weights(table, prompts)
 
 
+def _refined_contrast(losses: Losses, prompts: Tensor) -> Tensor:
+    table = contrast_table(losses, prompts).flatten(1)
+    scores = table.mean(1)
+    for _ in range(REFINEMENTS):
+        scores = discriminant(table, scores, prompts, partition(scores, prompts).assignments)
+    return scores
+
+
+def discriminant(table: Tensor, scores: Tensor, prompts: Tensor, assignments: Tensor) -> Tensor:
+    """Project each prompt's images on the direction that tells its two environments apart best.
+
+    Fisher's linear discriminant with a ridge, standardised within the prompt. A prompt with too
+    few images for its covariance, or without a second environment, keeps its scores.
+
+    Args:
+        table: float64 ``[N, D]``, of about unit variance.
+        scores: float64 ``[N]``.
+        prompts: int64 ``[N]``.
+        assignments: int64 ``[N]``, 0 or 1.
+
+    Returns:
+        float64 ``[N]``; environment 1 lies above environment 0.
+    """
+    refined = scores.clone()
+    width = table.shape[1]
+    for prompt in prompts.unique().tolist():
+        rows = (prompts == prompt).nonzero().squeeze(1)
+        values, upper = table[rows], assignments[rows] == 1
+        if len(rows) < 5 * width or upper.sum() < 2 or (~upper).sum() < 2:
+            continue
+        means = values[~upper].mean(0), values[upper].mean(0)
+        residuals = values - torch.where(upper[:, None], means[1], means[0])
+        covariance = residuals.T @ residuals / len(rows)
+        ridge = RIDGE * torch.eye(width, dtype=table.dtype)
+        projected = values @ torch.linalg.solve(covariance + ridge, means[1] - means[0])
+        refined[rows] = (projected - projected.mean()) / projected.std()
+    return refined
+
+
 def _reference(losses: Losses, prompts: Tensor) -> Tensor:
     """One random timestep and noise an image, as the reference scores, with the right target."""
     flat = losses.own.double().flatten(1)
@@ -187,6 +230,7 @@ SCORES: dict[str, Callable[[Losses, Tensor], Tensor]] = {
     "separation_weighted": _separation_weighted,
     "prompt_contrast": _prompt_contrast,
     "weighted_contrast": _weighted_contrast,
+    "refined_contrast": _refined_contrast,
     "reference": _reference,
 }
 
@@ -200,7 +244,9 @@ def score(losses: Losses, prompts: Tensor, name: str) -> Tensor:
         name: ``raw_mean`` of the losses; ``standardised`` within (prompt, timestep);
             ``separation_weighted``, the same with :func:`timestep_weights`; ``prompt_contrast``,
             the mean of :func:`contrast_table`; ``weighted_contrast``, the same with
-            :func:`timestep_weights`; or ``reference``, one random timestep.
+            :func:`timestep_weights`; ``refined_contrast``, the best linear combination of
+            :func:`contrast_table`'s columns, found by cutting the scores in two and taking the
+            :func:`discriminant` of the two parts in turn; or ``reference``, one random timestep.
 
     Returns:
         float64 ``[N]``.

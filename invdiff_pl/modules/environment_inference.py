@@ -49,7 +49,7 @@ class EnvironmentInference(pl.LightningModule):
         timesteps: int = 4,
         noisiest_share: float = 0.5,
         noise_draws: int = 2,
-        score: str = "weighted_contrast",
+        score: str = "refined_contrast",
         groups: int = 2,
         objective: str = "between",
         minimum_share: float = 0.01,

@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from safetensors.numpy import load_file
 
 from invdiff_pl.files import atomic_path
@@ -17,6 +17,9 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 _COLUMNS = 12
+_GAP = 6
+_ROW_NAMES = {1: ["samples"], 2: ["before", "after"]}
+LABEL_WIDTH = 160
 _ZOOM_TO = 64
 
 
@@ -73,25 +76,36 @@ def write_grids(samples: Path, path: Path, columns: int = _COLUMNS) -> None:
         row = by_row.setdefault((sample.prompt_number, sample.invariant_scale), [])
         if len(row) < columns:
             row.append(sample)
-    rows = []
+    blocks = []
     for prompt in sorted({sample.prompt_number for sample in manifest}):
-        rows += [_row(samples, by_row[prompt, scale]) for scale in shown]
-        rows.append(np.full((6, rows[-1].shape[1], 3), 255, dtype=np.uint8))
+        rows = [_row(samples, by_row[prompt, scale]) for scale in shown]
+        text = [by_row[prompt, shown[0]][0].prompt, *_ROW_NAMES[len(shown)]]
+        blocks.append(_labelled(np.concatenate(rows), text))
+        blocks.append(np.full((_GAP, blocks[-1].shape[1], 3), 255, dtype=np.uint8))
     with atomic_path(path) as partial:
-        Image.fromarray(np.concatenate(rows[:-1])).save(partial, format="PNG")
+        Image.fromarray(np.concatenate(blocks[:-1])).save(partial, format="PNG")
+
+
+def _labelled(block: NDArray[np.uint8], text: list[str]) -> NDArray[np.uint8]:
+    """The block with the prompt, and a name for each row, to its left."""
+    label = Image.new("RGB", (LABEL_WIDTH, len(block)), "white")
+    draw = ImageDraw.Draw(label)
+    prompt, *names = text
+    words = prompt.removeprefix("a photo of ")
+    draw.text((4, 4), words if len(words) <= 26 else f"{words[:25]}…", fill="black")
+    for number, name in enumerate(names):
+        draw.text((4, 24 + number * len(block) // len(names)), name, fill="grey")
+    return np.concatenate([np.asarray(label), block], axis=1)
 
 
 def _row(folder: Path, samples: list[Sample]) -> NDArray[np.uint8]:
     tiles = []
     for sample in samples:
         with Image.open(folder / sample.file) as image:
-            side = image.width * max(1, _ZOOM_TO // image.width)
-            side = min(side, 128)
-            resized = image.resize(
-                (side, side),
-                Image.Resampling.NEAREST if side >= image.width else Image.Resampling.LANCZOS,
-            )
-            tiles.append(np.asarray(resized))
+            # Small images are enlarged by a whole number, large ones reduced.
+            side = min(image.width * max(1, _ZOOM_TO // image.width), 2 * _ZOOM_TO)
+            smooth = Image.Resampling.LANCZOS if side < image.width else Image.Resampling.NEAREST
+            tiles.append(np.asarray(image.resize((side, side), smooth)))
     return np.concatenate(tiles, axis=1)
 
 

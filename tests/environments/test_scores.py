@@ -6,9 +6,11 @@ import torch
 from invdiff_pl.environments.quality import auc
 from invdiff_pl.environments.scores import (
     NORMAL_SHARE,
+    RIDGE,
     SCORES,
     Losses,
     contrast_table,
+    discriminant,
     score,
     split_half_rank_correlation,
     standardise,
@@ -106,6 +108,42 @@ def test_the_smaller_group_points_up_whatever_the_losses_sign() -> None:
     torch.testing.assert_close(turned[:, 3], contrast_table(Losses(losses, null), prompts)[:, 3])
     assert turned[minority, 3].mean() > 1
     assert turned[~minority, 3].mean() < 0
+
+
+def test_refinement_cancels_noise_that_the_timesteps_share() -> None:
+    losses, prompts, minority = _table()
+    shared = 0.3 * torch.randn(len(losses), 1, generator=torch.Generator().manual_seed(5))
+    losses[:, 1] += shared + 0.3 * minority[:, None]
+    losses[:, 2] += shared
+    both = Losses(losses, torch.ones_like(losses))
+    plain = auc(score(both, prompts, "prompt_contrast"), minority)
+    refined = auc(score(both, prompts, "refined_contrast"), minority)
+    assert plain is not None
+    assert refined is not None
+    assert plain < 0.99 < refined
+
+
+def test_the_discriminant_points_along_inverse_covariance_times_difference_of_means() -> None:
+    source = torch.Generator().manual_seed(0)
+    mixing = torch.tensor([[2.0, 0.0], [1.5, 0.5]], dtype=torch.float64)
+    upper = torch.arange(4000) < 2000
+    table = torch.randn(4000, 2, generator=source, dtype=torch.float64) @ mixing.T
+    table[upper] += torch.tensor([1.0, 0.0], dtype=torch.float64)
+    prompts = torch.zeros(4000, dtype=torch.int64)
+    found = discriminant(table, table[:, 0], prompts, upper.long())
+    covariance = mixing @ mixing.T + RIDGE * torch.eye(2, dtype=torch.float64)
+    direction = torch.linalg.inv(covariance) @ torch.tensor([1.0, 0.0], dtype=torch.float64)
+    correlation = torch.corrcoef(torch.stack([found, table @ direction]))[0, 1]
+    assert correlation > 0.999
+    assert found[upper].mean() > found[~upper].mean()
+
+
+def test_a_prompt_with_few_images_keeps_its_scores() -> None:
+    table = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)).double()
+    scores = table.mean(1)
+    halves = torch.arange(8) % 2
+    kept = discriminant(table, scores, torch.zeros(8, dtype=torch.int64), halves)
+    assert torch.equal(kept, scores)
 
 
 def test_scores_of_reproducible_losses_agree_between_halves() -> None:

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from invdiff_pl.__main__ import main
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.report.card import card
+from invdiff_pl.report.plots import LABEL_WIDTH
 from invdiff_pl.report.run import write_report
 from invdiff_pl.samples import Sample, manifest_text, read_manifest, sample_file
 
@@ -116,7 +117,9 @@ def test_the_table_shows_them_with_intervals_and_escapes_prompts(run_dir: Path) 
 
 def test_the_grid_shows_before_above_after_for_each_prompt(run_dir: Path) -> None:
     write_report(run_dir, seed=3)
-    grid = np.asarray(Image.open(run_dir / "report" / "grid.png"))
+    picture = np.asarray(Image.open(run_dir / "report" / "grid.png"))
+    assert (picture[:, :LABEL_WIDTH] < 128).any()  # there is text
+    grid = picture[:, LABEL_WIDTH:]
     assert grid.shape == (4 * 64 + 6, 2 * 64, 3)
     assert grid[10, 10, 0] == 10
     assert grid[10, 70, 0] == 11
