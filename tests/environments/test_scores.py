@@ -5,6 +5,7 @@ import torch
 
 from invdiff_pl.environments.quality import auc
 from invdiff_pl.environments.scores import (
+    CLEAR_SHARE,
     NORMAL_SHARE,
     RIDGE,
     SCORES,
@@ -113,14 +114,24 @@ def test_the_smaller_group_points_up_whatever_the_losses_sign() -> None:
 def test_refinement_cancels_noise_that_the_timesteps_share() -> None:
     losses, prompts, minority = _table()
     shared = 0.3 * torch.randn(len(losses), 1, generator=torch.Generator().manual_seed(5))
-    losses[:, 1] += shared + 0.3 * minority[:, None]
+    losses[:, 1] += shared + 0.5 * minority[:, None]
     losses[:, 2] += shared
     both = Losses(losses, torch.ones_like(losses))
-    plain = auc(score(both, prompts, "prompt_contrast"), minority)
-    refined = auc(score(both, prompts, "refined_contrast"), minority)
-    assert plain is not None
-    assert refined is not None
-    assert plain < 0.99 < refined
+    plain, refined = (
+        two_means_share(score(both, prompts, name))
+        for name in ("prompt_contrast", "refined_contrast")
+    )
+    assert refined > plain + 0.1
+    assert auc(score(both, prompts, "refined_contrast"), minority) == 1.0
+
+
+def test_refinement_keeps_the_scores_where_no_two_groups_show() -> None:
+    source = torch.Generator().manual_seed(0)
+    both = Losses(*torch.randn(2, 1000, 4, 2, generator=source).unbind(0))
+    prompts = torch.arange(1000) % 2
+    refined = score(both, prompts, "refined_contrast")
+    # Noise alone must not be bent into two groups.
+    assert max(two_means_share(refined[prompts == prompt]) for prompt in (0, 1)) < CLEAR_SHARE
 
 
 def test_the_discriminant_points_along_inverse_covariance_times_difference_of_means() -> None:
@@ -128,7 +139,7 @@ def test_the_discriminant_points_along_inverse_covariance_times_difference_of_me
     mixing = torch.tensor([[2.0, 0.0], [1.5, 0.5]], dtype=torch.float64)
     upper = torch.arange(4000) < 2000
     table = torch.randn(4000, 2, generator=source, dtype=torch.float64) @ mixing.T
-    table[upper] += torch.tensor([1.0, 0.0], dtype=torch.float64)
+    table[upper] += torch.tensor([8.0, 0.0], dtype=torch.float64)
     prompts = torch.zeros(4000, dtype=torch.int64)
     found = discriminant(table, table[:, 0], prompts, upper.long())
     covariance = mixing @ mixing.T + RIDGE * torch.eye(2, dtype=torch.float64)
