@@ -3,12 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
+# Held-out accuracy below which the classifier's figures are called untrustworthy.
+TRUSTED_ACCURACY = 0.95
+
 
 def markdown(report: dict[str, Any]) -> str:
     """A run's report for people, from the content of ``report.json``."""
     parts = [
         f"# InvDiff on {report['experiment']} ({report['scale']}, seed {report['seed']})",
         _headline(report),
+        *_warnings(report),
         "## Bias by prompt",
         _per_prompt(report),
         "Bias 0 is balanced, 1 is one attribute class only. "
@@ -56,6 +60,22 @@ def _headline(report: dict[str, Any]) -> str:
         f"{100 * adapter['share']:.2f} % of the denoiser's."
     )
     return f"{table}\n\n{share}"
+
+
+def _warnings(report: dict[str, Any]) -> list[str]:
+    """What keeps the figures from being trusted."""
+    weak = [
+        f"{100 * accuracy:.1f} % ({name})"
+        for name, accuracy in report["classifier"].items()
+        if accuracy < TRUSTED_ACCURACY
+    ]
+    if not weak:
+        return []
+    return [
+        f"**Warning:** on held-out images the classifier is right on only {', '.join(weak)}, so "
+        "figures that rest on it (Bias, prompt accuracy) are not to be trusted: train it on more "
+        "labelled images."
+    ]
 
 
 def _per_prompt(report: dict[str, Any]) -> str:

@@ -115,6 +115,16 @@ def test_the_table_shows_them_with_intervals_and_escapes_prompts(run_dir: Path) 
     assert "a \\| strange" in text
 
 
+def test_a_weak_classifier_is_warned_of_beside_the_figures(run_dir: Path) -> None:
+    write_report(run_dir, seed=3)
+    assert "Warning" not in (run_dir / "report" / "report.md").read_text()
+    weak = {**METRICS, "classifier": {"attribute": 0.503, "prompt": 0.99}}
+    (run_dir / "samples" / "metrics.json").write_text(json.dumps(weak))
+    write_report(run_dir, seed=3)
+    text = (run_dir / "report" / "report.md").read_text()
+    assert "right on only 50.3 % (attribute), so figures" in text
+
+
 def test_the_grid_shows_before_above_after_for_each_prompt(run_dir: Path) -> None:
     write_report(run_dir, seed=3)
     picture = np.asarray(Image.open(run_dir / "report" / "grid.png"))
