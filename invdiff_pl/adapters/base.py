@@ -1,7 +1,6 @@
 """What every adapter offers, and the registry that finds one by name."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -94,7 +93,6 @@ class Adapter(ABC):
         write_json(folder / CONFIG_FILE, config)
 
 
-AdapterFactory = Callable[..., Adapter]
 _REGISTRY: dict[str, type[Adapter]] = {}
 
 
