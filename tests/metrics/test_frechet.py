@@ -276,6 +276,8 @@ def test_bad_weights_files_are_refused_without_running_their_code(
 ) -> None:
     path = tmp_path / "weights.pth"
     if isinstance(content, dict):
+        if name == "inception_v3":  # the only case that comes as far as building the network
+            pytest.importorskip("torch_fidelity")
         torch.save(content, path)
     elif content is not None:
         path.write_bytes(content)
