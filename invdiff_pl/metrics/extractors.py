@@ -142,7 +142,7 @@ class InceptionV3(FeatureExtractor):
             self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights))
         except ModuleNotFoundError:
             raise InvDiffError(
-                f"{self.name} needs torch-fidelity: run `pip install 'invdiff-pl[inception]'`, "
+                f"{self.name} needs torch-fidelity: run `pip install torch-fidelity`, "
                 "or choose efficientnet_lite0."
             ) from None
         except RuntimeError as error:
