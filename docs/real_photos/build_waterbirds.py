@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 LABELS = ("land", "water")  # of birds (y) and of scenes (place), by their code
 SPLITS = ("train", "val", "test")
-VAL_SHARE, TEST_SHARE = 0.15, 0.25  # of the stamps, and of the photographs, of each class
+SHARES = (0.5, 0.25, 0.25)  # of a photograph's width that each split sees
 COLUMNS = ("img_id", "img_filename", "y", "split", "place", "place_filename")
 BIRD_PACKAGE = "tuxpaint-stamps-default"
 
@@ -55,11 +55,15 @@ class Scene(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One image to compose."""
+    """One image to compose: a stamp on the split's strip of a photograph."""
 
     bird: Source
     scene: Source
     split: int
+
+
+Strips = dict[str, dict[int, tuple[float, float]]]
+"""Left and right edge, in shares of the region's width, by photograph and split."""
 
 
 def bird_table() -> dict[str, tuple[int, str]]:
@@ -87,28 +91,31 @@ def find_sources(labels: dict[str, int], folders: Sequence[Path], flag: str) -> 
     found = {key: path for key in labels for path in files if path.endswith(f"/{key}")}
     sources = [Source(key, labels[key], Path(found[key])) for key in sorted(found)]
     for label, name in enumerate(LABELS):
-        if (count := sum(source.label == label for source in sources)) < len(SPLITS):
+        if not any(source.label == label for source in sources):
             raise UserError(
-                f"{flag} holds {count} of the {name} photographs that this script knows, and each "
-                f"split needs one: add the folders of the packages it lists, or use --fetch."
+                f"{flag} holds none of the {name} photographs that this script knows: add the "
+                "folders of the packages it lists, or use --fetch."
             )
     if missing := sorted(labels.keys() - found.keys()):
         print(f"not found under {flag}, left out: {', '.join(missing)}", file=sys.stderr)
     return sources
 
 
-def split_sources(sources: list[Source], rng: np.random.Generator) -> list[list[Source]]:
-    """Deal the sources of each class to train, val and test, so that no two splits share one."""
-    splits: list[list[Source]] = [[] for _ in SPLITS]
-    for label in range(len(LABELS)):
-        members = [source for source in sources if source.label == label]
-        members = [members[i] for i in rng.permutation(len(members))]
-        val = max(1, round(VAL_SHARE * len(members)))
-        test = max(1, round(TEST_SHARE * len(members)))
-        splits[1] += members[:val]
-        splits[2] += members[val : val + test]
-        splits[0] += members[val + test :]
-    return splits
+def cut_strips(scenes: list[Source], rng: np.random.Generator) -> Strips:
+    """Cut each photograph upright into one strip a split, in random order.
+
+    No split sees a pixel of another's, yet all see the same places: with the few photographs there
+    are, splits of whole photographs would differ in what land and water look like.
+    """
+    strips: Strips = {}
+    for scene in scenes:
+        order = [int(split) for split in rng.permutation(len(SPLITS))]
+        edges = np.cumsum([0.0, *(SHARES[split] for split in order)])
+        strips[scene.key] = {
+            split: (float(left), float(right))
+            for split, left, right in zip(order, edges[:-1], edges[1:], strict=True)
+        }
+    return strips
 
 
 def plan_split(
@@ -150,8 +157,13 @@ def load_scene(path: Path, region: tuple[int, int, int, int], size: int) -> Imag
     left, right = (round(edge * photo.width / 100) for edge in region[::2])
     top, bottom = (round(edge * photo.height / 100) for edge in region[1::2])
     photo = photo.crop((left, top, right, bottom))
-    shrink = min(1.0, 4 * size / min(photo.size))
+    shrink = min(1.0, 2 * size / largest_crop(photo))
     return _resize(photo, [shrink * side for side in photo.size])
+
+
+def largest_crop(scene: Image.Image) -> float:
+    """Side of the largest square that fits every split's strip, in pixels."""
+    return min(scene.height, min(SHARES) * scene.width)
 
 
 def _resize(image: Image.Image, extents: Sequence[float]) -> Image.Image:
@@ -169,11 +181,19 @@ def _open(path: Path) -> Image.Image:
 
 
 def compose(
-    bird: Image.Image, scene: Image.Image, size: int, rng: np.random.Generator
+    bird: Image.Image,
+    scene: Image.Image,
+    strip: tuple[float, float],
+    size: int,
+    rng: np.random.Generator,
 ) -> Image.Image:
-    """Paste a bird near the centre of a random crop of a scene; RGB, ``size`` x ``size`` px."""
-    side = min(scene.size) * rng.uniform(0.4, 1.0)
-    left, top = (rng.uniform(0, extent - side) for extent in scene.size)
+    """Paste a bird near the centre of a random crop of a scene's strip; RGB, ``size`` px square.
+
+    Crops are equally large in all splits, so that the splits differ in nothing but the place.
+    """
+    side = largest_crop(scene) * rng.uniform(0.6, 1.0)
+    left = rng.uniform(strip[0] * scene.width, strip[1] * scene.width - side)
+    top = rng.uniform(0, scene.height - side)
     box = (left, top, left + side, top + side)
     image = scene.resize((size, size), Image.Resampling.LANCZOS, box=box)
     if rng.random() < 0.5:
@@ -189,7 +209,7 @@ def compose(
     return ImageEnhance.Brightness(image).enhance(rng.uniform(0.85, 1.15))
 
 
-def write_dataset(rows: list[Row], output: Path, size: int, seed: int) -> None:
+def write_dataset(rows: list[Row], strips: Strips, output: Path, size: int, seed: int) -> None:
     """Compose and save the images of ``rows`` and ``metadata.csv`` in the published layout."""
     species = {stamp: name for stamp, (_, name) in bird_table().items()}
     number = {name: i + 1 for i, name in enumerate(sorted(set(species.values())))}
@@ -210,33 +230,33 @@ def write_dataset(rows: list[Row], output: Path, size: int, seed: int) -> None:
             (output / name).parent.mkdir(exist_ok=True)
             # A generator of its own for each image: it does not depend on those before it.
             rng = np.random.default_rng([seed, 1, i])
-            compose(birds[bird], scenes[scene], size, rng).save(output / name)
+            strip = strips[scene.key][split]
+            compose(birds[bird], scenes[scene], strip, size, rng).save(output / name)
             writer.writerow((i + 1, name, bird.label, split, scene.label, f"/{scene.key}"))
 
 
 def build(args: argparse.Namespace, birds: list[Source], scenes: list[Source]) -> None:
-    """Split, plan, compose; write to a temporary name, rename, and report the counts."""
+    """Cut, plan, compose; write to a temporary name, rename, and report the counts."""
     rng = np.random.default_rng([args.seed, 0])
-    by_split = list(zip(split_sources(birds, rng), split_sources(scenes, rng), strict=True))
+    strips = cut_strips(scenes, rng)
     rows: list[Row] = []
-    sources: dict[str, dict[str, list[str]]] = {}
-    for split, (its_birds, its_scenes) in enumerate(by_split):
-        name = SPLITS[split]
+    for split, name in enumerate(SPLITS):
         correlation = args.correlation if name == "train" else 0.5
-        rows += plan_split(its_birds, its_scenes, split, getattr(args, name), correlation, rng)
-        sources[name] = {
-            "birds": sorted(bird.key for bird in its_birds),
-            "scenes": sorted(scene.key for scene in its_scenes),
-        }
+        rows += plan_split(birds, scenes, split, getattr(args, name), correlation, rng)
+    sources = {
+        "birds": sorted(bird.key for bird in birds),
+        "scenes": {
+            key: {name: strips[key][split] for split, name in enumerate(SPLITS)}
+            for key in sorted(strips)
+        },
+    }
     with _renamed(args.output) as partial:
-        write_dataset(rows, partial, args.size, args.seed)
+        write_dataset(rows, strips, partial, args.size, args.seed)
         text = json.dumps(sources, indent=2) + "\n"
         (partial / "sources.json").write_text(text, encoding="utf-8")
-    for split, (its_birds, its_scenes) in enumerate(by_split):
-        print(
-            f"{SPLITS[split]}: {sum(row.split == split for row in rows)} images, "
-            f"stamps {_counts(its_birds)}, photographs {_counts(its_scenes)}"
-        )
+    print(f"stamps {_counts(birds)}, photographs {_counts(scenes)}, in each of the splits")
+    for split, name in enumerate(SPLITS):
+        print(f"{name}: {sum(row.split == split for row in rows)} images")
 
 
 def _counts(sources: list[Source]) -> str:
