@@ -68,6 +68,21 @@ def read_json(path: Path) -> Any:
         raise InvDiffError(f"{path} is not valid JSON ({error}): delete it and rerun.") from None
 
 
+def sort_safetensors_header(path: Path) -> None:
+    """Rewrite a safetensors file with its header's keys in order.
+
+    The library writes metadata in the order of a hash table, which differs from process to
+    process, so that equal contents would give unequal files.
+    """
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    ordered = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    ordered += b" " * (-len(ordered) % 8)
+    with atomic_path(path) as partial:
+        partial.write_bytes(len(ordered).to_bytes(8, "little") + ordered + content[start:])
+
+
 def digest_bytes(*parts: bytes) -> str:
     """32 hexadecimal digits that depend on every part and on where one part ends."""
     hasher = hashlib.blake2b(digest_size=16)

@@ -14,6 +14,7 @@ from torch import nn
 
 from invdiff_pl.adapters.base import Adapter, register
 from invdiff_pl.errors import InvDiffError
+from invdiff_pl.files import sort_safetensors_header
 
 NAME = "invdiff"
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
@@ -112,6 +113,7 @@ class LoraAdapter(Adapter):
             },
             unet_lora_adapter_metadata=_plain(self.unet.peft_config[NAME].to_dict()),
         )
+        sort_safetensors_header(folder / WEIGHTS_FILE)
 
     def load_weights(self, folder: Path) -> None:
         """Read the updates; every matrix must be there."""
