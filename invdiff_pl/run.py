@@ -35,9 +35,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
     """
     options, overrides = _parser(command).parse_known_args(arguments)
     experiment = _experiment(command, options, overrides)
-    plan = [STAGES[name] for name in PLANS[command]]
-    if not experiment.rendered:
-        plan = [stage for stage in plan if stage.name != "data"]
+    plan = experiment.plan(command)
     due = [stage for stage in plan if not is_current(experiment, stage)]
     if overrides and any(stage.command in LIGHTNING for stage in due):
         _check_arguments(experiment, due)
@@ -65,7 +63,10 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument("--scale", default="mini", help="name of a file in experiments/scales/")
     parser.add_argument("--experiments", type=Path, default=Path("experiments"), metavar="DIR")
     parser.add_argument("--data", help="folder of the data set; drawn stand-ins if not given")
-    parser.add_argument("--backbone", help="pipeline folder or hub id; the shipped one otherwise")
+    parser.add_argument(
+        "--backbone",
+        help="pipeline folder or hub id; the shipped one otherwise (backbone: what to fine-tune)",
+    )
     parser.add_argument("--run-dir", help="run folder; runs/EXPERIMENT/SCALE otherwise")
     parser.add_argument("--devices", help="devices a node, as Lightning takes them")
     return parser
@@ -89,7 +90,8 @@ def _experiment(command: str, options: argparse.Namespace, overrides: Sequence[s
         flags.append(f"--experiment.data_root={options.data}")
     own_backbone = Path(run_dir) / "backbone" / "pipeline"
     if options.backbone:
-        flags.append(f"--experiment.backbone={options.backbone}")
+        setting = "start" if command == "backbone" else "backbone"
+        flags.append(f"--experiment.{setting}={options.backbone}")
     elif command == "train" and own_backbone.is_dir():
         flags.append(f"--experiment.backbone={own_backbone}")
     if options.devices:
@@ -104,6 +106,7 @@ def _experiment(command: str, options: argparse.Namespace, overrides: Sequence[s
         flags=(*flags, *shared),
         overrides=by_stage,
         rendered=not options.data,
+        fine_tunes=command == "backbone" and bool(options.backbone),
     )
 
 

@@ -13,6 +13,7 @@ class ExperimentSettings:
         run_dir: holds one folder a stage.
         data_root: folder of the data set.
         backbone: pipeline folder, hub id, or ``asset:NAME`` for one shipped with the package.
+        start: pipeline that a new backbone is trained on from.
         cache_dir: latents, prompt embeddings and decoded images, shared by all runs.
     """
 
@@ -21,6 +22,7 @@ class ExperimentSettings:
     run_dir: str = "runs/experiment/mini"
     data_root: str = "data"
     backbone: str = "asset:experiment"
+    start: str = "runs/experiment/mini/autoencoder/pipeline"
     cache_dir: str = ".cache/invdiff"
 
 

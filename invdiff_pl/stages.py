@@ -86,6 +86,8 @@ class Experiment:
         flags: ``--experiment.…`` and other settings that all stages get.
         overrides: further flags by stage.
         rendered: whether the data set is drawn, not given.
+        fine_tunes: whether a new backbone starts from a given pipeline, not from an autoencoder
+            of its own.
     """
 
     files: tuple[Path, ...]
@@ -93,6 +95,12 @@ class Experiment:
     flags: tuple[str, ...]
     overrides: dict[str, tuple[str, ...]]
     rendered: bool
+    fine_tunes: bool = False
+
+    def plan(self, command: str) -> list[Stage]:
+        """The stages of a command, in order, less those whose output is given."""
+        given = {"data": not self.rendered, "autoencoder": self.fine_tunes}
+        return [STAGES[name] for name in PLANS[command] if not given.get(name, False)]
 
     def stage_files(self, stage: Stage) -> list[Path]:
         """The YAML files of a stage, in order; later ones win."""
@@ -166,9 +174,13 @@ def fingerprint(experiment: Experiment, stage: Stage) -> str:
         "experiment": shared["name"],
     }
     if stage.reads_backbone:
-        folder = Path(resolve_backbone(shared["backbone"]))
-        key["backbone"] = digest_folder(folder) if folder.is_dir() else shared["backbone"]
+        key["backbone"] = _pipeline_digest(shared["backbone"])
     return digest_json(key)
+
+
+def _pipeline_digest(backbone: str) -> str:
+    folder = Path(resolve_backbone(backbone))
+    return digest_folder(folder) if folder.is_dir() else backbone
 
 
 def _drop_what_only_watches(trainer: dict[str, Any]) -> None:
@@ -182,6 +194,8 @@ def _drop_what_only_watches(trainer: dict[str, Any]) -> None:
 def _input_digest(experiment: Experiment, stage: Stage) -> str:
     if stage.name == "data" and not experiment.rendered:
         return _listing_digest(Path(experiment.settings["experiment"]["data_root"]))
+    if stage.name == "autoencoder" and experiment.fine_tunes:
+        return _pipeline_digest(experiment.settings["experiment"]["start"])
     return fingerprint(experiment, stage)
 
 

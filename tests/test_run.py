@@ -149,6 +149,24 @@ def test_records_hold_settings_and_fingerprint(workspace: Path) -> None:
     assert record["config"]["trainer"]["max_steps"] == 400
 
 
+def test_a_new_backbone_fine_tunes_the_given_pipeline(workspace: Path) -> None:
+    given = _experiment(command="backbone")
+    assert "autoencoder" not in [stage.name for stage in given.plan("backbone")]
+    assert given.config(STAGES["backbone"])["model"]["init_args"]["backbone"] == "pipeline"
+    mark = fingerprint(given, STAGES["backbone"])
+    config = workspace / "pipeline" / "unet" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    assert fingerprint(given, STAGES["backbone"]) != mark
+
+
+def test_a_new_backbone_without_one_given_starts_from_its_own_autoencoder(workspace: Path) -> None:
+    options, overrides = runner._parser("backbone").parse_known_args(["--experiment", "waterbirds"])
+    own = runner._experiment("backbone", options, overrides)
+    assert "autoencoder" in [stage.name for stage in own.plan("backbone")]
+    start = own.config(STAGES["backbone"])["model"]["init_args"]["backbone"]
+    assert start == "runs/waterbirds/mini/autoencoder/pipeline"
+
+
 def test_help_lists_the_commands_without_loading_torch(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -19,9 +19,11 @@ def write_card(run_dir: Path) -> None:
     """
     metrics = read_json(run_dir / "backbone_samples" / "metrics.json")
     records = {
-        name: read_json(run_dir / name / RECORD)
-        for name in ("autoencoder", "backbone", "backbone_samples")
+        name: read_json(run_dir / name / RECORD) for name in ("backbone", "backbone_samples")
     }
+    start = Path(records["backbone"]["config"]["experiment"]["start"])
+    if start == run_dir / "autoencoder" / "pipeline":
+        records["autoencoder"] = read_json(run_dir / "autoencoder" / RECORD)
     folder = run_dir / "card"
     folder.mkdir(parents=True, exist_ok=True)
     write_grids(run_dir / "backbone_samples", folder / "samples.png")
@@ -41,18 +43,29 @@ def card(metrics: dict[str, Any], records: dict[str, Any]) -> str:
         "within" if abs(own - shown) <= TOLERANCE else "NOT within"
     ) + f" {TOLERANCE} of the training split's"
     low, high = figures["bias"]["interval"]
-    minutes = (records["autoencoder"]["seconds"] + record["seconds"]) / 60
+    first = records.get("autoencoder")
+    minutes = (record["seconds"] + (first["seconds"] if first else 0)) / 60
+    steps = f"{config['trainer']['max_steps']}" + (
+        f", after {first['config']['trainer']['max_steps']} of the autoencoder" if first else ""
+    )
+    start = config["experiment"]["start"]
+    origin = "from scratch" if first else f"from `{start}` on"
+    parts = (
+        "`AutoencoderKL` and `UNet2DConditionModel` trained here; `CLIPTextModel` with random, "
+        "frozen weights; a `CLIPTokenizer` that knows the words of the prompts; v-prediction with "
+        "zero terminal signal-to-noise ratio."
+        if first
+        else f"`UNet2DConditionModel` trained here, all others as in `{start}`."
+    )
+    given = "" if first else f" BACKBONE={start}"
     return f"""\
 # A small, deliberately biased text-to-image model: {config["experiment"]["name"]}
 
 A `StableDiffusionPipeline` of {config["data"]["init_args"]["resolution"]}-pixel images, trained \
-from scratch on the biased training split of rendered or given pictures, so that the bias can be \
+{origin} on the biased training split of rendered or given pictures, so that the bias can be \
 found and mitigated. It is of no other use.
 
-Load it with `diffusers.StableDiffusionPipeline.from_pretrained(FOLDER)`. Parts: `AutoencoderKL` \
-and `UNet2DConditionModel` trained here; `CLIPTextModel` with random, frozen weights; a \
-`CLIPTokenizer` that knows the words of the prompts; v-prediction with zero terminal \
-signal-to-noise ratio.
+Load it with `diffusers.StableDiffusionPipeline.from_pretrained(FOLDER)`. Parts: {parts}
 
 | | |
 | --- | --- |
@@ -64,8 +77,7 @@ signal-to-noise ratio.
 | samples a prompt, steps, guidance scale | {metrics["samples_per_prompt"]}, \
 {records["backbone_samples"]["config"]["model"]["init_args"]["steps"]}, \
 {records["backbone_samples"]["config"]["model"]["init_args"]["guidance_scale"]} |
-| training steps: autoencoder, denoiser | \
-{records["autoencoder"]["config"]["trainer"]["max_steps"]}, {config["trainer"]["max_steps"]} |
+| training steps of the denoiser | {steps} |
 | seed | {config["seed_everything"]} |
 | training time | {minutes:.0f} minutes |
 | hardware | {record["hardware"]} |
@@ -74,6 +86,6 @@ Made by
 
 ```
 make backbone EXP={config["experiment"]["name"]} SCALE={config["experiment"]["scale"]} \
-SEED={config["seed_everything"]}
+SEED={config["seed_everything"]}{given}
 ```
 """
