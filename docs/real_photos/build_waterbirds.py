@@ -12,7 +12,6 @@ import csv
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -22,36 +21,23 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from photographs import BIRDS, SCENES
+from photographs import (
+    BIRD_PACKAGE,
+    LABELS,
+    Source,
+    UserError,
+    bird_table,
+    fetch,
+    find_sources,
+    scene_table,
+)
 from PIL import Image, ImageEnhance, ImageOps
 
 T = TypeVar("T")
 
-LABELS = ("land", "water")  # of birds (y) and of scenes (place), by their code
 SPLITS = ("train", "val", "test")
 SHARES = (0.5, 0.25, 0.25)  # of a photograph's width that each split sees
 COLUMNS = ("img_id", "img_filename", "y", "split", "place", "place_filename")
-BIRD_PACKAGE = "tuxpaint-stamps-default"
-
-
-class UserError(Exception):
-    """What the user can mend, in one sentence."""
-
-
-class Source(NamedTuple):
-    """A photograph: the name it has in the tables above, its class and where it lies."""
-
-    key: str
-    label: int
-    path: Path
-
-
-class Scene(NamedTuple):
-    """A row of the table of scenes; ``region`` in hundredths of width and height."""
-
-    package: str
-    label: int
-    region: tuple[int, int, int, int]
 
 
 class Row(NamedTuple):
@@ -64,41 +50,6 @@ class Row(NamedTuple):
 
 Strips = dict[str, dict[int, tuple[float, float]]]
 """Left and right edge, in shares of the region's width, by photograph and split."""
-
-
-def bird_table() -> dict[str, tuple[int, str]]:
-    """Class and species of each stamp, by file name."""
-    lines = [line.split() for line in BIRDS.split("\n") if line]
-    pairs = [(kind, *bird.split("=")) for kind, *birds in lines for bird in birds]
-    return {f"{stamp}.png": (LABELS.index(kind), species) for kind, stamp, species in pairs}
-
-
-def scene_table() -> dict[str, Scene]:
-    """Package, class and region of each photograph, by the end of its path."""
-    table = {}
-    for package, place, key, *edges in (line.split() for line in SCENES.split("\n") if line):
-        left, top, right, bottom = map(int, edges)
-        table[key] = Scene(package, LABELS.index(place), (left, top, right, bottom))
-    return table
-
-
-def find_sources(labels: dict[str, int], folders: Sequence[Path], flag: str) -> list[Source]:
-    """The photographs of a table that lie anywhere under ``folders``, by name."""
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"{flag} {folder} is not a folder: name one that is, or use --fetch.")
-    files = sorted(path.as_posix() for folder in folders for path in folder.resolve().rglob("*.*"))
-    found = {key: path for key in labels for path in files if path.endswith(f"/{key}")}
-    sources = [Source(key, labels[key], Path(found[key])) for key in sorted(found)]
-    for label, name in enumerate(LABELS):
-        if not any(source.label == label for source in sources):
-            raise UserError(
-                f"{flag} holds none of the {name} photographs that this script knows: add the "
-                "folders of the packages it lists, or use --fetch."
-            )
-    if missing := sorted(labels.keys() - found.keys()):
-        print(f"not found under {flag}, left out: {', '.join(missing)}", file=sys.stderr)
-    return sources
 
 
 def cut_strips(scenes: list[Source], rng: np.random.Generator) -> Strips:
@@ -275,32 +226,6 @@ def _renamed(target: Path) -> Iterator[Path]:
         raise UserError(f"{target} cannot be written: {error}.") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def fetch(folder: Path) -> None:
-    """Download the Debian packages and unpack them into ``folder``; nothing is installed."""
-    for package in (BIRD_PACKAGE, *sorted({scene.package for scene in scene_table().values()})):
-        print(f"fetching {package}", file=sys.stderr)
-        unsandboxed = ["-o", "APT::Sandbox::User=root"]  # or apt warns when root runs this
-        _run(["apt-get", *unsandboxed, "-qq", "download", package], folder)
-        for archive in folder.glob("*.deb"):
-            _run(["dpkg", "-x", archive.name, package], folder)
-            archive.unlink()
-
-
-def _run(command: list[str], folder: Path) -> None:
-    try:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise UserError(
-            f"--fetch needs {command[0]}, which is not here: use it on Debian, or unpack the "
-            "packages elsewhere and name them with --birds and --scenes."
-        ) from None
-    except subprocess.CalledProcessError as error:
-        reason = " ".join(error.stderr.split())
-        raise UserError(
-            f"'{' '.join(command)}' failed ({reason}): `apt-get update` may help."
-        ) from None
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,4 +1,13 @@
-"""Which photographs show what: bird cut-outs and scenes of Debian packages."""
+"""Which photographs show what: bird cut-outs and scenes of Debian packages, and how to get them."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+LABELS = ("land", "water")  # of birds (y) and of scenes (place), by their code
+BIRD_PACKAGE = "tuxpaint-stamps-default"
 
 # Class, then stamp=species. Left out: albino_peahen (grass in the cut-out), crowned_crane (a crane
 # is of neither class).
@@ -47,3 +56,84 @@ tuxpaint-data water tuxpaint/templates/jellyfish.jpg 12 0 80 100
 tuxpaint-data water tuxpaint/templates/ocean_splash.jpg 0 0 100 100
 tuxpaint-data water tuxpaint/templates/ocean_waves.jpg 0 0 100 100
 """
+
+
+class UserError(Exception):
+    """What the user can mend, in one sentence."""
+
+
+class Source(NamedTuple):
+    """A photograph: the name it has in the tables, its class and where it lies."""
+
+    key: str
+    label: int
+    path: Path
+
+
+class Scene(NamedTuple):
+    """A row of the table of scenes; ``region`` in hundredths of width and height."""
+
+    package: str
+    label: int
+    region: tuple[int, int, int, int]
+
+
+def bird_table() -> dict[str, tuple[int, str]]:
+    """Class and species of each stamp, by file name."""
+    lines = [line.split() for line in BIRDS.split("\n") if line]
+    pairs = [(kind, *bird.split("=")) for kind, *birds in lines for bird in birds]
+    return {f"{stamp}.png": (LABELS.index(kind), species) for kind, stamp, species in pairs}
+
+
+def scene_table() -> dict[str, Scene]:
+    """Package, class and region of each photograph, by the end of its path."""
+    table = {}
+    for package, place, key, *edges in (line.split() for line in SCENES.split("\n") if line):
+        left, top, right, bottom = map(int, edges)
+        table[key] = Scene(package, LABELS.index(place), (left, top, right, bottom))
+    return table
+
+
+def find_sources(labels: dict[str, int], folders: Sequence[Path], flag: str) -> list[Source]:
+    """The photographs of a table that lie anywhere under ``folders``, by name."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{flag} {folder} is not a folder: name one that is, or use --fetch.")
+    files = sorted(path.as_posix() for folder in folders for path in folder.resolve().rglob("*.*"))
+    found = {key: path for key in labels for path in files if path.endswith(f"/{key}")}
+    sources = [Source(key, labels[key], Path(found[key])) for key in sorted(found)]
+    for label, name in enumerate(LABELS):
+        if not any(source.label == label for source in sources):
+            raise UserError(
+                f"{flag} holds none of the {name} photographs that this script knows: add the "
+                "folders of the packages it lists, or use --fetch."
+            )
+    if missing := sorted(labels.keys() - found.keys()):
+        print(f"not found under {flag}, left out: {', '.join(missing)}", file=sys.stderr)
+    return sources
+
+
+def fetch(folder: Path) -> None:
+    """Download the Debian packages and unpack them into ``folder``; nothing is installed."""
+    for package in (BIRD_PACKAGE, *sorted({scene.package for scene in scene_table().values()})):
+        print(f"fetching {package}", file=sys.stderr)
+        unsandboxed = ["-o", "APT::Sandbox::User=root"]  # or apt warns when root runs this
+        _run(["apt-get", *unsandboxed, "-qq", "download", package], folder)
+        for archive in folder.glob("*.deb"):
+            _run(["dpkg", "-x", archive.name, package], folder)
+            archive.unlink()
+
+
+def _run(command: list[str], folder: Path) -> None:
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise UserError(
+            f"--fetch needs {command[0]}, which is not here: use it on Debian, or unpack the "
+            "packages elsewhere and name them with --birds and --scenes."
+        ) from None
+    except subprocess.CalledProcessError as error:
+        reason = " ".join(error.stderr.split())
+        raise UserError(
+            f"'{' '.join(command)}' failed ({reason}): `apt-get update` may help."
+        ) from None
