@@ -1,4 +1,4 @@
-"""Figures of samples while they are drawn: bias, prompt accuracy and Fréchet distance."""
+"""Figures of samples while they are drawn: bias, prompt accuracy, Fréchet distance, recall."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,13 @@ from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.data.images import to_float
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import write_json
-from invdiff_pl.metrics import BiasScore, FrechetDistance, build_extractor, wilson_interval
+from invdiff_pl.metrics import (
+    BiasScore,
+    FrechetDistance,
+    ManifoldScores,
+    build_extractor,
+    wilson_interval,
+)
 from invdiff_pl.metrics.classifier import SampleClassifier
 from invdiff_pl.modules.conditional_sampler import ConditionalSampler, SampledBatch
 
@@ -22,17 +28,19 @@ _BATCH = 128
 class SampleEvaluation(pl.Callback):
     """Scores what a :class:`ConditionalSampler` draws, on every rank, and writes ``metrics.json``.
 
-    All states are sums that ranks add up, so the figures do not depend on their number. The
-    Fréchet distance is to a *balanced* reference: equally many test images of each (prompt,
-    attribute) cell.
+    Ranks add up their sums and gather their features, so the figures do not depend on their
+    number. Fréchet distance, precision and recall are to a *balanced* reference: equally many test
+    images of each (prompt, attribute) cell.
 
     Args:
         output: folder of ``metrics.json``.
         classifier: folder of a trained classifier.
-        extractor: features of the Fréchet distance, see ``invdiff_pl.metrics.extractors``.
+        extractor: features of Fréchet distance, precision and recall, see
+            ``invdiff_pl.metrics.extractors``.
         extractor_weights: file of the extractor's weights, where it needs one.
         extractor_resolution: images are resized to this side first; the extractor's own if not
             given.
+        neighbours: of precision, recall, density and coverage.
     """
 
     def __init__(
@@ -42,11 +50,13 @@ class SampleEvaluation(pl.Callback):
         extractor: str = "efficientnet_lite0",
         extractor_weights: str | None = None,
         extractor_resolution: int | None = None,
+        neighbours: int = 3,
     ) -> None:
         self.output = Path(output)
         self.classifier_folder = Path(classifier)
         weights = None if extractor_weights is None else Path(extractor_weights)
         self.extractor = build_extractor(extractor, weights, extractor_resolution)
+        self.neighbours = neighbours
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Load the classifier, make a set of metrics a scale, and take in the reference."""
@@ -70,6 +80,10 @@ class SampleEvaluation(pl.Callback):
         self.distance = {
             s: FrechetDistance(self.extractor).to(pl_module.device) for s in pl_module.scales
         }
+        self.manifold = {
+            s: ManifoldScores(self.extractor.num_features, self.neighbours).to(pl_module.device)
+            for s in pl_module.scales
+        }
         self._take_in_reference(trainer, data, pl_module.device)
 
     def _take_in_reference(
@@ -81,11 +95,11 @@ class SampleEvaluation(pl.Callback):
         rows = balanced_rows(prompts, attributes)
         self.reference_size = len(rows)
         images = data.images("test")
-        first, *others = self.distance.values()
         for chunk in rows[trainer.global_rank :: trainer.world_size].split(_BATCH):
             features = self.extractor(images.gather(chunk).to(device))
-            for distance in (first, *others):
-                distance.update_features(features, real=True)
+            for scale in self.distance:
+                self.distance[scale].update_features(features, real=True)
+                self.manifold[scale].update(features, real=True)
 
     def on_predict_batch_end(
         self,
@@ -103,7 +117,9 @@ class SampleEvaluation(pl.Callback):
             right = prompt_logits.argmax(1) == prompts
             count = torch.bincount(prompts * 2 + right, minlength=2 * len(self.right[scale]))
             self.right[scale] += count.reshape(-1, 2)
-            self.distance[scale].update(images, real=False)
+            features = self.extractor(images)
+            self.distance[scale].update_features(features, real=False)
+            self.manifold[scale].update(features, real=False)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute every figure and write them."""
@@ -113,6 +129,7 @@ class SampleEvaluation(pl.Callback):
                 "bias": bias_figures(self.bias[scale], data.prompts, data.attribute_names),
                 "prompt_accuracy": self._prompt_accuracy(trainer, scale, data.prompts),
                 "frechet_distance": float(self.distance[scale].compute()),
+                "manifold": _manifold_figures(self.manifold[scale]),
             }
             for scale in self.bias
         }
@@ -135,6 +152,7 @@ class SampleEvaluation(pl.Callback):
                 "reference_images": self.reference_size,
                 "n": data.samples_per_prompt * len(data.prompts),
             },
+            "manifold": {"neighbours": self.neighbours},
         }
         write_json(self.output / "metrics.json", report)
 
@@ -150,6 +168,13 @@ class SampleEvaluation(pl.Callback):
             "interval": [low, high],
             "per_prompt": dict(zip(prompts, shares.tolist(), strict=True)),
         }
+
+
+def _manifold_figures(metric: ManifoldScores) -> dict[str, Any]:
+    try:
+        return {name: float(value) for name, value in metric.compute().items()}
+    except InvDiffError as error:  # a trial run of a few images should still get its other figures
+        return {"reason": str(error)}
 
 
 def balanced_rows(prompts: Tensor, attributes: Tensor) -> Tensor:

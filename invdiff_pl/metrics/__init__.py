@@ -16,6 +16,7 @@ from invdiff_pl.metrics.intervals import (
     proportion_interval,
     wilson_interval,
 )
+from invdiff_pl.metrics.manifold import ManifoldScores, manifold_scores
 
 __all__ = [
     "BiasScore",
@@ -24,10 +25,12 @@ __all__ = [
     "FeatureStatistics",
     "FrechetDistance",
     "InceptionV3",
+    "ManifoldScores",
     "bias_interval",
     "bias_statistics",
     "build_extractor",
     "frechet_distance",
+    "manifold_scores",
     "mean_bias_interval",
     "mean_interval",
     "pairwise_bias",

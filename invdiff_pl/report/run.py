@@ -69,7 +69,7 @@ def collect(
             "before": first["frechet_distance"],
             "after": last["frechet_distance"],
         },
-        "recall": absent("not measured by this version"),
+        **manifold_figures(metrics),
         "clip_t": absent("not measured by this version: it needs a CLIP model"),
         "environments": {
             "groups": environments["groups"],
@@ -90,6 +90,20 @@ def collect(
         },
         "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
     }
+
+
+def manifold_figures(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Precision, recall, density and coverage before and after."""
+    older = {"reason": "measured by later versions only: remove the samples folder and rerun"}
+    before, *_, after = (f.get("manifold", older) for f in metrics["scales"].values())
+    names = ("precision", "recall", "density", "coverage")
+    if "reason" in before:
+        return dict.fromkeys(names, absent(before["reason"]))
+    named = {
+        "neighbours": metrics["manifold"]["neighbours"],
+        "extractor": metrics["frechet_distance"]["extractor"],
+    }
+    return {name: {"before": before[name], "after": after[name], **named} for name in names}
 
 
 def absent(reason: str) -> dict[str, Any]:

@@ -53,6 +53,16 @@ def _headline(report: dict[str, Any]) -> str:
             f"{distance['before']:.2f}",
             f"{distance['after']:.2f}",
         ],
+        *(
+            [
+                f"{name.capitalize()} (k = {report[name]['neighbours']}, same features)",
+                "",
+                f"{report[name]['before']:.3f}",
+                f"{report[name]['after']:.3f}",
+            ]
+            for name in ("precision", "recall")
+            if report[name]["before"] is not None
+        ),
     ]
     table = _table(["", "training data", "before", "after"], rows)
     share = (

@@ -84,3 +84,5 @@ def test_samples_are_scored_while_they_are_drawn(birds, tiny_backbone, tmp_path)
     assert figures["frechet_distance"] > 0
     assert report["data"]["bias"]["mean"] == pytest.approx(0.9, abs=0.15)
     assert report["frechet_distance"]["n"] == 24
+    assert set(figures["manifold"]) == {"precision", "recall", "density", "coverage"}
+    assert report["manifold"] == {"neighbours": 3}

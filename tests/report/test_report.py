@@ -37,6 +37,7 @@ def _figures(bias: float, accuracy: float, distance: float) -> dict:
         "bias": _bias(bias),
         "prompt_accuracy": {"mean": accuracy, "interval": [accuracy - 0.01, 1.0]},
         "frechet_distance": distance,
+        "manifold": {"precision": 0.7, "recall": bias, "density": 0.6, "coverage": 0.5},
     }
 
 
@@ -53,6 +54,7 @@ METRICS: dict = {
         "reference_images": 12,
         "n": 4,
     },
+    "manifold": {"neighbours": 3},
 }
 
 
@@ -102,8 +104,11 @@ def test_the_report_holds_the_figures_of_the_stages(run_dir: Path) -> None:
     assert report["frechet_distance"]["after"] == 420.0
     assert report["environments"]["auc"] == 0.9876
     assert report["seconds"] == {"adapter": 30.5, "samples": 12.0, "total": 42.5}
-    assert report["recall"]["before"] is None
-    assert report["recall"]["reason"]
+    assert report["recall"]["before"] == 0.94
+    assert report["recall"]["after"] == 0.08
+    assert report["recall"]["neighbours"] == 3
+    assert report["clip_t"]["before"] is None
+    assert report["clip_t"]["reason"]
 
 
 def test_the_table_shows_them_with_intervals_and_escapes_prompts(run_dir: Path) -> None:
@@ -158,6 +163,16 @@ def test_a_damaged_manifest_is_named_with_its_line(run_dir: Path) -> None:
     path.write_text(path.read_text() + "{half a li\n")
     with pytest.raises(InvDiffError, match="line 9 is damaged"):
         read_manifest(run_dir / "samples")
+
+
+def test_recall_of_too_few_images_is_left_out_with_its_reason(run_dir: Path) -> None:
+    metrics = json.loads(json.dumps(METRICS))
+    for figures in metrics["scales"].values():
+        figures["manifold"] = {"reason": "too few"}
+    (run_dir / "samples" / "metrics.json").write_text(json.dumps(metrics))
+    report = write_report(run_dir, 0)
+    assert report["recall"] == {"before": None, "after": None, "reason": "too few"}
+    assert "Recall" not in (run_dir / "report" / "report.md").read_text()
 
 
 def test_the_card_says_whether_the_backbone_shows_the_bias() -> None:
