@@ -73,8 +73,10 @@ class EvaluationSettings:
         extractor: features of the Fréchet distance.
         weights: file of the extractor's weights, where it needs one.
         resolution: images are resized to this side for the extractor; ``None`` for its own.
+        clip: folder or hub id of a CLIP model for CLIP-T, which is left out if not given.
     """
 
     extractor: str = "efficientnet_lite0"
     weights: str | None = None
     resolution: int | None = None
+    clip: str | None = None

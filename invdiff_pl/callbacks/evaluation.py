@@ -20,6 +20,7 @@ from invdiff_pl.metrics import (
     wilson_interval,
 )
 from invdiff_pl.metrics.classifier import SampleClassifier
+from invdiff_pl.metrics.clip import ClipEncoder, ClipScore
 from invdiff_pl.modules.conditional_sampler import ConditionalSampler, SampledBatch
 
 _BATCH = 128
@@ -40,6 +41,7 @@ class SampleEvaluation(pl.Callback):
         extractor_weights: file of the extractor's weights, where it needs one.
         extractor_resolution: images are resized to this side first; the extractor's own if not
             given.
+        clip: folder or hub id of a CLIP model; CLIP-T is left out if it is not given or not there.
         neighbours: of precision, recall, density and coverage.
     """
 
@@ -50,6 +52,7 @@ class SampleEvaluation(pl.Callback):
         extractor: str = "efficientnet_lite0",
         extractor_weights: str | None = None,
         extractor_resolution: int | None = None,
+        clip: str | None = None,
         neighbours: int = 3,
     ) -> None:
         self.output = Path(output)
@@ -57,6 +60,7 @@ class SampleEvaluation(pl.Callback):
         weights = None if extractor_weights is None else Path(extractor_weights)
         self.extractor = build_extractor(extractor, weights, extractor_resolution)
         self.neighbours = neighbours
+        self.clip, self.no_clip = _load_clip(clip)
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Load the classifier, make a set of metrics a scale, and take in the reference."""
@@ -84,6 +88,14 @@ class SampleEvaluation(pl.Callback):
             s: ManifoldScores(self.extractor.num_features, self.neighbours).to(pl_module.device)
             for s in pl_module.scales
         }
+        if self.clip is None:
+            if trainer.is_global_zero:
+                print(f"CLIP-T is left out: {self.no_clip}")
+        else:
+            encoder = self.clip.to(pl_module.device)
+            self.clip_scores = {
+                s: ClipScore(encoder, data.prompts).to(pl_module.device) for s in pl_module.scales
+            }
         self._take_in_reference(trainer, data, pl_module.device)
 
     def _take_in_reference(
@@ -120,6 +132,8 @@ class SampleEvaluation(pl.Callback):
             features = self.extractor(images)
             self.distance[scale].update_features(features, real=False)
             self.manifold[scale].update(features, real=False)
+            if self.clip is not None:
+                self.clip_scores[scale].update(prompts, images)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute every figure and write them."""
@@ -130,6 +144,7 @@ class SampleEvaluation(pl.Callback):
                 "prompt_accuracy": self._prompt_accuracy(trainer, scale, data.prompts),
                 "frechet_distance": float(self.distance[scale].compute()),
                 "manifold": _manifold_figures(self.manifold[scale]),
+                "clip_t": self._clip_figures(scale, data.prompts),
             }
             for scale in self.bias
         }
@@ -156,6 +171,15 @@ class SampleEvaluation(pl.Callback):
         }
         write_json(self.output / "metrics.json", report)
 
+    def _clip_figures(self, scale: float, prompts: tuple[str, ...]) -> dict[str, Any]:
+        if self.clip is None:
+            return {"reason": self.no_clip}
+        found = self.clip_scores[scale].compute()
+        return {
+            "mean": float(found["mean"]),
+            "per_prompt": dict(zip(prompts, found["per_prompt"].tolist(), strict=True)),
+        }
+
     def _prompt_accuracy(
         self, trainer: pl.Trainer, scale: float, prompts: tuple[str, ...]
     ) -> dict[str, Any]:
@@ -168,6 +192,16 @@ class SampleEvaluation(pl.Callback):
             "interval": [low, high],
             "per_prompt": dict(zip(prompts, shares.tolist(), strict=True)),
         }
+
+
+def _load_clip(source: str | None) -> tuple[ClipEncoder | None, str]:
+    """The encoder, or why there is none."""
+    if source is None:
+        return None, "no CLIP model is given: name the folder of one with --evaluation.clip="
+    try:
+        return ClipEncoder(source), ""
+    except InvDiffError as error:
+        return None, str(error)
 
 
 def _manifold_figures(metric: ManifoldScores) -> dict[str, Any]:

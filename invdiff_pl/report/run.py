@@ -9,6 +9,7 @@ from invdiff_pl.report.plots import plot_bias, plot_environments, write_grids
 from invdiff_pl.report.tables import markdown
 from invdiff_pl.stages import RECORD
 
+OLDER = {"reason": "measured by later versions only: remove the samples folder and rerun"}
 TIMED = ("data", "classifier", "environments", "adapter", "samples")
 
 
@@ -70,7 +71,7 @@ def collect(
             "after": last["frechet_distance"],
         },
         **manifold_figures(metrics),
-        "clip_t": absent("not measured by this version: it needs a CLIP model"),
+        "clip_t": clip_figures(metrics),
         "environments": {
             "groups": environments["groups"],
             "score": environments["score"],
@@ -94,8 +95,7 @@ def collect(
 
 def manifold_figures(metrics: dict[str, Any]) -> dict[str, Any]:
     """Precision, recall, density and coverage before and after."""
-    older = {"reason": "measured by later versions only: remove the samples folder and rerun"}
-    before, *_, after = (f.get("manifold", older) for f in metrics["scales"].values())
+    before, *_, after = (f.get("manifold", OLDER) for f in metrics["scales"].values())
     names = ("precision", "recall", "density", "coverage")
     if "reason" in before:
         return dict.fromkeys(names, absent(before["reason"]))
@@ -104,6 +104,14 @@ def manifold_figures(metrics: dict[str, Any]) -> dict[str, Any]:
         "extractor": metrics["frechet_distance"]["extractor"],
     }
     return {name: {"before": before[name], "after": after[name], **named} for name in names}
+
+
+def clip_figures(metrics: dict[str, Any]) -> dict[str, Any]:
+    """CLIP-T before and after."""
+    before, *_, after = (f.get("clip_t", OLDER) for f in metrics["scales"].values())
+    if "reason" in before:
+        return absent(before["reason"])
+    return {"before": before["mean"], "after": after["mean"]}
 
 
 def absent(reason: str) -> dict[str, Any]:

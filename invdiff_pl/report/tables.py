@@ -64,6 +64,9 @@ def _headline(report: dict[str, Any]) -> str:
             if report[name]["before"] is not None
         ),
     ]
+    clip = report["clip_t"]
+    if clip["before"] is not None:
+        rows.append(["CLIP-T", "", f"{clip['before']:.2f}", f"{clip['after']:.2f}"])
     table = _table(["", "training data", "before", "after"], rows)
     share = (
         f"Adapter: {adapter['kind']}, {adapter['parameters']:,} parameters, "

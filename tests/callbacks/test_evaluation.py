@@ -42,7 +42,7 @@ def test_figures_hold_counts_by_class_name() -> None:
     assert figures["interval"][0] <= 0.8 <= figures["interval"][1]
 
 
-def test_samples_are_scored_while_they_are_drawn(birds, tiny_backbone, tmp_path) -> None:
+def test_samples_are_scored_while_they_are_drawn(birds, tiny_backbone, tmp_path, capsys) -> None:
     data = WaterbirdsDataModule(
         root=str(birds),
         backbone=str(tiny_backbone),
@@ -65,7 +65,9 @@ def test_samples_are_scored_while_they_are_drawn(birds, tiny_backbone, tmp_path)
         "held_out_accuracy": {"attribute": 0.5, "prompt": 1 / 6},
     }
     network.save(classifier, facts)
-    callback = SampleEvaluation(str(tmp_path), str(classifier), extractor_resolution=32)
+    callback = SampleEvaluation(
+        str(tmp_path), str(classifier), extractor_resolution=32, clip=str(tmp_path / "no-model")
+    )
     module = ConditionalSampler(str(tiny_backbone), str(tmp_path / "samples"), steps=1)
     Trainer(
         accelerator="cpu",
@@ -86,3 +88,5 @@ def test_samples_are_scored_while_they_are_drawn(birds, tiny_backbone, tmp_path)
     assert report["frechet_distance"]["n"] == 24
     assert set(figures["manifold"]) == {"precision", "recall", "density", "coverage"}
     assert report["manifold"] == {"neighbours": 3}
+    assert "no-model" in figures["clip_t"]["reason"]
+    assert "CLIP-T is left out" in capsys.readouterr().out

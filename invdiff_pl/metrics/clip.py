@@ -1,0 +1,107 @@
+"""CLIP-T: how well images fit their prompts, by a CLIP model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+from invdiff_pl.errors import InvDiffError
+
+
+class ClipEncoder:
+    """A frozen CLIP model with its tokenizer and image processor.
+
+    Args:
+        source: folder of the model as transformers saves it, or hub id.
+
+    Raises:
+        InvDiffError: if there is no such model on disk and it cannot be downloaded.
+    """
+
+    def __init__(self, source: str) -> None:
+        try:
+            self.model = CLIPModel.from_pretrained(source).eval().requires_grad_(False)
+            self.tokenizer = AutoTokenizer.from_pretrained(source)
+            self.processor = CLIPImageProcessor.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InvDiffError(
+                f"cannot load the CLIP model {source!r} ({reason}): give the folder of one with "
+                "--evaluation.clip=."
+            ) from None
+
+    def to(self, device: torch.device) -> "ClipEncoder":
+        """Move the model."""
+        self.model.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Text embeddings of unit length, ``[P, D]``."""
+        tokens = self.tokenizer(
+            list(prompts), padding=True, truncation=True, return_tensors="pt"
+        ).to(self.model.device)
+        pooled = self.model.text_model(**tokens).pooler_output
+        return torch.nn.functional.normalize(self.model.text_projection(pooled), dim=-1)
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Image embeddings of unit length, ``[N, D]``, of uint8 images ``[N, 3, H, W]``."""
+        pixels = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
+        pooled = self.model.vision_model(pixels.to(self.model.device)).pooler_output
+        return torch.nn.functional.normalize(self.model.visual_projection(pooled), dim=-1)
+
+
+class ClipScore(Metric):
+    """CLIP-T: 100 times the mean cosine between an image and its prompt.
+
+    The encoder is kept out of the module tree, so it enters no checkpoint; prompts are encoded
+    once. Sums are float64 and added over ranks.
+
+    Args:
+        encoder: of images and prompts.
+        prompts: the distinct prompts, at least one.
+        kwargs: further arguments of ``torchmetrics.Metric``.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    is_differentiable = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, encoder: ClipEncoder, prompts: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.encoder = encoder
+        self.embeddings = encoder.encode_prompts(prompts).double()
+        zeros = torch.zeros(len(prompts), dtype=torch.float64)
+        self.add_state("total", zeros, dist_reduce_fx="sum")
+        self.add_state("count", zeros.clone(), dist_reduce_fx="sum")
+
+    def update(self, prompts: Tensor, images: Tensor) -> None:
+        """Add images.
+
+        Args:
+            prompts: number of each image's prompt, int64 ``[N]``.
+            images: uint8 ``[N, 3, H, W]``.
+        """
+        found = self.encoder.encode_images(images).double().to(self.device)
+        cosines = (found * self.embeddings.to(self.device)[prompts]).sum(1)
+        self.total.index_add_(0, prompts, cosines)
+        self.count.index_add_(0, prompts, torch.ones_like(cosines))
+
+    def compute(self) -> dict[str, Tensor]:
+        """``mean`` over images, and ``per_prompt`` ``[P]`` (NaN where there is none), in percent.
+
+        Raises:
+            InvDiffError: if there was no image.
+        """
+        if not self.count.any():
+            raise InvDiffError("CLIP-T needs at least one image, found none.")
+        return {
+            "mean": 100 * self.total.sum() / self.count.sum(),
+            "per_prompt": 100 * self.total / self.count,
+        }
