@@ -81,6 +81,7 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         self.seed = seed
         self.workers = workers
         self._index: ImageIndex | None = None
+        self._contents: dict[Split, str] = {}
 
     @abstractmethod
     def read_index(self) -> ImageIndex:
@@ -269,9 +270,11 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         return self.index.prompt_ids[self.index.rows(split)]
 
     def _folder(self, kind: Literal["latents", "images"], split: Split) -> Path:
-        paths = self.index.paths(self.index.rows(split))
+        if split not in self._contents:
+            files = [self.index.files[row] for row in self.index.rows(split).tolist()]
+            self._contents[split] = content_digest(self.root, files, self.cache_dir / "content")
         key: dict[str, Any] = {
-            "content": content_digest(paths, self.cache_dir / "content"),
+            "content": self._contents[split],
             "resolution": self.resolution,
         }
         if kind == "latents":

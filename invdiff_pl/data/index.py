@@ -1,16 +1,28 @@
 """What a data set holds: image files, the prompt of each and the split it belongs to."""
 
+import hashlib
+import os
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISLNK
 
+import numpy as np
+import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from invdiff_pl.data.tables import place, refuse
+from invdiff_pl.data.threads import map_in_threads
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import digest_file, digest_json, read_json, write_json
 
 SPLITS = ("train", "val", "test")
+# Upwards, absolute, a Windows drive, a Windows separator, or no file name at all.
+_OUTSIDE = r"(?:^|/)\.\.(?:/|$)|^/|^[A-Za-z]:|\\|\x00"
+_UNTIDY = r"(?:^|/)\.?(?:/|$)"
 
 
 @dataclass(frozen=True)
@@ -51,50 +63,149 @@ class ImageIndex:
 
 
 def index_images(
-    root: Path, files: Sequence[str], prompts: Sequence[str], splits: Sequence[int], table: Path
+    root: Path,
+    files: Sequence[str] | pd.Series,
+    prompts: Sequence[str] | pd.Series,
+    splits: Sequence[int] | NDArray[np.int64],
+    table: Path,
 ) -> ImageIndex:
     """Build an index from one prompt and one split a file.
 
+    Args:
+        root: folder of the data set.
+        files: paths relative to ``root``, with forward slashes; a column of ``read_table``, or a
+            plain sequence in the order of the rows below the table's header.
+        prompts: of each file.
+        splits: of each file, into ``SPLITS``.
+        table: where they come from, to be named.
+
     Raises:
-        InvDiffError: if a file lies outside the root, or the table is empty.
+        InvDiffError: if there is no file, one is named twice, or one lies outside the root.
     """
-    if not files:
+    if len(files) == 0:
         raise InvDiffError(f"{table} lists no image.")
-    outside = [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]
-    if outside:
-        raise InvDiffError(
-            f"{table} names {outside[0]!r}, which lies outside {root}: mend the row."
-        )
-    distinct = sorted(set(prompts))
+    index = files.index if isinstance(files, pd.Series) else range(2, len(files) + 2)
+    names = pd.Series(files, index=index, dtype="str")
+    refuse(
+        names.str.contains(_OUTSIDE, regex=True),
+        names,
+        str(names.name or "the file"),
+        f"a path with forward slashes inside {root}, none that lies outside",
+        table,
+    )
+    odd = names.str.contains(_UNTIDY, regex=True)
+    if odd.any():
+        names[odd] = names[odd].map(posixpath.normpath)
+    _refuse_duplicates(names, table)
+    codes, found = pd.factorize(pd.Series(prompts, dtype="str"))
+    distinct = sorted(found)
     number = {prompt: position for position, prompt in enumerate(distinct)}
+    in_order = np.array([number[prompt] for prompt in found], dtype=np.int64)
     return ImageIndex(
         root=root,
-        files=tuple(files),
+        files=tuple(names),
         prompts=tuple(distinct),
-        prompt_ids=torch.tensor([number[prompt] for prompt in prompts]),
-        splits=torch.tensor(splits),
+        prompt_ids=torch.from_numpy(in_order[codes]),
+        splits=torch.tensor(np.asarray(splits), dtype=torch.int64),
     )
 
 
-def content_digest(paths: Sequence[Path], memo_folder: Path) -> str:
-    """Digest of the files' contents.
+def _refuse_duplicates(names: pd.Series, table: Path) -> None:
+    """An image that stands twice would count twice, and could be in two splits."""
+    again = names.duplicated().to_numpy()
+    if not again.any():
+        return
+    second = int(again.argmax())
+    name = names.iloc[second]
+    first = int((names == name).to_numpy().argmax())
+    places = [place(table, names.index[row]) for row in (first, second)]
+    more = f" ({int(again.sum()) - 1} other rows repeat a file, too)" if again.sum() > 1 else ""
+    raise InvDiffError(
+        f"{table}, {places[0]} and {places[1]} both name {name!r}{more}: remove one of the rows."
+    )
+
+
+def content_digest(root: Path, files: Sequence[str], memo_folder: Path) -> str:
+    """Digest of the contents of files below a root.
 
     Reading gigabytes at every start would be slow, so the digest is remembered for as long as
     every file keeps its size and modification time.
 
     Raises:
-        InvDiffError: if a file is missing.
+        InvDiffError: if a file is missing, or is a link to something outside the root.
     """
-    try:
-        stats = [(str(path), (s := path.stat()).st_size, s.st_mtime_ns) for path in paths]
-    except FileNotFoundError as error:
-        raise InvDiffError(
-            f"image {error.filename} is listed in the data set's table but missing: restore the "
-            "file or remove its row."
-        ) from None
-    memo = memo_folder / f"{digest_json(stats)}.json"
+    memo = memo_folder / f"{state_digest(root, files)}.json"
     if memo.is_file():
         return str(read_json(memo)["content"])
-    content = digest_json([digest_file(path) for path in paths])
-    write_json(memo, {"content": content, "files": len(paths)})
+    content = digest_json(list(map_in_threads(lambda name: digest_file(root / name), files)))
+    write_json(memo, {"content": content, "files": len(files)})
     return content
+
+
+def state_digest(root: Path, files: Sequence[str], *, missing_ok: bool = False) -> str:
+    """Digest of the names, sizes and modification times of files below a root.
+
+    Args:
+        root: folder.
+        files: relative paths.
+        missing_ok: count a file that cannot be reached as one of no size, rather than refuse.
+
+    Raises:
+        InvDiffError: if a file is missing, or is a link to something outside the root.
+    """
+    inside = InsideRoot(root)
+    hasher = hashlib.blake2b(digest_size=16)
+    for name in files:
+        try:
+            stat = inside.stat(name)
+            state = f"{stat.st_size} {stat.st_mtime_ns}"
+        except (InvDiffError, OSError) as error:
+            if missing_ok:
+                state = "unreachable"
+            elif isinstance(error, InvDiffError):
+                raise
+            else:
+                raise InvDiffError(
+                    f"image {root / name} is listed in the data set's table but missing: restore "
+                    "the file or remove its row."
+                ) from None
+        hasher.update(f"{root / name}\0{state}\0".encode())
+    return hasher.hexdigest()
+
+
+class InsideRoot:
+    """Refuses files that a symbolic link puts outside the root.
+
+    A folder is resolved once, so that a million files cost a million calls of ``lstat`` and no
+    more.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = str(root)
+        self._real_root = os.path.realpath(root)
+        self._folders: dict[str, bool] = {}
+
+    def stat(self, name: str) -> os.stat_result:
+        """State of the file at a relative path.
+
+        Raises:
+            InvDiffError: if a link leads outside the root.
+            OSError: if there is no such file.
+        """
+        path = os.path.join(self.root, name)
+        folder = os.path.dirname(path)
+        if folder not in self._folders:
+            self._folders[folder] = self._holds(folder)
+        stat = os.lstat(path)
+        linked = S_ISLNK(stat.st_mode)
+        if not self._folders[folder] or (linked and not self._holds(path)):
+            raise InvDiffError(
+                f"image {path} is a link to {os.path.realpath(path)}, outside the data folder, "
+                "where nothing is read: put the file itself there, or give the folder that holds "
+                "both."
+            )
+        return os.stat(path) if linked else stat
+
+    def _holds(self, path: str) -> bool:
+        real = os.path.realpath(path)
+        return real == self._real_root or real.startswith(os.path.join(self._real_root, ""))

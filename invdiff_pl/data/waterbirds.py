@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
 import torch
 from torch import Tensor
 
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.data.index import SPLITS, ImageIndex, index_images
+from invdiff_pl.data.tables import check_codes, read_table
 from invdiff_pl.errors import InvDiffError
 
 KINDS = ("landbird", "waterbird")
@@ -38,25 +38,24 @@ class WaterbirdsDataModule(BiasedDataModule):
     def read_index(self) -> ImageIndex:
         """Read files, prompts and splits; the column ``place`` is not looked at."""
         path = self.root / "metadata.csv"
-        table = _read_table(path, ["img_filename", "y", "split"])
-        for column, largest in (("y", len(KINDS)), ("split", len(SPLITS))):
-            _check_codes(table[column], column, largest, path)
+        table = read_table(path, ["img_filename", "y", "split"])
+        kinds = check_codes(table["y"], "y", len(KINDS), path)
+        splits = check_codes(table["split"], "split", len(SPLITS), path)
         if self.prompt_by == "kind":
-            prompts = [prompt_of(KINDS[y]) for y in table["y"]]
+            prompts = [prompt_of(KINDS[kind]) for kind in kinds]
         else:
             prompts = [prompt_of(_species(name, path)) for name in table["img_filename"]]
-        return index_images(
-            self.root, list(table["img_filename"]), prompts, list(table["split"]), path
-        )
+        return index_images(self.root, table["img_filename"], prompts, splits, path)
 
     def read_attributes(self) -> Tensor | None:
         """Background of each image: 0 land, 1 water; ``None`` if there is no such column."""
         path = self.root / "metadata.csv"
-        if "place" not in pd.read_csv(path, nrows=0).columns:
+        table = read_table(path, ["img_filename"], optional=["place"])
+        if "place" not in table.columns:
             return None
-        table = _read_table(path, ["place"])
-        _check_codes(table["place"], "place", len(self.attribute_names), path)
-        return torch.tensor(list(table["place"]))
+        return torch.from_numpy(
+            check_codes(table["place"], "place", len(self.attribute_names), path)
+        )
 
 
 def prompt_of(name: str) -> str:
@@ -74,29 +73,3 @@ def _species(filename: str, table: Path) -> str:
             "'001.Black_footed_Albatross/': use --data.prompt_by=kind, or mend the row."
         )
     return name
-
-
-def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, usecols=lambda name: name in columns, encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InvDiffError(
-            f"{path} is missing: DATA must be the Waterbirds folder, the one that holds "
-            "metadata.csv."
-        ) from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InvDiffError(f"{path} is not a readable CSV table: {error}.") from None
-    for column in columns:
-        if column not in table.columns:
-            raise InvDiffError(f"{path} lacks the column {column!r} of the published layout.")
-    return table
-
-
-def _check_codes(values: pd.Series, column: str, largest: int, path: Path) -> None:
-    wrong = ~values.isin(range(largest))
-    if wrong.any():
-        row = int(wrong.to_numpy().argmax())
-        raise InvDiffError(
-            f"{path}, line {row + 2}: {column} is {values.iloc[row]!r}, expected a whole number "
-            f"from 0 to {largest - 1}."
-        )
