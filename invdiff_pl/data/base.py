@@ -19,8 +19,9 @@ from invdiff_pl.data.batches import (
 )
 from invdiff_pl.data.cache import ShardedTensor, build_shards, is_complete
 from invdiff_pl.data.datasets import ImageDataset, LatentDataset, PromptDataset, SequentialBatches
-from invdiff_pl.data.images import read_images, to_float
+from invdiff_pl.data.images import read_images
 from invdiff_pl.data.index import ImageIndex, content_digest
+from invdiff_pl.data.latents import encode_images
 from invdiff_pl.diffusion.pipeline import backbone_digest, embed_prompts, load_pipeline
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import atomic_path, digest_json
@@ -140,7 +141,8 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         self.prompt_embeddings()
         folder = self._folder("latents", "train")
         if self.content == "latents" and not is_complete(folder):
-            self._cache_latents(folder)
+            paths = self.index.paths(self.index.rows("train"))
+            encode_images(load_pipeline(self.backbone).vae, paths, self.resolution, folder)
 
     def prompt_embeddings(self) -> Tensor:
         """Embeddings of every prompt and, last, of the empty one: ``[P + 1, L, D]``, cached."""
@@ -288,22 +290,3 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
             "text_encoder": backbone_digest(self.backbone, "text_encoder"),
         }
         return self.cache_dir / "prompts" / f"{digest_json(key)}.safetensors"
-
-    @torch.no_grad()
-    def _cache_latents(self, folder: Path) -> None:
-        pipeline = load_pipeline(self.backbone)
-        paths = self.index.paths(self.index.rows("train"))
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        vae = pipeline.vae.to(device)
-
-        def encode(rows: Sequence[int]) -> Tensor:
-            moments = []
-            for chunk in torch.tensor(rows).split(64):
-                pixels = read_images([paths[row] for row in chunk.tolist()], self.resolution)
-                images = to_float(pixels).to(device)
-                both = torch.stack([images, images.flip(-1)], dim=1).flatten(0, 1)
-                encoded = vae.encode(both).latent_dist.parameters
-                moments.append(encoded.unflatten(0, (-1, 2)).to("cpu", torch.float16))
-            return torch.cat(moments)
-
-        build_shards(folder, len(paths), encode, "encoding images")
