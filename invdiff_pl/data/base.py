@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -17,12 +18,18 @@ from invdiff_pl.data.batches import (
     Selection,
     ShuffledBatches,
 )
+from invdiff_pl.data.broken import describe_broken, readable_rows
 from invdiff_pl.data.cache import ShardedTensor, build_shards, is_complete
 from invdiff_pl.data.datasets import ImageDataset, LatentDataset, PromptDataset, SequentialBatches
 from invdiff_pl.data.images import read_images
 from invdiff_pl.data.index import ImageIndex, content_digest
 from invdiff_pl.data.latents import encode_images
-from invdiff_pl.diffusion.pipeline import backbone_digest, embed_prompts, load_pipeline
+from invdiff_pl.diffusion.pipeline import (
+    backbone_digest,
+    embed_prompts,
+    load_pipeline,
+    tokens_cut,
+)
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import atomic_path, digest_json
 
@@ -52,6 +59,8 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
             balanced over (prompt, environment) with paired draws.
         seed: of the order of images and of the flips.
         workers: processes that load batches; 0 reads in the training process.
+        broken: what becomes of an image that cannot be read: ``fail`` names it and stops;
+            ``skip`` leaves it out, named and counted, in all stages alike. It is never replaced.
     """
 
     attribute_names: Sequence[str]
@@ -69,6 +78,7 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         environments: str | None = None,
         seed: int = 0,
         workers: int = 0,
+        broken: Literal["fail", "skip"] = "fail",
     ) -> None:
         super().__init__()
         self.root = Path(root)
@@ -81,7 +91,9 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         self.environments = None if environments is None else Path(environments)
         self.seed = seed
         self.workers = workers
+        self.broken = broken
         self._index: ImageIndex | None = None
+        self._kept: Tensor | None = None
         self._contents: dict[Split, str] = {}
 
     @abstractmethod
@@ -104,8 +116,26 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
                     f"data folder {self.root} does not exist: give the data set's folder with "
                     "DATA= (or --data.root=)."
                 )
-            self._index = self.read_index()
+            self._index = self._usable(self.read_index())
         return self._index
+
+    def _usable(self, index: ImageIndex) -> ImageIndex:
+        """The index without broken images, if they are to be left out."""
+        if self.broken == "skip":
+            self._kept, listed = readable_rows(index, self.cache_dir / "broken")
+            if listed is not None:
+                index = index.subset(self._kept)
+                rank_zero_only(print)(describe_broken(listed))
+        index.require_training_images()
+        return index
+
+    def attributes(self) -> Tensor | None:
+        """Attribute class of each image of :attr:`index`, int64 ``[N]``, for scoring only."""
+        attributes = self.read_attributes()
+        if attributes is None:
+            return None
+        _ = self.index  # finds out which images are left out
+        return attributes if self._kept is None else attributes[self._kept]
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -148,7 +178,10 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         """Embeddings of every prompt and, last, of the empty one: ``[P + 1, L, D]``, cached."""
         file = self._prompts_file()
         if not file.is_file():
-            embeddings = embed_prompts(load_pipeline(self.backbone), [*self.prompts, ""])
+            pipeline = load_pipeline(self.backbone)
+            for prompt, cut in tokens_cut(pipeline, self.prompts).items():
+                print(f"warning: the text encoder does not see the last {cut} tokens of {prompt!r}")
+            embeddings = embed_prompts(pipeline, [*self.prompts, ""])
             with atomic_path(file) as partial:
                 save_file({"embeddings": embeddings}, partial)
         return load_file(file)["embeddings"]
@@ -169,7 +202,7 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
     def labels(self, split: Split) -> tuple[Tensor, Tensor | None]:
         """Prompt and attribute of each image of a split, for scoring only."""
         rows = self.index.rows(split)
-        attributes = self.read_attributes()
+        attributes = self.attributes()
         return self.index.prompt_ids[rows], None if attributes is None else attributes[rows]
 
     def train_dataloader(self) -> DataLoader:

@@ -1,19 +1,46 @@
 """Reading image files as they come: any mode, any size, turned as their EXIF tag says."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from invdiff_pl.data.threads import map_in_threads
 from invdiff_pl.errors import InvDiffError
+
+_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What an image file holds.
+
+    Attributes:
+        problem: why it cannot be read, ``None`` if it can.
+        kind: of the problem, one word: ``missing``, ``empty`` or ``unreadable``.
+        mode: of its pixels, as Pillow calls it.
+        width: in pixels, upright.
+        height: in pixels, upright.
+        turned: whether its EXIF tag turns or mirrors it.
+    """
+
+    problem: str | None = None
+    kind: str = ""
+    mode: str = ""
+    width: int = 0
+    height: int = 0
+    turned: bool = False
 
 
 def read_image(path: Path, resolution: int) -> Tensor:
     """One image, scaled so that its short side is ``resolution`` and cropped at the centre.
+
+    Transparent pixels are laid over white, 16-bit grey is scaled to 8 bits, and CMYK is converted
+    without a colour profile.
 
     Returns:
         uint8 ``[3, resolution, resolution]``.
@@ -21,13 +48,12 @@ def read_image(path: Path, resolution: int) -> Tensor:
     Raises:
         InvDiffError: if the file is missing or is no readable image.
     """
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    image, facts = _decode(path)
+    if image is None:
         raise InvDiffError(
-            f"image {path} cannot be read ({error}): replace the file or remove its row."
-        ) from None
+            f"image {path} cannot be read ({facts.problem}): replace the file, remove its row, or "
+            "leave broken images out with --data.broken=skip."
+        )
     if image.size != (resolution, resolution):
         image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
@@ -35,8 +61,45 @@ def read_image(path: Path, resolution: int) -> Tensor:
 
 def read_images(paths: Sequence[Path], resolution: int) -> Tensor:
     """Several images, uint8 ``[N, 3, resolution, resolution]``, decoded in threads."""
-    with ThreadPoolExecutor() as pool:
-        return torch.stack(list(pool.map(lambda path: read_image(path, resolution), paths)))
+    return torch.stack(list(map_in_threads(lambda path: read_image(path, resolution), paths)))
+
+
+def inspect_image(path: Path) -> ImageFacts:
+    """What an image file holds; it is decoded to its end, as :func:`read_image` would."""
+    return _decode(path)[1]
+
+
+def _decode(path: Path) -> tuple[Image.Image | None, ImageFacts]:
+    """The image as RGB, upright, or nothing and why."""
+    try:
+        if path.stat().st_size == 0:
+            return None, ImageFacts("the file is empty", "empty")
+        with Image.open(path) as file:
+            mode, turned = file.mode, file.getexif().get(_ORIENTATION, 1) != 1
+            image = _to_rgb(ImageOps.exif_transpose(file))
+    except FileNotFoundError:
+        return None, ImageFacts("there is no such file", "missing")
+    except UnidentifiedImageError:
+        return None, ImageFacts("it is no image of a known format", "unreadable")
+    except Exception as error:  # decoders of damaged files raise whatever they stumble over
+        told = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = " ".join(told.split())
+        return None, ImageFacts(reason, "unreadable")
+    return image, ImageFacts(None, "", mode, *image.size, turned)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("32-bit pixels, whose range is unknown: save it with 8 bits a channel")
+        return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("float pixels, whose range is unknown: save it with 8 bits a channel")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
 
 
 def to_float(images: Tensor) -> Tensor:

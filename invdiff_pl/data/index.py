@@ -4,7 +4,7 @@ import hashlib
 import os
 import posixpath
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from stat import S_ISLNK
 
@@ -54,8 +54,35 @@ class ImageIndex:
         """
         rows = (self.splits == SPLITS.index(split)).nonzero().squeeze(1)
         if len(rows) == 0:
-            raise InvDiffError(f"{self.root} has no image in its {split} split.")
+            raise InvDiffError(
+                f"{self.root} has no image in its {split} split: mark some images of its table as "
+                f"{split}."
+            )
         return rows
+
+    def subset(self, rows: Tensor) -> "ImageIndex":
+        """The index of some of the images; all prompts are kept."""
+        files = tuple(self.files[row] for row in rows.tolist())
+        return replace(
+            self, files=files, prompt_ids=self.prompt_ids[rows], splits=self.splits[rows]
+        )
+
+    def require_training_images(self) -> None:
+        """Refuse a prompt that cannot be trained on.
+
+        Raises:
+            InvDiffError: if the train split has no image, or none of some prompt.
+        """
+        prompts = self.prompt_ids[self.rows("train")]
+        counts = prompts.bincount(minlength=len(self.prompts))
+        absent = (counts == 0).nonzero().squeeze(1).tolist()
+        if absent:
+            more = f" (nor of {len(absent) - 1} other prompts)" if len(absent) > 1 else ""
+            raise InvDiffError(
+                f"{self.root} has no image of the prompt {self.prompts[absent[0]]!r} in its train "
+                f"split{more}: every prompt needs some to infer environments from; add images, or "
+                "remove the prompt's rows."
+            )
 
     def paths(self, rows: Tensor) -> list[Path]:
         """Absolute paths of rows."""
@@ -167,7 +194,7 @@ def state_digest(root: Path, files: Sequence[str], *, missing_ok: bool = False) 
             else:
                 raise InvDiffError(
                     f"image {root / name} is listed in the data set's table but missing: restore "
-                    "the file or remove its row."
+                    "the file, remove its row, or leave such images out with --data.broken=skip."
                 ) from None
         hasher.update(f"{root / name}\0{state}\0".encode())
     return hasher.hexdigest()

@@ -70,6 +70,14 @@ def embed_prompts(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> 
     return embeddings
 
 
+def tokens_cut(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> dict[str, int]:
+    """Prompts longer than the text encoder takes, and how many of their tokens it does not see."""
+    tokenizer = pipeline.tokenizer
+    tokens = tokenizer(list(prompts), padding=False, truncation=False).input_ids
+    lengths = [len(ids) - tokenizer.model_max_length for ids in tokens]
+    return {prompt: cut for prompt, cut in zip(prompts, lengths, strict=True) if cut > 0}
+
+
 def set_scheduler(pipeline: StableDiffusionPipeline, name: str | None) -> None:
     """Swap in the diffusers scheduler class ``name``, keeping the backbone's noise schedule.
 

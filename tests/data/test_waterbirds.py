@@ -147,20 +147,6 @@ def test_a_missing_image_is_named(birds, tmp_path, tiny_backbone) -> None:
         module.prepare_data()
 
 
-def test_a_broken_image_is_named(tmp_path) -> None:
-    path = tmp_path / "broken.png"
-    path.write_bytes(b"\x89PNG\r\n\x1a\nnot an image")
-    with pytest.raises(InvDiffError, match=r"broken\.png cannot be read"):
-        read_image(path, 32)
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P"])
-def test_images_of_any_mode_and_size_become_rgb_squares(mode: str, tmp_path) -> None:
-    path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
-    Image.new(mode, (70, 50)).save(path)
-    assert read_image(path, 32).shape == (3, 32, 32)
-
-
 def test_attributes_are_absent_without_their_column(changed, tmp_path) -> None:
     root = changed("place,", "scenery,")
     assert _module(root, tmp_path).read_attributes() is None

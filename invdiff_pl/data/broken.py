@@ -1,0 +1,87 @@
+"""Finding the images of an index that cannot be read, so that they can be left out."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from invdiff_pl.data.images import ImageFacts, inspect_image
+from invdiff_pl.data.index import ImageIndex, InsideRoot, state_digest
+from invdiff_pl.data.threads import map_in_threads
+from invdiff_pl.errors import InvDiffError
+from invdiff_pl.files import read_json, write_json
+
+_NAMED = 10
+
+
+def inspect_files(index: ImageIndex, description: str) -> Iterator[ImageFacts]:
+    """What each file of an index holds, in order, with a progress bar.
+
+    Files are decoded in threads; a link that leaves the root is not followed.
+    """
+    inside = InsideRoot(index.root)
+
+    def inspect(name: str) -> ImageFacts:
+        try:
+            inside.stat(name)
+        except InvDiffError:
+            return ImageFacts("it is a link that leaves the data folder", "outside")
+        except (OSError, ValueError):
+            pass  # told by the attempt to read it
+        return inspect_image(index.root / name)
+
+    facts = map_in_threads(inspect, index.files)
+    yield from track(facts, description=description, total=len(index))
+
+
+def readable_rows(index: ImageIndex, memo_folder: Path) -> tuple[Tensor, Path | None]:
+    """Rows whose images can be read.
+
+    What was found is remembered for as long as every file keeps its size and modification time, so
+    that all stages and ranks leave out the same images.
+
+    Args:
+        index: of the whole data set.
+        memo_folder: where to remember.
+
+    Returns:
+        int64 row numbers, ascending; and the file that lists the broken images, if there are any.
+
+    Raises:
+        InvDiffError: if no image can be read.
+    """
+    digest = state_digest(index.root, index.files, missing_ok=True)
+    memo = memo_folder / f"{digest}.json"
+    if not memo.is_file():
+        problems = {
+            name: facts.problem
+            for name, facts in zip(
+                index.files, inspect_files(index, "looking for broken images"), strict=True
+            )
+            if facts.problem is not None
+        }
+        write_json(memo, {"root": str(index.root), "images": len(index), "broken": problems})
+    broken: dict[str, str] = read_json(memo)["broken"]
+    if not broken:
+        return torch.arange(len(index)), None
+    if len(broken) == len(index):
+        name, reason = next(iter(broken.items()))
+        raise InvDiffError(
+            f"none of the {len(index)} images of {index.root} can be read; the first, {name}: "
+            f"{reason}."
+        )
+    kept = [row for row, name in enumerate(index.files) if name not in broken]
+    return torch.tensor(kept), memo
+
+
+def describe_broken(memo: Path) -> str:
+    """Which images are left out, for the terminal: their number, and the first few by name."""
+    found = read_json(memo)
+    broken: dict[str, str] = found["broken"]
+    lines = [f"left out {len(broken)} of {found['images']} images that cannot be read:"]
+    lines += [f"  {name}: {reason}" for name, reason in list(broken.items())[:_NAMED]]
+    if len(broken) > _NAMED:
+        lines.append(f"  … all of them are listed in {memo}")
+    return "\n".join(lines)
