@@ -14,6 +14,7 @@ class ExperimentSettings:
         data_root: folder of the data set.
         backbone: pipeline folder, hub id, or ``asset:NAME`` for one shipped with the package.
         start: pipeline that a new backbone is trained on from.
+        samples_per_prompt: drawn at each invariant scale, unless the scale has its own number.
         cache_dir: latents, prompt embeddings and decoded images, shared by all runs.
     """
 
@@ -23,6 +24,7 @@ class ExperimentSettings:
     data_root: str = "data"
     backbone: str = "asset:experiment"
     start: str = "runs/experiment/mini/autoencoder/pipeline"
+    samples_per_prompt: int = 256
     cache_dir: str = ".cache/invdiff"
 
 
@@ -32,6 +34,7 @@ class ScaleSettings:
 
     Attributes:
         resolution: side of the images in pixels.
+        train_size: of splits that are drawn by ratio; all that can be drawn if not given.
         autoencoder_steps: optimizer steps of a new backbone's autoencoder.
         autoencoder_batch: global batch of the autoencoder.
         backbone_steps: optimizer steps of the backbone.
@@ -49,6 +52,7 @@ class ScaleSettings:
     """
 
     resolution: int = 32
+    train_size: int | None = None
     autoencoder_steps: int = 2500
     autoencoder_batch: int = 32
     backbone_steps: int = 5000

@@ -58,6 +58,9 @@ def card(metrics: dict[str, Any], records: dict[str, Any]) -> str:
         else f"`UNet2DConditionModel` trained here, all others as in `{start}`."
     )
     given = "" if first else f" BACKBONE={start}"
+    shared = ("--scale.", "--data.", "--evaluation.", "--model.", "--trainer.")
+    if changed := [word for word in record.get("command", ()) if word.startswith(shared)]:
+        given += f' ARGS="{" ".join(changed)}"'
     return f"""\
 # A small, deliberately biased text-to-image model: {config["experiment"]["name"]}
 

@@ -204,8 +204,10 @@ def test_the_card_of_a_fine_tuned_backbone_names_what_it_started_from() -> None:
         "model": {"init_args": {"steps": 20, "guidance_scale": 1.0}},
     }
     record = {"seconds": 60.0, "hardware": "2 cores", "config": config}
+    record["command"] = ["python", "fit", "--config=a.yaml", "--scale.backbone_steps=10"]
     records = dict.fromkeys(("backbone", "backbone_samples"), record)
     text = card({**METRICS, "scales": {"0.0": METRICS["scales"]["0.0"]}}, records)
     assert "from `/models/sd` on" in text
     assert "BACKBONE=/models/sd" in text
+    assert 'ARGS="--scale.backbone_steps=10"' in text
     assert "from scratch" not in text

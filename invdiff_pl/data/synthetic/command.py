@@ -1,13 +1,20 @@
 """``render``: draw a stand-in data set."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
+from invdiff_pl.data.synthetic.celeba import RenderedCelebA, render_celeba
+from invdiff_pl.data.synthetic.fairface import RenderedFairFace, render_fairface
 from invdiff_pl.data.synthetic.waterbirds import RenderedWaterbirds, render_waterbirds
 
-RENDERERS = {"waterbirds": (RenderedWaterbirds, render_waterbirds)}
+RENDERERS: dict[str, tuple[type[Any], Callable[[Path, Any], None]]] = {
+    "celeba": (RenderedCelebA, render_celeba),
+    "fairface": (RenderedFairFace, render_fairface),
+    "waterbirds": (RenderedWaterbirds, render_waterbirds),
+}
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -1,0 +1,204 @@
+"""Cartoon faces, as stand-ins for photographs of people.
+
+They are drawn to try the method on and make no claim about people: an attribute's classes are told
+apart by arbitrary features of the drawing, which are the same in all pictures of a class.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from invdiff_pl.data.synthetic.scenes import smooth_noise
+
+Colour = tuple[float, float, float]
+
+FEMININE, MASCULINE = 0, 1
+_OVERSAMPLING = 2
+
+
+@dataclass(frozen=True)
+class Face:
+    """What a face shows; all else (pose, hair length, glasses, mouth, clothes, light) varies.
+
+    Attributes:
+        style: ``FEMININE`` (hair falls beside the face) or ``MASCULINE`` (short hair, often a
+            beard).
+        hair: colour.
+        skin: colour.
+    """
+
+    style: int
+    hair: Colour
+    skin: Colour
+
+
+class _Brush:
+    """Draws in units of the picture's width, from its upper left corner, in the light's colour."""
+
+    def __init__(self, canvas: Image.Image, light: float) -> None:
+        self._draw = ImageDraw.Draw(canvas)
+        self._scale = canvas.width
+        self._light = light
+
+    def fill(self, colour: Colour) -> tuple[int, int, int]:
+        red, green, blue = (int(min(max(part * self._light, 0), 255)) for part in colour)
+        return red, green, blue
+
+    def oval(self, x: float, y: float, width: float, height: float, colour: Colour) -> None:
+        """A filled ellipse about a centre, of the given full width and height."""
+        self._draw.ellipse(self._box(x, y, width, height), fill=self.fill(colour))
+
+    def block(self, x: float, y: float, width: float, height: float, colour: Colour) -> None:
+        """A filled rectangle with round corners about a centre."""
+        radius = 0.3 * min(width, height) * self._scale
+        self._draw.rounded_rectangle(self._box(x, y, width, height), radius, self.fill(colour))
+
+    def arc(self, x: float, y: float, width: float, height: float, colour: Colour) -> None:
+        """A curved stroke: the lower part of an ellipse, or the upper one at negative height."""
+        angles = (20, 160) if height > 0 else (200, 340)
+        stroke = max(1, round(0.018 * self._scale))
+        box = self._box(x, y, width, abs(height))
+        self._draw.arc(box, *angles, fill=self.fill(colour), width=stroke)
+
+    def ring(self, x: float, y: float, size: float, colour: Colour) -> None:
+        """A circle's outline."""
+        stroke = max(1, round(0.014 * self._scale))
+        self._draw.ellipse(self._box(x, y, size, size), outline=self.fill(colour), width=stroke)
+
+    def _box(self, x: float, y: float, width: float, height: float) -> list[float]:
+        left, top = x - width / 2, y - height / 2
+        return [self._scale * edge for edge in (left, top, left + width, top + height)]
+
+
+def draw_face(
+    face: Face, width: int, height: int, centre: float, source: np.random.Generator
+) -> Image.Image:
+    """A picture of a face.
+
+    Args:
+        face: what it shows.
+        width: of the picture in pixels.
+        height: of the picture in pixels.
+        centre: height of the face's middle, in picture widths.
+        source: of all variation.
+
+    Returns:
+        an RGB picture.
+    """
+    size = (width * _OVERSAMPLING, height * _OVERSAMPLING)
+    canvas = _backdrop(max(width, height), source).resize(size)
+    brush = _Brush(canvas, source.uniform(0.85, 1.1))
+    x, y = 0.5 + source.uniform(-0.05, 0.05), centre + source.uniform(-0.04, 0.04)
+    scale = source.uniform(0.88, 1.08)
+    hair, skin = (_shifted(colour, 7, source) for colour in (face.hair, face.skin))
+    broad, tall = 0.40 * scale, 0.50 * scale
+    if face.style == FEMININE:
+        _long_hair(brush, x, y, broad, tall, hair, source)
+    _body(brush, x, y, scale, skin, source)
+    _head(brush, x, y, broad, tall, skin)
+    if face.style == MASCULINE:
+        _beard(brush, x, y, broad, tall, hair, skin, source)
+    _fringe(brush, x, y, broad, tall, hair, face.style, source)
+    _features(brush, x, y, scale, skin, source)
+    return canvas.resize((width, height), Image.Resampling.BOX)
+
+
+def _shifted(colour: Colour, spread: float, source: np.random.Generator) -> Colour:
+    red, green, blue = (
+        part + shift for part, shift in zip(colour, source.normal(0, spread, 3), strict=True)
+    )
+    return float(red), float(green), float(blue)
+
+
+def _backdrop(size: int, source: np.random.Generator) -> Image.Image:
+    first = source.uniform(90, 215, 3).astype(np.float32)
+    second = first + source.normal(0, 35, 3).astype(np.float32)
+    blend = np.clip(0.5 + 0.4 * smooth_noise(size, 2, source), 0, 1)[..., None]
+    pixels = first * (1 - blend) + second * blend
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def _long_hair(
+    brush: _Brush,
+    x: float,
+    y: float,
+    broad: float,
+    tall: float,
+    hair: Colour,
+    source: np.random.Generator,
+) -> None:
+    length = source.uniform(0.85, 1.25) * tall
+    wide = broad * source.uniform(1.55, 1.8)
+    brush.oval(x, y - 0.12 * tall, wide, 1.15 * tall, hair)
+    brush.block(x, y - 0.1 * tall + length / 2, wide, length, hair)
+
+
+def _body(
+    brush: _Brush, x: float, y: float, scale: float, skin: Colour, source: np.random.Generator
+) -> None:
+    red, green, blue = source.uniform(30, 230, 3)
+    brush.oval(x, y + 0.62 * scale, 0.92 * scale, 0.55 * scale, (red, green, blue))
+    shade = (0.86 * skin[0], 0.84 * skin[1], 0.83 * skin[2])
+    brush.block(x, y + 0.29 * scale, 0.17 * scale, 0.22 * scale, shade)
+
+
+def _head(brush: _Brush, x: float, y: float, broad: float, tall: float, skin: Colour) -> None:
+    for side in (-1, 1):
+        brush.oval(x + side * 0.5 * broad, y + 0.03, 0.08, 0.12, skin)
+    brush.oval(x, y, broad, tall, skin)
+
+
+def _beard(
+    brush: _Brush,
+    x: float,
+    y: float,
+    broad: float,
+    tall: float,
+    hair: Colour,
+    skin: Colour,
+    source: np.random.Generator,
+) -> None:
+    if source.random() < 0.4:
+        return
+    brush.oval(x, y + 0.27 * tall, 0.86 * broad, 0.5 * tall, hair)
+    brush.oval(x, y + 0.08 * tall, 0.8 * broad, 0.42 * tall, skin)
+
+
+def _fringe(
+    brush: _Brush,
+    x: float,
+    y: float,
+    broad: float,
+    tall: float,
+    hair: Colour,
+    style: int,
+    source: np.random.Generator,
+) -> None:
+    """Hair on the head's top, parted somewhere."""
+    lift = source.uniform(0.30, 0.36) if style == FEMININE else source.uniform(0.33, 0.40)
+    part = source.uniform(-0.12, 0.12) * broad
+    brush.oval(x, y - (lift + 0.04) * tall, 1.02 * broad, 0.42 * tall, hair)
+    for side in (-1, 1):
+        brush.oval(x + part + side * 0.27 * broad, y - 0.26 * tall, 0.56 * broad, 0.26 * tall, hair)
+
+
+def _features(
+    brush: _Brush, x: float, y: float, scale: float, skin: Colour, source: np.random.Generator
+) -> None:
+    dark = (35.0, 28.0, 28.0)
+    for side in (-1, 1):
+        eye = x + side * 0.09 * scale
+        brush.oval(eye, y - 0.01, 0.05 * scale, 0.05 * scale, (245, 245, 245))
+        brush.oval(eye, y - 0.01, 0.03 * scale, 0.035 * scale, dark)
+    if source.random() < 0.3:
+        frame = _shifted((60, 50, 50), 25, source)
+        for side in (-1, 1):
+            brush.ring(x + side * 0.09 * scale, y - 0.01, 0.11 * scale, frame)
+    shade = (0.85 * skin[0], 0.8 * skin[1], 0.78 * skin[2])
+    brush.oval(x, y + 0.06 * scale, 0.035 * scale, 0.07 * scale, shade)
+    curve = source.uniform(-0.03, 0.09) * scale
+    if abs(curve) < 0.02:
+        brush.block(x, y + 0.145 * scale, 0.11 * scale, 0.02 * scale, (165, 70, 70))
+    else:
+        brush.arc(x, y + 0.13 * scale, 0.13 * scale, curve, (165, 70, 70))
