@@ -31,7 +31,8 @@ class SampleEvaluation(pl.Callback):
 
     Ranks add up their sums and gather their features, so the figures do not depend on their
     number. Fréchet distance, precision and recall are to a *balanced* reference: equally many test
-    images of each (prompt, attribute) cell.
+    images of each (prompt, attribute) cell. Without attribute labels every figure is ``null``, and
+    the reason is given.
 
     Args:
         output: folder of ``metrics.json``.
@@ -66,6 +67,9 @@ class SampleEvaluation(pl.Callback):
         """Load the classifier, make a set of metrics a scale, and take in the reference."""
         assert isinstance(pl_module, ConditionalSampler)
         data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        self.scored = data.attributes() is not None
+        if not self.scored:
+            return
         network, facts = SampleClassifier.load(self.classifier_folder)
         if facts["prompts"] != list(data.prompts):
             raise InvDiffError(
@@ -102,8 +106,7 @@ class SampleEvaluation(pl.Callback):
         self, trainer: pl.Trainer, data: BiasedDataModule, device: torch.device
     ) -> None:
         prompts, attributes = data.labels("test")
-        if attributes is None:
-            raise InvDiffError(f"{data.root} has no attribute labels to score samples with.")
+        assert attributes is not None
         rows = balanced_rows(prompts, attributes)
         self.reference_size = len(rows)
         images = data.images("test")
@@ -121,6 +124,8 @@ class SampleEvaluation(pl.Callback):
         *unused: Any,
     ) -> None:
         """Count the attributes and right prompts of a batch, add up its features."""
+        if not self.scored:
+            return
         prompts = outputs["prompt"].to(pl_module.device)
         for scale, pixels in outputs["images"].items():
             images = pixels.to(pl_module.device)
@@ -138,6 +143,10 @@ class SampleEvaluation(pl.Callback):
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute every figure and write them."""
         data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        if not self.scored:
+            if trainer.is_global_zero:
+                write_json(self.output / "metrics.json", unscored(data))
+            return
         figures = {
             str(scale): {
                 "bias": bias_figures(self.bias[scale], data.prompts, data.attribute_names),
@@ -209,6 +218,16 @@ def _manifold_figures(metric: ManifoldScores) -> dict[str, Any]:
         return {name: float(value) for name, value in metric.compute().items()}
     except InvDiffError as error:  # a trial run of a few images should still get its other figures
         return {"reason": str(error)}
+
+
+def unscored(data: BiasedDataModule) -> dict[str, Any]:
+    """What ``metrics.json`` holds where there are no attribute labels."""
+    names = ("scales", "data", "classifier", "frechet_distance")
+    return {
+        **dict.fromkeys(names),
+        "samples_per_prompt": data.samples_per_prompt,
+        "reason": data.why_not_scored,
+    }
 
 
 def balanced_rows(prompts: Tensor, attributes: Tensor) -> Tensor:

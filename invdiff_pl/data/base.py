@@ -63,8 +63,6 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
             ``skip`` leaves it out, named and counted, in all stages alike. It is never replaced.
     """
 
-    attribute_names: Sequence[str]
-
     def __init__(
         self,
         *,
@@ -95,6 +93,11 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         self._index: ImageIndex | None = None
         self._kept: Tensor | None = None
         self._contents: dict[Split, str] = {}
+
+    @property
+    @abstractmethod
+    def attribute_names(self) -> Sequence[str]:
+        """The attribute's classes in the order of their codes."""
 
     @abstractmethod
     def read_index(self) -> ImageIndex:
@@ -161,8 +164,15 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         """Draws of (timestep, noise) in a global training batch."""
         return self.batch_size if self.environments is None else self.batch_size // self.groups
 
+    @property
+    def why_not_scored(self) -> str:
+        """What to tell where figures are missing because there are no attribute labels."""
+        return f"{self.root} has no attribute labels to score samples with"
+
     def prepare_data(self) -> None:
         """Compute what the caches lack. Runs on one process a node."""
+        if self.content == "labelled_images" and self.attributes() is None:
+            return  # nothing can be scored, so no classifier is trained
         if self.content in ("images", "labelled_images"):
             splits: tuple[Split, ...] = ("train",) if self.content == "images" else ("val", "test")
             for split in splits:
@@ -243,10 +253,7 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
     def _image_loader(self, split: Split, *, labelled: bool, shuffled: bool) -> DataLoader:
         prompts, attributes = self.labels(split) if labelled else (self._prompts(split), None)
         if labelled and attributes is None:
-            raise InvDiffError(
-                f"{self.root} has no attribute labels, which the classifier that scores samples "
-                "needs: give a trained classifier, or leave the scoring stages out."
-            )
+            raise InvDiffError(f"{self.why_not_scored}.")
         sampler = (
             ShuffledBatches(len(prompts), self._plan())
             if shuffled

@@ -137,6 +137,25 @@ def index_images(
     )
 
 
+def join_indices(root: Path, parts: Sequence[tuple[Path, ImageIndex, Tensor]]) -> ImageIndex:
+    """One index from those of several tables.
+
+    Args:
+        root: folder that holds them all.
+        parts: folder, index and splits of each; prompts may differ.
+    """
+    prompts = sorted({prompt for _, index, _ in parts for prompt in index.prompts})
+    number = {prompt: position for position, prompt in enumerate(prompts)}
+    files: list[str] = []
+    prompt_ids = []
+    for folder, index, _ in parts:
+        prefix = folder.relative_to(root).as_posix()
+        files += index.files if prefix == "." else [f"{prefix}/{name}" for name in index.files]
+        prompt_ids.append(torch.tensor([number[p] for p in index.prompts])[index.prompt_ids])
+    splits = torch.cat([splits for _, _, splits in parts])
+    return ImageIndex(root, tuple(files), tuple(prompts), torch.cat(prompt_ids), splits)
+
+
 def _refuse_duplicates(names: pd.Series, table: Path) -> None:
     """An image that stands twice would count twice, and could be in two splits."""
     again = names.duplicated().to_numpy()

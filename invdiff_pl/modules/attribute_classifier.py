@@ -9,8 +9,8 @@ from torch.nn import functional
 from invdiff_pl.data.datasets import LabelledBatch
 from invdiff_pl.data.images import to_float
 from invdiff_pl.diffusion.draws import generator
-from invdiff_pl.files import atomic_path
-from invdiff_pl.metrics.classifier import SMALL, SampleClassifier
+from invdiff_pl.files import atomic_path, write_json
+from invdiff_pl.metrics.classifier import CONFIG_FILE, SMALL, SampleClassifier
 from invdiff_pl.modules.common import (
     check_finite,
     data_module,
@@ -24,7 +24,8 @@ class AttributeClassifier(pl.LightningModule):
     """Learns attribute and prompt from the val split and is tested on the test split.
 
     Labels serve the scoring of samples only: neither inference nor adapter training sees this
-    network or what it was trained on. Each (prompt, attribute) cell weighs the same.
+    network or what it was trained on. Each (prompt, attribute) cell weighs the same. Without labels
+    nothing is trained, and ``classifier.json`` says so.
 
     Args:
         output: folder; the classifier is written to its ``classifier`` folder.
@@ -50,6 +51,7 @@ class AttributeClassifier(pl.LightningModule):
         self.weight_decay = weight_decay
         self.seed = seed
         self.network: SampleClassifier | None = None
+        self.labelled = True
         self.correct: Tensor
         self.seen: Tensor
 
@@ -59,15 +61,18 @@ class AttributeClassifier(pl.LightningModule):
             data = data_module(self)
             with torch.random.fork_rng():
                 torch.manual_seed(self.seed)
-                self.network = SampleClassifier(
-                    len(data.attribute_names), len(data.prompts), self.trunk
-                )
+                classes = max(1, len(data.attribute_names))
+                self.network = SampleClassifier(classes, len(data.prompts), self.trunk)
 
     def setup(self, stage: str) -> None:
         """Weights that make every (prompt, attribute) cell count the same."""
         data = data_module(self)
+        self.labelled = data.attributes() is not None
+        if not self.labelled:
+            self.trainer.limit_train_batches = 0
+            return
         prompts, attributes = data.labels("val")
-        assert attributes is not None  # the DataModule refuses unlabelled data for this stage
+        assert attributes is not None
         shape = (len(data.prompts), len(data.attribute_names))
         counts = torch.bincount(prompts * shape[1] + attributes, minlength=shape[0] * shape[1])
         weights = counts.sum() / (shape[0] * shape[1] * counts.clamp(min=1))
@@ -129,6 +134,10 @@ class AttributeClassifier(pl.LightningModule):
             return
         assert self.network is not None
         data = data_module(self)
+        if not self.labelled:
+            absent = {"absent": data.why_not_scored}
+            write_json(output_folder(self.output) / "classifier" / CONFIG_FILE, absent)
+            return
         facts = {
             "attribute_names": list(data.attribute_names),
             "prompts": list(data.prompts),

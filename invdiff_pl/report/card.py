@@ -34,15 +34,8 @@ def write_card(run_dir: Path) -> None:
 
 def card(metrics: dict[str, Any], records: dict[str, Any]) -> str:
     """The card's text."""
-    (figures,) = metrics["scales"].values()
-    own, shown = metrics["data"]["bias"]["mean"], figures["bias"]["mean"]
-    accuracy, distance = figures["prompt_accuracy"], metrics["frechet_distance"]
     record = records["backbone"]
     config = record["config"]
-    verdict = (
-        "within" if abs(own - shown) <= TOLERANCE else "NOT within"
-    ) + f" {TOLERANCE} of the training split's"
-    low, high = figures["bias"]["interval"]
     first = records.get("autoencoder")
     minutes = (record["seconds"] + (first["seconds"] if first else 0)) / 60
     steps = f"{config['trainer']['max_steps']}" + (
@@ -72,11 +65,7 @@ Load it with `diffusers.StableDiffusionPipeline.from_pretrained(FOLDER)`. Parts:
 
 | | |
 | --- | --- |
-| Bias of the training split | {own:.3f} |
-| Bias of the samples | {shown:.3f} [{low:.3f}, {high:.3f}], {verdict} |
-| prompt accuracy of the samples | {100 * accuracy["mean"]:.1f} % |
-| Fréchet distance ({distance["extractor"]}, {distance["n"]} samples) to a balanced test set | \
-{figures["frechet_distance"]:.2f} |
+{_figures(metrics)}
 | samples a prompt, steps, guidance scale | {metrics["samples_per_prompt"]}, \
 {records["backbone_samples"]["config"]["model"]["init_args"]["steps"]}, \
 {records["backbone_samples"]["config"]["model"]["init_args"]["guidance_scale"]} |
@@ -92,3 +81,21 @@ make backbone EXP={config["experiment"]["name"]} SCALE={config["experiment"]["sc
 SEED={config["seed_everything"]}{given}
 ```
 """
+
+
+def _figures(metrics: dict[str, Any]) -> str:
+    """Rows of the card's table."""
+    if metrics["scales"] is None:
+        return f"| Bias | not measured: {metrics['reason']} |"
+    (figures,) = metrics["scales"].values()
+    own, shown = metrics["data"]["bias"]["mean"], figures["bias"]["mean"]
+    accuracy, distance = figures["prompt_accuracy"], metrics["frechet_distance"]
+    within = "within" if abs(own - shown) <= TOLERANCE else "NOT within"
+    low, high = figures["bias"]["interval"]
+    return f"""\
+| Bias of the training split | {own:.3f} |
+| Bias of the samples | {shown:.3f} [{low:.3f}, {high:.3f}], {within} {TOLERANCE} of the training \
+split's |
+| prompt accuracy of the samples | {100 * accuracy["mean"]:.1f} % |
+| Fréchet distance ({distance["extractor"]}, {distance["n"]} samples) to a balanced test set | \
+{figures["frechet_distance"]:.2f} |"""

@@ -10,6 +10,7 @@ from invdiff_pl.report.tables import markdown
 from invdiff_pl.stages import RECORD
 
 OLDER = {"reason": "measured by later versions only: remove the samples folder and rerun"}
+MANIFOLD = ("precision", "recall", "density", "coverage")
 TIMED = ("data", "classifier", "environments", "adapter", "samples")
 
 
@@ -28,7 +29,8 @@ def write_report(run_dir: Path, seed: int) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     report = collect(run_dir, metrics, environments, seed)
     write_json(folder / "report.json", report)
-    plot_bias(metrics, folder / "bias.png")
+    if is_scored(metrics):
+        plot_bias(metrics, folder / "bias.png")
     plot_environments(run_dir / "environments", environments["prompts"], folder / "scores.png")
     write_grids(run_dir / "samples", folder / "grid.png")
     write_text(folder / "report.md", markdown(report))
@@ -41,7 +43,6 @@ def collect(
     """The content of ``report.json``."""
     sample_record = read_json(run_dir / "samples" / RECORD)
     adapter = read_json(run_dir / "adapter" / "adapter" / "adapter.json")
-    first, *_, last = list(metrics["scales"].values())
     seconds = {
         name: read_json(run_dir / name / RECORD)["seconds"]
         for name in TIMED
@@ -53,11 +54,50 @@ def collect(
         "scale": sample_record["config"]["experiment"]["scale"],
         "seed": seed,
         **provenance(),
+        **figures(metrics),
+        "environments": {
+            "groups": environments["groups"],
+            "score": environments["score"],
+            "split_half_rank_correlation": environments["split_half_rank_correlation"],
+            "auc": quality.get("auc"),
+            "worst_group_recall": quality.get("worst_group_recall"),
+            "bias_found": None,
+            "reason": "whether there is a bias at all is not tested by this version"
+            + ("" if is_scored(metrics) else f"; AUC and recall: {metrics['reason']}"),
+            "quality": quality,
+        },
+        "adapter": {
+            "kind": adapter["kind"],
+            "settings": adapter["settings"],
+            "parameters": adapter["parameters"],
+            "share": adapter["share"],
+        },
+        "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
+    }
+
+
+def is_scored(metrics: dict[str, Any]) -> bool:
+    """Whether the samples could be scored: that takes attribute labels."""
+    return metrics["scales"] is not None
+
+
+def figures(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What was measured on the samples, or ``None`` for each figure and why."""
+    count = {"samples_per_prompt": metrics["samples_per_prompt"]}
+    if not is_scored(metrics):
+        nothing = absent(metrics["reason"])
+        return {
+            "bias": {**nothing, "data": None, **count},
+            **dict.fromkeys(("prompt_accuracy", "frechet_distance", *MANIFOLD, "clip_t"), nothing),
+            "classifier": None,
+        }
+    first, *_, last = list(metrics["scales"].values())
+    return {
         "bias": {
             "before": first["bias"],
             "after": last["bias"],
             "data": metrics["data"]["bias"],
-            "samples_per_prompt": metrics["samples_per_prompt"],
+            **count,
         },
         "prompt_accuracy": {
             "before": first["prompt_accuracy"]["mean"],
@@ -72,38 +112,20 @@ def collect(
         },
         **manifold_figures(metrics),
         "clip_t": clip_figures(metrics),
-        "environments": {
-            "groups": environments["groups"],
-            "score": environments["score"],
-            "split_half_rank_correlation": environments["split_half_rank_correlation"],
-            "auc": quality.get("auc"),
-            "worst_group_recall": quality.get("worst_group_recall"),
-            "bias_found": None,
-            "reason": "whether there is a bias at all is not tested by this version",
-            "quality": quality,
-        },
         "classifier": metrics["classifier"],
-        "adapter": {
-            "kind": adapter["kind"],
-            "settings": adapter["settings"],
-            "parameters": adapter["parameters"],
-            "share": adapter["share"],
-        },
-        "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
     }
 
 
 def manifold_figures(metrics: dict[str, Any]) -> dict[str, Any]:
     """Precision, recall, density and coverage before and after."""
     before, *_, after = (f.get("manifold", OLDER) for f in metrics["scales"].values())
-    names = ("precision", "recall", "density", "coverage")
     if "reason" in before:
-        return dict.fromkeys(names, absent(before["reason"]))
+        return dict.fromkeys(MANIFOLD, absent(before["reason"]))
     named = {
         "neighbours": metrics["manifold"]["neighbours"],
         "extractor": metrics["frechet_distance"]["extractor"],
     }
-    return {name: {"before": before[name], "after": after[name], **named} for name in names}
+    return {name: {"before": before[name], "after": after[name], **named} for name in MANIFOLD}
 
 
 def clip_figures(metrics: dict[str, Any]) -> dict[str, Any]:

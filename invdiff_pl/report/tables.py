@@ -9,17 +9,12 @@ TRUSTED_ACCURACY = 0.95
 
 def markdown(report: dict[str, Any]) -> str:
     """A run's report for people, from the content of ``report.json``."""
+    scored = report["bias"]["after"] is not None
     parts = [
         f"# InvDiff on {report['experiment']} ({report['scale']}, seed {report['seed']})",
-        _headline(report),
-        *_warnings(report),
-        "## Bias by prompt",
-        _per_prompt(report),
-        "Bias 0 is balanced, 1 is one attribute class only. "
-        f"{report['bias']['samples_per_prompt']} samples a prompt; 95 % intervals. *Balanced "
-        "sampler* is the Bias that a perfectly balanced sampler would show at this number of "
-        "samples.",
-        "![Bias by prompt](bias.png)",
+        *(_scores(report) if scored else [f"**Not scored:** {report['bias']['reason']}."]),
+        _adapter(report["adapter"]),
+        *(_bias_by_prompt(report) if scored else []),
         "## The same seeds before and after",
         "![Samples: the backbone's above, the adapted model's below](grid.png)",
         "Each pair of rows is one prompt: above the backbone, below the adapted model, from the "
@@ -29,14 +24,38 @@ def markdown(report: dict[str, Any]) -> str:
         "![Scores by environment](scores.png)",
         "## Time",
         _table(["stage", "seconds"], [[k, f"{v:.0f}"] for k, v in report["seconds"].items()]),
-        _small_print(report),
+        *([_small_print(report)] if scored else []),
+        f"Hardware: {report['hardware']}. Revision {report['revision']}, {report['created']}.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
+def _bias_by_prompt(report: dict[str, Any]) -> list[str]:
+    return [
+        "## Bias by prompt",
+        _per_prompt(report),
+        "Bias 0 is balanced, 1 is one attribute class only. "
+        f"{report['bias']['samples_per_prompt']} samples a prompt; 95 % intervals. *Balanced "
+        "sampler* is the Bias that a perfectly balanced sampler would show at this number of "
+        "samples.",
+        "![Bias by prompt](bias.png)",
+    ]
+
+
+def _adapter(adapter: dict[str, Any]) -> str:
+    return (
+        f"Adapter: {adapter['kind']}, {adapter['parameters']:,} parameters, "
+        f"{100 * adapter['share']:.2f} % of the denoiser's."
+    )
+
+
+def _scores(report: dict[str, Any]) -> list[str]:
+    return [_headline(report), *_warnings(report)]
+
+
 def _headline(report: dict[str, Any]) -> str:
     bias, accuracy = report["bias"], report["prompt_accuracy"]
-    distance, adapter = report["frechet_distance"], report["adapter"]
+    distance = report["frechet_distance"]
     rows = [
         ["Bias, mean over prompts", *(_estimate(bias[key]) for key in ("data", "before", "after"))],
         [
@@ -67,12 +86,7 @@ def _headline(report: dict[str, Any]) -> str:
     clip = report["clip_t"]
     if clip["before"] is not None:
         rows.append(["CLIP-T", "", f"{clip['before']:.2f}", f"{clip['after']:.2f}"])
-    table = _table(["", "training data", "before", "after"], rows)
-    share = (
-        f"Adapter: {adapter['kind']}, {adapter['parameters']:,} parameters, "
-        f"{100 * adapter['share']:.2f} % of the denoiser's."
-    )
-    return f"{table}\n\n{share}"
+    return _table(["", "training data", "before", "after"], rows)
 
 
 def _warnings(report: dict[str, Any]) -> list[str]:
@@ -129,8 +143,7 @@ def _small_print(report: dict[str, Any]) -> str:
         f"{100 * classifier['attribute']:.1f} % (attribute) and {100 * classifier['prompt']:.1f} % "
         f"(prompt). Fréchet distance: backend {distance['backend']}, extractor "
         f"{distance['extractor']}, images resized to {distance['resize']}, {distance['n']} samples "
-        f"against {distance['reference_images']} images ({distance['reference']}). Hardware: "
-        f"{report['hardware']}. Revision {report['revision']}, {report['created']}."
+        f"against {distance['reference_images']} images ({distance['reference']})."
     )
 
 

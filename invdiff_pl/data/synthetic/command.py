@@ -9,6 +9,7 @@ from typing import Any
 from invdiff_pl.data.synthetic.celeba import RenderedCelebA, render_celeba
 from invdiff_pl.data.synthetic.fairface import RenderedFairFace, render_fairface
 from invdiff_pl.data.synthetic.waterbirds import RenderedWaterbirds, render_waterbirds
+from invdiff_pl.errors import InvDiffError
 
 RENDERERS: dict[str, tuple[type[Any], Callable[[Path, Any], None]]] = {
     "celeba": (RenderedCelebA, render_celeba),
@@ -24,9 +25,14 @@ def run(arguments: Sequence[str]) -> None:
         InvDiffError: if a setting is out of range.
     """
     parser = argparse.ArgumentParser(prog="python -m invdiff_pl render", allow_abbrev=False)
-    parser.add_argument("--experiment", choices=sorted(RENDERERS), required=True)
+    parser.add_argument("--experiment", required=True)
     parser.add_argument("--run-dir", type=Path, required=True, help="run folder")
     known, _ = parser.parse_known_args(arguments)
+    if known.experiment not in RENDERERS:
+        raise InvDiffError(
+            f"no stand-in pictures can be drawn for {known.experiment}: give the data set's folder "
+            "with DATA= (or --data)."
+        )
     settings_type, render = RENDERERS[known.experiment]
     for field in fields(settings_type):
         kind = type(field.default)
