@@ -20,7 +20,7 @@ OPTIONS = --experiment $(EXP) --scale $(SCALE) --run-dir $(RUN_DIR) \
   $(if $(DEVICES),--devices $(DEVICES)) --seed_everything=$(SEED) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train backbone tensorboard test test-slow lint format type clean
+.PHONY: help setup train backbone check-data tensorboard test test-slow lint format type clean
 
 help: ## list the targets and variables
 	@echo "targets:"
@@ -48,6 +48,9 @@ train: setup ## the whole experiment: environments, adapter, samples, report
 
 backbone: setup ## train a small backbone on the data set and measure its bias
 	$(PYTHON) -m invdiff_pl backbone $(OPTIONS)
+
+check-data: setup ## look over the data set DATA of EXP: what is there, what to mend
+	$(PYTHON) -m invdiff_pl check --experiment $(EXP) --scale $(SCALE) --data $(DATA) $(ARGS)
 
 tensorboard: setup ## open the run's dashboard
 	$(VENV)/bin/tensorboard --logdir $(RUN_DIR)/tensorboard

@@ -17,6 +17,7 @@ stages, by the Lightning command line:
   fit        train a LightningModule:  --config FILE … --model.… --data.… --trainer.…
   predict    run one over its data:    the same
 helpers:
+  check      look over a data set: what is there, what is broken, what to mend
   render     draw a stand-in data set
   report     write a run's report anew
   card       write a new backbone's model card
@@ -32,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; ``sys.argv`` if not given.
 
     Returns:
-        exit status: 0 on success, 2 on bad input, 130 if interrupted.
+        exit status: 0 on success, 1 if ``check`` finds something to mend, 2 on bad input, 130 if
+        interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = words[0] if words else "--help"
@@ -44,17 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     silence()
     try:
-        _dispatch(command, words[1:])
+        return _dispatch(command, words[1:])
     except InvDiffError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    return 0
 
 
-def _dispatch(command: str, words: list[str]) -> None:
+def _dispatch(command: str, words: list[str]) -> int:
     # Imported late: torch and Lightning take seconds, which help and errors should not wait for.
     if command in ("train", "backbone"):
         from invdiff_pl.run import run  # noqa: PLC0415
@@ -64,6 +65,10 @@ def _dispatch(command: str, words: list[str]) -> None:
         from invdiff_pl.cli import run as run_lightning  # noqa: PLC0415
 
         run_lightning([command, *words])
+    elif command == "check":
+        from invdiff_pl.check import run as run_check  # noqa: PLC0415
+
+        return run_check(words)
     elif command == "render":
         from invdiff_pl.data.synthetic.command import run as run_render  # noqa: PLC0415
 
@@ -74,9 +79,10 @@ def _dispatch(command: str, words: list[str]) -> None:
         run_report(command, words)
     else:
         raise InvDiffError(
-            f"there is no command {command!r}: expected train, backbone, fit, predict, render, "
-            "report or card."
+            f"there is no command {command!r}: expected train, backbone, fit, predict, check, "
+            "render, report or card."
         )
+    return 0
 
 
 if __name__ == "__main__":

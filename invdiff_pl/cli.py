@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 import diffusers
 import jsonargparse
@@ -13,6 +14,17 @@ from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.settings import EvaluationSettings, ExperimentSettings, ScaleSettings
 
+_OPTIONS: dict[str, Any] = {
+    "parser_mode": "omegaconf+",
+    "exit_on_error": False,
+    "allow_abbrev": False,
+}
+_GROUPS: dict[str, type] = {
+    "experiment": ExperimentSettings,
+    "scale": ScaleSettings,
+    "evaluation": EvaluationSettings,
+}
+
 
 class InvDiffCLI(LightningCLI):
     """Model and data are chosen by class path; shared settings are groups of their own.
@@ -23,9 +35,8 @@ class InvDiffCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the groups that stage files interpolate."""
-        parser.add_argument("--experiment", type=ExperimentSettings, default=ExperimentSettings())
-        parser.add_argument("--scale", type=ScaleSettings, default=ScaleSettings())
-        parser.add_argument("--evaluation", type=EvaluationSettings, default=EvaluationSettings())
+        for group, settings in _GROUPS.items():
+            parser.add_argument(f"--{group}", type=settings, default=settings())
 
     def _parse_ckpt_path(self) -> None:
         """Keep files' and flags' settings; Lightning would let a checkpoint's override them."""
@@ -59,11 +70,33 @@ def check(args: Sequence[str]) -> None:
     _call(_CheckingCLI, args)
 
 
+def data_module(args: Sequence[str]) -> BiasedDataModule:
+    """The DataModule that YAML files and flags describe, without a model or a trainer.
+
+    Raises:
+        InvDiffError: if a key or a value is wrong.
+    """
+    jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    parser = LightningArgumentParser(**_OPTIONS)
+    parser.add_argument("--config", action="config")
+    for group, settings in _GROUPS.items():
+        parser.add_argument(f"--{group}", type=settings, default=settings())
+    parser.add_argument("--seed_everything", type=int, default=0)
+    parser.add_argument("--trainer", type=dict)  # files tell of one; it is not built
+    parser.add_subclass_arguments(BiasedDataModule, "data", required=True)
+    try:
+        config = parser.parse_args(list(args))
+    except argparse.ArgumentError as error:
+        raise InvDiffError(_one_line(error)) from None
+    data = parser.instantiate_classes(config).data
+    assert isinstance(data, BiasedDataModule)
+    return data
+
+
 def _call(cli: type[InvDiffCLI], args: Sequence[str]) -> None:
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    options = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
     try:
         cli(
             pl.LightningModule,
@@ -72,7 +105,7 @@ def _call(cli: type[InvDiffCLI], args: Sequence[str]) -> None:
             subclass_mode_data=True,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs=dict.fromkeys(("fit", "predict"), options) | options,
+            parser_kwargs=dict.fromkeys(("fit", "predict"), _OPTIONS) | _OPTIONS,
             args=list(args),
         )
     except argparse.ArgumentError as error:
