@@ -77,6 +77,7 @@ class ShuffledBatches(Sampler[Selection]):
     def __init__(self, count: int, plan: BatchPlan) -> None:
         self.count = count
         self.plan = plan
+        self._latest = (-1, torch.empty(0, dtype=torch.int64))
 
     def __len__(self) -> int:
         return self.plan.last
@@ -94,10 +95,15 @@ class ShuffledBatches(Sampler[Selection]):
         epochs = positions // self.count
         rows = torch.empty_like(positions)
         for epoch in epochs.unique().tolist():
-            order = torch.randperm(self.count, generator=generator(self.plan.seed, "order", epoch))
             chosen = epochs == epoch
-            rows[chosen] = order[positions[chosen] % self.count]
+            rows[chosen] = self._order(epoch)[positions[chosen] % self.count]
         return rows
+
+    def _order(self, epoch: int) -> Tensor:
+        if self._latest[0] != epoch:
+            source = generator(self.plan.seed, "order", epoch)
+            self._latest = (epoch, torch.randperm(self.count, generator=source))
+        return self._latest[1]
 
 
 class PairedEnvironmentBatches(Sampler[Selection]):

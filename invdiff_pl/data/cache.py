@@ -1,11 +1,13 @@
-"""Tensors computed once a row, kept as safetensors shards and read through memory maps."""
+"""Tensors computed once a row, kept as safetensors shards and read a row at a time."""
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
 from rich.progress import track
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from invdiff_pl.files import atomic_path, read_json, write_json
 
 SHARD_ROWS = 1024
 _HEADER = "shards.json"
+_DTYPES = {"U8": torch.uint8, "F16": torch.float16, "F32": torch.float32, "I64": torch.int64}
 
 
 def build_shards(
@@ -46,8 +49,51 @@ def is_complete(folder: Path) -> bool:
     return (folder / _HEADER).is_file()
 
 
+@dataclass(frozen=True)
+class _Shard:
+    """Where the values of a safetensors file lie.
+
+    Attributes:
+        path: of the file.
+        start: of the values, in bytes.
+        shape: of the values.
+        dtype: of the values.
+    """
+
+    path: Path
+    start: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def read(cls, path: Path) -> "_Shard":
+        """Read a file's header.
+
+        Raises:
+            OSError: if the file cannot be read.
+            ValueError: if it is no such file, or not whole.
+        """
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > path.stat().st_size:
+                raise ValueError("its header is damaged")
+            header = json.loads(stream.read(length))
+        try:
+            values = header["values"]
+            first, last = values["data_offsets"]
+            shape, dtype = tuple(values["shape"]), _DTYPES[values["dtype"]]
+        except (KeyError, TypeError):
+            raise ValueError("its header is damaged") from None
+        if path.stat().st_size != 8 + length + last:
+            raise ValueError("it is not whole")
+        return cls(path, 8 + length + first, shape, dtype)
+
+
 class ShardedTensor:
-    """Read-only view of a folder of shards as one tensor ``[rows, ...]``, memory-mapped.
+    """Read-only view of a folder of shards as one tensor ``[rows, ...]``.
+
+    Rows are read from the files as they are asked for. A memory map would read ahead megabytes
+    around each row, many times what random batches of a large data set need.
 
     Raises:
         InvDiffError: if the folder is incomplete or a shard is damaged.
@@ -57,16 +103,13 @@ class ShardedTensor:
         header = read_json(folder / _HEADER)
         self.rows: int = header["rows"]
         self._shard_rows: int = header["shard_rows"]
-        self._shards: list[Tensor] = []
+        self._shards: list[_Shard] = []
         for number in range(-(-self.rows // self._shard_rows)):
             path = folder / f"{number:05d}.safetensors"
             try:
-                with safe_open(path, framework="pt") as file:
-                    self._shards.append(file.get_tensor("values"))
-            except (OSError, SafetensorError) as error:
-                raise InvDiffError(
-                    f"cache shard {path} cannot be read ({error}): delete {folder} and rerun."
-                ) from None
+                self._shards.append(_Shard.read(path))
+            except (OSError, ValueError) as error:
+                raise _damaged(path, error) from None
 
     def __len__(self) -> int:
         return self.rows
@@ -74,7 +117,7 @@ class ShardedTensor:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one row."""
-        return tuple(self._shards[0].shape[1:])
+        return self._shards[0].shape[1:]
 
     def gather(self, rows: Tensor, variants: Tensor | None = None) -> Tensor:
         """Rows in the order asked for.
@@ -86,13 +129,26 @@ class ShardedTensor:
         Returns:
             ``[B, ...]``, a copy in memory.
         """
-        first = self._shards[0]
-        shape = first.shape[1:] if variants is None else first.shape[2:]
-        values = torch.empty((len(rows), *shape), dtype=first.dtype)
+        shape = self.shape if variants is None else self.shape[1:]
+        values = torch.empty((len(rows), *shape), dtype=self._shards[0].dtype)
+        memory = values.flatten().view(torch.uint8).numpy()
+        size = prod(shape) * values.element_size()
+        units = rows % self._shard_rows
+        if variants is not None:
+            units = units * self.shape[0] + variants
         shard_of = rows // self._shard_rows
-        for shard in shard_of.unique().tolist():
-            chosen = shard_of == shard
-            local = rows[chosen] - shard * self._shard_rows
-            source = self._shards[shard]
-            values[chosen] = source[local] if variants is None else source[local, variants[chosen]]
+        for number in shard_of.unique().tolist():
+            shard = self._shards[number]
+            places = (shard_of == number).nonzero().squeeze(1)
+            with shard.path.open("rb", buffering=0) as stream:
+                for place, unit in zip(places.tolist(), units[places].tolist(), strict=True):
+                    stream.seek(shard.start + unit * size)
+                    if stream.readinto(memory[place * size : (place + 1) * size]) != size:
+                        raise _damaged(shard.path, "it has become shorter")
         return values
+
+
+def _damaged(path: Path, why: object) -> InvDiffError:
+    return InvDiffError(
+        f"cache shard {path} cannot be read ({why}): delete {path.parent} and rerun."
+    )

@@ -192,7 +192,8 @@ def _tidy(chunk: pd.DataFrame, wanted: list[str]) -> pd.DataFrame:
 
 def _read_json_lines(path: Path, wanted: list[str]) -> pd.DataFrame:
     cells: dict[str, list[str]] = {name: [] for name in wanted}
-    rows, present = [], set()
+    rows: list[int] = []
+    present: set[str] = set()
     with path.open(encoding="utf-8-sig") as stream:
         for row, line in enumerate(stream, start=1):
             if line.isspace():

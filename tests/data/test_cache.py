@@ -1,0 +1,99 @@
+"""Shards against the tensor that they were cut from."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from invdiff_pl.data import cache
+from invdiff_pl.data.cache import ShardedTensor, build_shards, is_complete
+from invdiff_pl.errors import InvDiffError
+
+ROWS = 23
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "SHARD_ROWS", 5)
+
+
+def _whole(dtype: torch.dtype) -> torch.Tensor:
+    values = torch.arange(ROWS * 2 * 3 * 4).reshape(ROWS, 2, 3, 4)
+    return (values % 256 if dtype == torch.uint8 else values).to(dtype)
+
+
+def _built(folder: Path, whole: torch.Tensor) -> ShardedTensor:
+    build_shards(folder, len(whole), lambda rows: whole[list(rows)], "building")
+    return ShardedTensor(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.int64])
+def test_gathered_rows_and_variants_are_those_of_the_whole(dtype, tmp_path) -> None:
+    whole = _whole(dtype)
+    shards = _built(tmp_path, whole)
+    assert (len(shards), shards.shape) == (ROWS, (2, 3, 4))
+    rows = torch.tensor([22, 0, 7, 7, 4, 5, 19, 0])
+    variants = torch.tensor([0, 1, 1, 0, 1, 0, 0, 0])
+    assert torch.equal(shards.gather(rows), whole[rows])
+    assert torch.equal(shards.gather(rows, variants), whole[rows, variants])
+    assert torch.equal(shards.gather(torch.arange(ROWS)), whole)
+    assert shards.gather(rows[:0]).shape == (0, 2, 3, 4)
+
+
+def test_shards_are_plain_safetensors_files(tmp_path) -> None:
+    whole = _whole(torch.float16)
+    _built(tmp_path, whole)
+    assert torch.equal(load_file(tmp_path / "00004.safetensors")["values"], whole[20:])
+
+
+def test_shards_travel_to_worker_processes(tmp_path) -> None:
+    shards = _built(tmp_path, _whole(torch.uint8))
+    rows = torch.tensor([3, 21])
+    assert torch.equal(pickle.loads(pickle.dumps(shards)).gather(rows), shards.gather(rows))
+
+
+def test_an_interrupted_build_goes_on_where_it_was(tmp_path) -> None:
+    whole = _whole(torch.uint8)
+    computed: list[int] = []
+
+    def compute(rows) -> torch.Tensor:
+        if rows[0] >= 10 and len(computed) == 2:
+            computed.append(-1)
+            raise KeyboardInterrupt
+        computed.append(rows[0])
+        return whole[list(rows)]
+
+    with pytest.raises(KeyboardInterrupt):
+        build_shards(tmp_path, ROWS, compute, "building")
+    assert not is_complete(tmp_path)
+    build_shards(tmp_path, ROWS, compute, "building")
+    assert computed == [0, 5, -1, 10, 15, 20]
+    assert torch.equal(ShardedTensor(tmp_path).gather(torch.arange(ROWS)), whole)
+
+
+@pytest.mark.parametrize("damage", ["short", "long", "empty", "text", "missing"])
+def test_a_damaged_shard_is_named_with_what_to_do(damage: str, tmp_path) -> None:
+    _built(tmp_path, _whole(torch.uint8))
+    path = tmp_path / "00002.safetensors"
+    content = path.read_bytes()
+    damaged = {
+        "short": content[:-1],
+        "long": content + b"x",
+        "empty": b"",
+        "text": b"this is a text, not a shard of numbers",
+    }
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(damaged[damage])
+    with pytest.raises(InvDiffError, match=r"00002\.safetensors cannot be read .* delete .*rerun"):
+        ShardedTensor(tmp_path)
+
+
+def test_a_shard_cut_while_it_is_read_is_told(tmp_path) -> None:
+    shards = _built(tmp_path, _whole(torch.uint8))
+    path = tmp_path / "00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InvDiffError, match="has become shorter"):
+        shards.gather(torch.tensor([9]))
