@@ -131,6 +131,20 @@ def test_a_weak_classifier_is_warned_of_beside_the_figures(run_dir: Path) -> Non
     assert "right on only 50.3 % (attribute), so figures" in text
 
 
+def test_without_labels_every_figure_is_null_with_the_reason(run_dir: Path) -> None:
+    names = ("scales", "data", "classifier", "frechet_distance")
+    unscored = {**dict.fromkeys(names), "samples_per_prompt": 2, "reason": "no labels in birds"}
+    (run_dir / "samples" / "metrics.json").write_text(json.dumps(unscored))
+    report = write_report(run_dir, seed=3)
+    for figure in ("bias", "prompt_accuracy", "frechet_distance", "recall", "clip_t"):
+        assert report[figure]["before"] is report[figure]["after"] is None
+        assert report[figure]["reason"] == "no labels in birds"
+    text = (run_dir / "report" / "report.md").read_text()
+    assert "**Not scored:** no labels in birds." in text
+    assert "Adapter: lora" in text
+    assert not (run_dir / "report" / "bias.png").exists()
+
+
 def test_the_grid_shows_before_above_after_for_each_prompt(run_dir: Path) -> None:
     write_report(run_dir, seed=3)
     picture = np.asarray(Image.open(run_dir / "report" / "grid.png"))
@@ -191,6 +205,8 @@ def test_the_card_says_whether_the_backbone_shows_the_bias() -> None:
     records = dict.fromkeys(("autoencoder", "backbone", "backbone_samples"), record)
     one_scale = {**METRICS, "scales": {"0.0": METRICS["scales"]["0.0"]}}
     assert "0.940 [0.900, 0.980], within 0.1" in card(one_scale, records)
+    unscored = {**METRICS, "scales": None, "reason": "no labels in birds"}
+    assert "not measured: no labels in birds" in card(unscored, records)
     unbiased = {**METRICS, "scales": {"0.0": METRICS["scales"]["1.0"]}}
     assert "NOT within 0.1" in card(unbiased, records)
 
