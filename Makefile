@@ -50,7 +50,7 @@ backbone: setup ## train a small backbone on the data set and measure its bias
 	$(PYTHON) -m invdiff_pl backbone $(OPTIONS)
 
 check-data: setup ## look over the data set DATA of EXP: what is there, what to mend
-	$(PYTHON) -m invdiff_pl check --experiment $(EXP) --scale $(SCALE) --data $(DATA) $(ARGS)
+	$(PYTHON) -m invdiff_pl check --experiment $(EXP) --scale $(SCALE) $(if $(DATA),--data $(DATA)) $(ARGS)
 
 tensorboard: setup ## open the run's dashboard
 	$(VENV)/bin/tensorboard --logdir $(RUN_DIR)/tensorboard

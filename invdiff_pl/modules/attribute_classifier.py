@@ -135,6 +135,7 @@ class AttributeClassifier(pl.LightningModule):
         assert self.network is not None
         data = data_module(self)
         if not self.labelled:
+            print(f"no classifier is trained: {data.why_not_scored}")
             absent = {"absent": data.why_not_scored}
             write_json(output_folder(self.output) / "classifier" / CONFIG_FILE, absent)
             return
