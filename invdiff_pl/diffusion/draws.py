@@ -23,7 +23,9 @@ def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
 
 
 def stratified_timesteps(count: int, train_timesteps: int, noisiest_share: float = 1.0) -> Tensor:
-    """``count`` evenly spaced timesteps that end at the last one, where the noise is highest.
+    """The middles of ``count`` equal parts of the noisiest timesteps.
+
+    The very last timestep is not among them: at zero signal-to-noise all noises tell the same.
 
     Args:
         count: number of timesteps.
@@ -33,8 +35,8 @@ def stratified_timesteps(count: int, train_timesteps: int, noisiest_share: float
     Returns:
         int64 ``[count]``, ascending, in ``[0, train_timesteps)``.
     """
-    steps = noisiest_share * torch.arange(count - 1, -1, -1, dtype=torch.float64) / count
-    return ((1 - steps) * train_timesteps).round().long() - 1
+    middles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    return ((1 - noisiest_share * (1 - middles)) * train_timesteps).round().long() - 1
 
 
 def sample_timesteps(

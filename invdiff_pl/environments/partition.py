@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from invdiff_pl.errors import InvDiffError
 
@@ -80,16 +81,20 @@ def partition(
 
 def group_spread(scores: Tensor, prompts: Tensor, assignments: Tensor, objective: str) -> float:
     """The spread of group means that a partition reaches, averaged over prompts by size."""
+    return soft_spread(scores, prompts, one_hot(assignments), objective)
+
+
+def soft_spread(scores: Tensor, prompts: Tensor, memberships: Tensor, objective: str) -> float:
+    """The same for memberships ``[N, G]``, whose rows sum to 1."""
     total = 0.0
     for prompt in prompts.unique().tolist():
         chosen = prompts == prompt
-        values, members = scores[chosen].double(), assignments[chosen]
-        masses = members.bincount().double()
-        sums = torch.zeros_like(masses).index_add_(0, members, values)
-        masses, sums = masses[masses > 0], sums[masses > 0]
-        means = sums / masses
+        values, members = scores[chosen].double(), memberships[chosen].double()
+        masses, sums = members.sum(0), members.T @ values
+        means = sums[masses > 0] / masses[masses > 0]
         if objective == "between":
-            spread = (masses * (means - values.mean()).square()).sum() / len(values)
+            deviations = (means - values.mean()).square()
+            spread = (masses[masses > 0] * deviations).sum() / len(values)
         else:
             spread = means.std(unbiased=False)
         total += float(spread) * len(values) / len(scores)

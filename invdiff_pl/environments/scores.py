@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.diffusion.draws import generator
+from invdiff_pl.environments.cuts import NORMAL_SHARE, two_means, two_means_share
 from invdiff_pl.environments.partition import partition
+from invdiff_pl.environments.pursuit import HiddenAttribute, hidden_attribute
 from invdiff_pl.errors import InvDiffError
 
 
@@ -20,12 +22,20 @@ class Losses:
     """Denoising losses of N images at T timesteps under R common noises.
 
     Attributes:
-        own: float32 ``[N, T, R]``, given the image's own prompt.
-        null: the same given the empty prompt.
+        own: float32 ``[N, T, R']``, given the image's own prompt, under the first R' noises.
+        null: float32 ``[N, T, R]`` given the empty prompt.
     """
 
     own: Tensor
     null: Tensor
+
+    def half(self, first: int) -> "Losses":
+        """Those of every other noise, from number ``first`` (0 or 1) on.
+
+        Where there is one noise only under the own prompt, both halves hold it.
+        """
+        own = self.own[..., first::2] if self.own.shape[2] > 1 else self.own
+        return Losses(own, self.null[..., first::2])
 
 
 # A prompt's own variance counts as if this many pooled images were added.
@@ -35,8 +45,6 @@ REFINEMENTS = 4
 RIDGE = 0.1
 # What a projection must explain by one cut to be trusted; normal values reach 0.64.
 CLEAR_SHARE = 0.68
-# Share of its variance that the best cut of a normal distribution explains, 2 / pi.
-NORMAL_SHARE = 2 / torch.pi
 
 
 def standardise(losses: Tensor, prompts: Tensor) -> Tensor:
@@ -65,30 +73,6 @@ def standardise(losses: Tensor, prompts: Tensor) -> Tensor:
     deviation = spread.sqrt()[prompts]
     smallest = torch.finfo(torch.float64).tiny
     return torch.where(deviation > 1e-12, residuals / deviation.clamp(min=smallest), 0.0)
-
-
-def two_means_share(values: Tensor) -> Tensor:
-    """Share of the variance that the best cut into two groups explains.
-
-    About 0.64 for normal values, towards 1 the more clearly there are two groups.
-
-    Args:
-        values: ``[n, ...]``; each column is cut by itself.
-
-    Returns:
-        float64 ``[...]`` in [0, 1]; 0 where the values do not vary.
-    """
-    count = len(values)
-    if count < 2:
-        return values.new_zeros(values.shape[1:], dtype=torch.float64)
-    ordered = values.double().sort(dim=0).values
-    ordered = ordered - ordered.mean(0)
-    below = ordered.cumsum(0)[:-1]
-    sizes = torch.arange(1, count, dtype=torch.float64).reshape(-1, *[1] * (values.dim() - 1))
-    between = below.square() * count / (sizes * (count - sizes))
-    total = ordered.square().sum(0)
-    share = between.max(0).values / total.clamp(min=torch.finfo(torch.float64).tiny)
-    return torch.where(total > 1e-12, share, 0.0)
 
 
 def timestep_weights(table: Tensor, prompts: Tensor) -> Tensor:
@@ -168,7 +152,8 @@ def contrast_table(losses: Losses, prompts: Tensor) -> Tensor:
     Returns:
         float64 ``[N, T, R]``.
     """
-    return orient(standardise(losses.own.double() - losses.null.double(), prompts), prompts)
+    null = losses.null[..., : losses.own.shape[2]]
+    return orient(standardise(losses.own.double() - null.double(), prompts), prompts)
 
 
 def _prompt_contrast(losses: Losses, prompts: Tensor) -> Tensor:
@@ -185,11 +170,50 @@ def _refined_contrast(losses: Losses, prompts: Tensor) -> Tensor:
     # Half even: where one timestep alone misleads, the others outvote it.
     weights = (timestep_weights(contrast, prompts) + 1 / contrast.shape[1]) / 2
     scores = contrast.mean(2) @ weights
+    return _refined(losses, scores, prompts)
+
+
+def _refined(losses: Losses, scores: Tensor, prompts: Tensor) -> Tensor:
+    """Cut the scores in two and take the :func:`discriminant` of the two parts, in turn."""
     columns = [standardise(part, prompts).flatten(1) for part in (losses.own, losses.null)]
     table = torch.cat(columns, dim=1)
     for _ in range(REFINEMENTS):
         scores = discriminant(table, scores, prompts, partition(scores, prompts).assignments)
     return scores
+
+
+def _prompt_pursuit(losses: Losses, prompts: Tensor) -> Tensor:
+    found = attribute_of(losses, prompts)
+    if found is None:
+        return _refined_contrast(losses, prompts)
+    return by_group(_refined(losses, found.scores, prompts), prompts)
+
+
+def attribute_of(losses: Losses, prompts: Tensor) -> HiddenAttribute | None:
+    """The :func:`hidden_attribute` of the losses under the empty prompt."""
+    return hidden_attribute(standardise(losses.null, prompts).flatten(1), prompts)
+
+
+def by_group(scores: Tensor, prompts: Tensor) -> Tensor:
+    """Scores shifted, scaled and turned so that all prompts can be compared.
+
+    Returns:
+        float64 ``[N]``: of each prompt's two groups (by the best cut) the larger has mean 0, the
+        smaller mean 1. 0 where a prompt's scores do not vary.
+    """
+    turned = torch.zeros_like(scores, dtype=torch.float64)
+    for prompt in prompts.unique().tolist():
+        rows = prompts == prompt
+        values = scores[rows].double()
+        cut = two_means(values)
+        if cut.share == 0:
+            continue
+        above = values > cut.threshold
+        large, small = values[~above].mean(), values[above].mean()
+        if cut.upper > 0.5:
+            large, small = small, large
+        turned[rows] = (values - large) / (small - large)
+    return turned
 
 
 def discriminant(table: Tensor, scores: Tensor, prompts: Tensor, assignments: Tensor) -> Tensor:
@@ -240,6 +264,7 @@ SCORES: dict[str, Callable[[Losses, Tensor], Tensor]] = {
     "prompt_contrast": _prompt_contrast,
     "weighted_contrast": _weighted_contrast,
     "refined_contrast": _refined_contrast,
+    "prompt_pursuit": _prompt_pursuit,
     "reference": _reference,
 }
 
@@ -255,7 +280,9 @@ def score(losses: Losses, prompts: Tensor, name: str) -> Tensor:
             the mean of :func:`contrast_table`; ``weighted_contrast``, the same with
             :func:`timestep_weights`; ``refined_contrast``, the best linear combination of
             all losses, found from there by cutting the scores in two and taking the
-            :func:`discriminant` of the two parts in turn; or ``reference``, one random timestep.
+            :func:`discriminant` of the two parts in turn; ``prompt_pursuit``, the same from the
+            :func:`hidden_attribute` that the losses under the empty prompt show; or
+            ``reference``, one random timestep.
 
     Returns:
         float64 ``[N]``.
@@ -270,11 +297,8 @@ def score(losses: Losses, prompts: Tensor, name: str) -> Tensor:
 
 def split_half_rank_correlation(losses: Losses, prompts: Tensor, name: str) -> float | None:
     """Spearman correlation of the scores from two halves of the noises; ``None`` with one noise."""
-    if losses.own.shape[2] < 2:
+    if losses.null.shape[2] < 2:
         return None
-    halves = [
-        score(Losses(losses.own[..., first::2], losses.null[..., first::2]), prompts, name)
-        for first in (0, 1)
-    ]
+    halves = [score(losses.half(first), prompts, name) for first in (0, 1)]
     ranks = torch.stack([half.argsort().argsort().double() for half in halves])
     return float(torch.corrcoef(ranks)[0, 1])

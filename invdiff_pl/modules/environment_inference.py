@@ -15,6 +15,7 @@ from invdiff_pl.environments.partition import partition
 from invdiff_pl.environments.quality import environment_report
 from invdiff_pl.environments.scores import Losses, score, split_half_rank_correlation
 from invdiff_pl.environments.table import LossTable
+from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import atomic_path, write_json
 from invdiff_pl.modules.common import data_module, output_folder
 
@@ -25,14 +26,17 @@ class EnvironmentInference(pl.LightningModule):
     All images meet the same noises at the same timesteps, so that differences between losses are
     differences between images; the reference's one random draw an image is mostly noise. Only
     losses are kept. Writes ``environments.safetensors`` (``assignments`` int64 [N], ``scores``
-    float64 [N], ``losses`` and ``null_losses`` float32 [N, T, R]) and ``environments.json``.
+    float64 [N], ``losses`` float32 [N, T, own draws] and ``null_losses`` float32 [N, T, R]) and
+    ``environments.json``.
 
     Args:
         backbone: pipeline folder, hub id or ``asset:NAME``.
         output: folder of the result.
-        timesteps: T, evenly spaced over the noisiest part, up to the last timestep.
-        noisiest_share: that part, of all timesteps: where layout and background are decided.
-        noise_draws: R, common to all images.
+        timesteps: T, the middles of as many equal parts of the noisiest timesteps.
+        noisiest_share: how many of all timesteps those are: where layout and background are
+            decided.
+        noise_draws: R, common to all images, under the empty prompt.
+        own_draws: how many of them are met under the image's own prompt, too.
         score: name of the score, see ``invdiff_pl.environments.scores``.
         groups: G, number of environments.
         objective: spread that the partition maximises, see ``invdiff_pl.environments.partition``.
@@ -47,9 +51,10 @@ class EnvironmentInference(pl.LightningModule):
         backbone: str,
         output: str,
         timesteps: int = 4,
-        noisiest_share: float = 0.5,
-        noise_draws: int = 2,
-        score: str = "refined_contrast",
+        noisiest_share: float = 0.4,
+        noise_draws: int = 6,
+        own_draws: int = 1,
+        score: str = "prompt_pursuit",
         groups: int = 2,
         objective: str = "between",
         minimum_share: float = 0.01,
@@ -69,6 +74,12 @@ class EnvironmentInference(pl.LightningModule):
         self.process = ForwardProcess(pipeline.scheduler.config)
         self.grid = stratified_timesteps(timesteps, self.process.train_timesteps, noisiest_share)
         self.noise_draws = noise_draws
+        if not 1 <= own_draws <= noise_draws:
+            raise InvDiffError(
+                f"--model.own_draws={own_draws}: expected from 1 to --model.noise_draws="
+                f"{noise_draws}."
+            )
+        self.own_draws = own_draws
 
     def setup(self, stage: str) -> None:
         """Fetch the prompt embeddings and the losses that an interrupted run left."""
@@ -86,14 +97,15 @@ class EnvironmentInference(pl.LightningModule):
         latents = sample_posterior(batch["moments"], None, self.scaling_factor)
         own = self.embeddings[batch["prompt"]]
         null = self.embeddings[-1:].expand_as(own)
-        losses = latents.new_empty((len(latents), 2, len(self.grid), self.noise_draws))
+        losses = latents.new_zeros((len(latents), 2, len(self.grid), self.noise_draws))
         for column, timestep in enumerate(self.grid.tolist()):
             timesteps = torch.full((len(latents),), timestep, device=self.device)
             for draw in range(self.noise_draws):
                 noise = self._noise(column, draw, latents)
                 noisy = self.process.add_noise(latents, noise, timesteps)
                 target = self.process.target(latents, noise, timesteps)
-                for row, embeddings in enumerate((own, null)):
+                given = {0: own, 1: null} if draw < self.own_draws else {1: null}
+                for row, embeddings in given.items():
                     prediction = self.unet(noisy, timesteps, embeddings, return_dict=False)[0]
                     losses[:, row, column, draw] = sample_losses(prediction, target)
         self.table.append(batch["row"], losses)
@@ -111,7 +123,8 @@ class EnvironmentInference(pl.LightningModule):
 
     def _infer(self) -> None:
         data = data_module(self)
-        losses = Losses(*self.table.read(self.count)[0].unbind(1))
+        own, null = self.table.read(self.count)[0].unbind(1)
+        losses = Losses(own[..., : self.own_draws], null)
         prompts, attributes = data.labels("train")
         scores = score(losses, prompts, self.score)
         result = partition(

@@ -15,9 +15,10 @@ def test_the_same_counters_give_the_same_numbers_and_others_do_not() -> None:
     assert all(draw(*other) != draw(0, "a", 1, 2) for other in others)
 
 
-def test_stratified_timesteps_are_even_and_end_at_the_last() -> None:
-    assert stratified_timesteps(4, 1000).tolist() == [249, 499, 749, 999]
-    assert stratified_timesteps(1, 1000).tolist() == [999]
+def test_stratified_timesteps_are_the_middles_of_equal_parts_of_the_noisiest() -> None:
+    assert stratified_timesteps(4, 1000).tolist() == [124, 374, 624, 874]
+    assert stratified_timesteps(4, 1000, noisiest_share=0.4).tolist() == [649, 749, 849, 949]
+    assert stratified_timesteps(1, 1000, noisiest_share=0.5).tolist() == [749]
 
 
 @pytest.mark.parametrize("exponent", [1.0, 1 / 3])

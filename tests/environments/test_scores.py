@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from invdiff_pl.environments.cuts import NORMAL_SHARE, two_means_share
 from invdiff_pl.environments.quality import auc
 from invdiff_pl.environments.scores import (
     CLEAR_SHARE,
-    NORMAL_SHARE,
     RIDGE,
     SCORES,
     Losses,
@@ -16,7 +16,6 @@ from invdiff_pl.environments.scores import (
     split_half_rank_correlation,
     standardise,
     timestep_weights,
-    two_means_share,
 )
 from invdiff_pl.errors import InvDiffError
 

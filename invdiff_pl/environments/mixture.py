@@ -1,0 +1,82 @@
+"""A mixture that all prompts share: the same groups, in proportions of each prompt's own.
+
+What a prompt names shifts all its images' scores alike; a hidden attribute that goes along with
+the prompts shows as groups at the same distances in every prompt, in different proportions. So
+image i of prompt y has the score ``offset_y + mean_g + noise`` with probability ``share_yg``.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+ITERATIONS = 100
+# Noise variance, of standardised scores, below which groups are as sharp as they need be.
+LEAST_VARIANCE = 0.02
+LEAST_SHARE = 1e-4
+
+
+@dataclass(frozen=True)
+class SharedMixture:
+    """A fitted mixture of each of C columns.
+
+    Attributes:
+        log_likelihood: natural logarithm, of all images together, float64 ``[C]``.
+        memberships: probability of each group given the score, float64 ``[N, C, G]``.
+        shares: of each group in each prompt, float64 ``[P, C, G]``.
+        means: of the groups, in standard deviations of the scores, float64 ``[C, G]``.
+        variance: of the noise, in squared standard deviations, float64 ``[C]``.
+    """
+
+    log_likelihood: Tensor
+    memberships: Tensor
+    shares: Tensor
+    means: Tensor
+    variance: Tensor
+
+    @property
+    def gap(self) -> Tensor:
+        """Distance of the outermost groups in standard deviations of the noise, ``[C]``."""
+        return (self.means.max(1).values - self.means.min(1).values) / self.variance.sqrt()
+
+
+def fit_mixture(
+    scores: Tensor, prompts: Tensor, start: Tensor, equal_shares: bool = False
+) -> SharedMixture:
+    """Fit by expectation maximisation.
+
+    Args:
+        scores: ``[N, C]``; each column is fitted by itself.
+        prompts: int64 ``[N]``.
+        start: memberships to start from, ``[N, C, G]``, at least 0, with sum 1 over groups.
+        equal_shares: let the groups have the same shares in all prompts, as if the attribute did
+            not go along with them.
+    """
+    of_prompt = one_hot(prompts).double()
+    counts = of_prompt.sum(0).clamp(min=1)
+    values = scores.double() - (of_prompt.T @ scores.double() / counts[:, None])[prompts]
+    values = values / values.std(0).clamp(min=torch.finfo(torch.float64).tiny)
+    prompt_means = of_prompt.T @ values / counts[:, None]
+    groups = start.shape[2]
+    members = 0.9 * start.double() + 0.1 / groups
+    means = torch.einsum("nc,ncg->cg", values, members) / members.sum(0)
+    for _ in range(ITERATIONS):
+        own_shares = torch.einsum("np,ncg->pcg", of_prompt, members) / counts[:, None, None]
+        shares = members.mean(0).expand_as(own_shares) if equal_shares else own_shares
+        shares = shares.clamp(min=LEAST_SHARE)
+        # Offsets and means depend on each other; a few turns bring them close enough.
+        for _ in range(3):
+            offsets = prompt_means - (own_shares * means).sum(2)
+            shifted = values - offsets[prompts]
+            means = torch.einsum("nc,ncg->cg", shifted, members) / members.sum(0)
+        squares = (shifted[..., None] - means).square()
+        variance = ((members * squares).sum((0, 2)) / len(values)).clamp(min=LEAST_VARIANCE)
+        logits = (
+            shares.log()[prompts]
+            - 0.5 * squares / variance[:, None]
+            - 0.5 * (2 * torch.pi * variance).log()[:, None]
+        )
+        likelihoods = logits.logsumexp(2)
+        members = (logits - likelihoods[..., None]).exp()
+    return SharedMixture(likelihoods.sum(0), members, shares, means, variance)

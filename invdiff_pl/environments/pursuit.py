@@ -1,0 +1,278 @@
+"""Projection pursuit for a hidden attribute that goes along with the prompts.
+
+Under the *empty* prompt, an image's losses under common noises are readings of what it shows, by
+the same functions for all images. If prompts differ in how often a hidden attribute takes each of
+its values, some direction of these readings falls into the same groups in every prompt, in
+different proportions. Differences of means do not tell such a direction: prompts differ in mean by
+what they name. Differences of *shape* do, since moving a prompt's images does not change the shape
+of their distribution: a minority of dark among light has its long tail on the other side than a
+minority of light among dark. What varies alike in all prompts has the same shape in all.
+
+So directions are sought along which prompts differ most in skewness (by a bounded measure of it)
+and sharpened by cutting in two and taking the discriminant of the parts. Half of the images find
+candidates, the other half chooses among them, by how clearly they fall into groups that all
+prompts share in different proportions: what only fits the images it was found on does not last
+there.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from invdiff_pl.diffusion.draws import generator
+from invdiff_pl.environments.cuts import NORMAL_SHARE, two_means
+from invdiff_pl.environments.mixture import fit_mixture
+
+STARTS = 48
+# Iterations of the quasi-Newton search.
+CLIMBS = 150
+# Images that directions are sought among; more would not make them better, only slower.
+IMAGES = 20_000
+# Directions of less than this share of the largest standard deviation are noise.
+LEAST_DEVIATION = 1e-3
+SHARPENINGS = 4
+# Candidates that the other half of the images chooses from.
+SHORTLIST = 12
+# Images to each reading below which directions would only fit noise.
+LEAST_IMAGES = 4
+# Scores that correlate more than this are the same direction.
+SAME = 0.9
+# The share of images whose prompts may be less clear than the clarity told.
+UNCLEAR_IMAGES = 0.1
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A direction of the readings.
+
+    Attributes:
+        weights: float64 ``[D]``; the scores are ``(table - prompt means) @ weights``.
+        skew_spread: standard deviation over prompts of the mean of ``tanh`` of the standardised
+            scores; 0 where all prompts have the same shape.
+        clarity: share of variance that a cut in two explains, less that of a normal distribution,
+            in the less clear prompts; above 0 if there are groups.
+        likelihood_ratio: twice the gain in log-likelihood of a mixture in prompts' own
+            proportions over one in equal proportions.
+    """
+
+    weights: Tensor
+    skew_spread: float
+    clarity: float
+    likelihood_ratio: float
+
+    @property
+    def evidence(self) -> float:
+        """What directions are ranked by: the product of the three, 0 if one is not positive.
+
+        The likelihood ratio counts by its root, which grows with the images as the others do.
+        """
+        parts = (self.skew_spread, self.clarity, self.likelihood_ratio)
+        return 0.0 if min(parts) <= 0 else parts[0] * parts[1] * parts[2] ** 0.5
+
+
+@dataclass(frozen=True)
+class HiddenAttribute:
+    """What goes along with the prompts, as far as the readings tell.
+
+    Attributes:
+        scores: float64 ``[N]``, of mean 0 in every prompt; they fall into two groups, the same in
+            all prompts.
+        held_out: the direction found on one half of the images, as the other half has it; the
+            weaker one of both ways round.
+        agreement: absolute correlation, over all images, of the scores found on either half,
+            in [0, 1].
+    """
+
+    scores: Tensor
+    held_out: Direction
+    agreement: float
+
+
+def hidden_attribute(table: Tensor, prompts: Tensor, seed: int = 0) -> HiddenAttribute | None:
+    """The direction along which prompts differ most clearly in the shares of common groups.
+
+    Args:
+        table: readings ``[N, D]``.
+        prompts: int64 ``[N]``.
+        seed: of halves, starting directions and, beyond :data:`IMAGES`, the images used.
+
+    Returns:
+        ``None`` where there is nothing to compare: one prompt, readings that do not vary, or
+        fewer images than four a reading.
+    """
+    count = min(len(table), IMAGES)
+    if count < LEAST_IMAGES * table.shape[1]:
+        return None
+    rows = torch.randperm(len(table), generator=generator(seed, "halves"))[:count]
+    values, numbers = table[rows].double(), prompts[rows].unique(return_inverse=True)[1]
+    halves = torch.arange(count).split((count + 1) // 2)
+    chosen = []
+    for fit, check in (halves, halves[::-1]):
+        found = candidates(values[fit], numbers[fit], seed)
+        if found is None:
+            return None
+        chosen.append(max(_told(values[check], numbers[check], found), key=lambda d: d.evidence))
+    scores = torch.stack([values @ direction.weights for direction in chosen], dim=1)
+    scores = scores - _prompt_means(scores, numbers)[numbers]
+    weights = max(chosen, key=lambda direction: direction.evidence).weights
+    centred = values - _prompt_means(values, numbers)[numbers]
+    whitening = _whitening(centred)
+    start = torch.linalg.lstsq(whitening, weights[:, None]).solution
+    final = whitening @ _sharpen(centred @ whitening, start, numbers)
+    projected = table.double() @ final
+    return HiddenAttribute(
+        scores=(projected - _prompt_means(projected, prompts)[prompts])[:, 0],
+        held_out=min(chosen, key=lambda direction: direction.evidence),
+        agreement=float(torch.corrcoef(scores.T)[0, 1].abs()),
+    )
+
+
+def candidates(values: Tensor, prompts: Tensor, seed: int) -> Tensor | None:
+    """Directions along which prompts differ in shape, no two alike.
+
+    Args:
+        values: readings ``[N, D]``.
+        prompts: int64 ``[N]``.
+        seed: of the starting directions.
+
+    Returns:
+        weights float64 ``[D, C]`` of at most :data:`SHORTLIST` of them; ``None`` with fewer than
+        two prompts or readings that do not vary.
+    """
+    prompts = prompts.unique(return_inverse=True)[1]
+    values = values - _prompt_means(values, prompts)[prompts]
+    whitening = _whitening(values)
+    if int(prompts.max()) < 1 or whitening.shape[1] == 0:
+        return None
+    readings = values @ whitening
+    start = torch.randn(
+        readings.shape[1], STARTS, generator=generator(seed, "directions"), dtype=torch.float64
+    )
+    directions = _sharpen(readings, _climb(readings, prompts, start), prompts)
+    scores = readings @ directions
+    order = (skew_spread(scores, prompts) * _clarity(scores, prompts)).argsort(descending=True)
+    kept = order[_distinct(scores[:, order])[:SHORTLIST]]
+    return whitening @ directions[:, kept]
+
+
+def _told(values: Tensor, prompts: Tensor, weights: Tensor) -> list[Direction]:
+    """The directions with their figures on these images."""
+    prompts = prompts.unique(return_inverse=True)[1]
+    scores = values @ weights
+    scores = scores - _prompt_means(scores, prompts)[prompts]
+    figures = (
+        skew_spread(scores, prompts),
+        _clarity(scores, prompts),
+        likelihood_ratios(scores, prompts),
+    )
+    return [
+        Direction(column, *map(float, told))
+        for column, *told in zip(weights.T, *figures, strict=True)
+    ]
+
+
+def skew_spread(scores: Tensor, prompts: Tensor) -> Tensor:
+    """How differently the prompts' scores lean to one side, by column.
+
+    Args:
+        scores: ``[N, C]``, of mean 0 in every prompt.
+        prompts: int64 ``[N]``, without gaps.
+
+    Returns:
+        float64 ``[C]``: standard deviation over prompts, weighted by size, of the mean of
+        ``tanh(score / deviation)``.
+    """
+    counts = prompts.bincount().double()
+    variances = _prompt_means(scores.square(), prompts)
+    leaning = _prompt_means(
+        torch.tanh(scores / variances.clamp(min=1e-12).sqrt()[prompts]), prompts
+    )
+    weights = (counts / counts.sum())[:, None]
+    mean = (weights * leaning).sum(0)
+    return ((leaning - mean).square() * weights).sum(0).clamp(min=1e-16).sqrt()
+
+
+def likelihood_ratios(scores: Tensor, prompts: Tensor) -> Tensor:
+    """Twice the gain of prompts' own shares over equal ones in a mixture of two, ``[C]``."""
+    start = torch.zeros(*scores.shape, 2, dtype=torch.float64)
+    start[..., 1] = _upper(scores, prompts).double()
+    start[..., 0] = 1 - start[..., 1]
+    own = fit_mixture(scores, prompts, start)
+    equal = fit_mixture(scores, prompts, start, equal_shares=True)
+    return 2 * (own.log_likelihood - equal.log_likelihood)
+
+
+def _prompt_means(values: Tensor, prompts: Tensor) -> Tensor:
+    """Means ``[P, C]`` of values ``[N, C]``."""
+    counts = prompts.bincount().clamp(min=1)[:, None]
+    sums = values.new_zeros((len(counts), values.shape[1])).index_add(0, prompts, values)
+    return sums / counts
+
+
+def _whitening(values: Tensor) -> Tensor:
+    """``[D, K]`` that turns centred values into uncorrelated readings of unit variance."""
+    variances, axes = torch.linalg.eigh(values.T @ values / len(values))
+    kept = variances > LEAST_DEVIATION**2 * variances.max().clamp(min=1e-12)
+    return axes[:, kept] / variances[kept].sqrt()
+
+
+def _climb(readings: Tensor, prompts: Tensor, start: Tensor) -> Tensor:
+    """Unit directions ``[K, C]`` of locally largest :func:`skew_spread`."""
+    with torch.inference_mode(False), torch.enable_grad():
+        # Copies: tensors made under inference mode cannot be differentiated through.
+        readings, prompts = readings.clone(), prompts.clone()
+        free = start.clone().requires_grad_(True)
+        optimizer = torch.optim.LBFGS([free], max_iter=CLIMBS, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = -skew_spread(readings @ (free / free.norm(dim=0)), prompts).sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)  # type: ignore[arg-type]
+    return (free / free.norm(dim=0)).detach()
+
+
+def _sharpen(readings: Tensor, directions: Tensor, prompts: Tensor) -> Tensor:
+    """Cut each prompt's scores in two and take the pooled discriminant of the parts, in turn.
+
+    The readings are white, so Fisher's discriminant is their covariance with the parts.
+    """
+    for _ in range(SHARPENINGS):
+        upper = _upper(readings @ directions, prompts).double()
+        directions = readings.T @ (upper - _prompt_means(upper, prompts)[prompts])
+        directions = directions / directions.norm(dim=0).clamp(min=1e-12)
+    return directions
+
+
+def _upper(scores: Tensor, prompts: Tensor) -> Tensor:
+    """Which images lie above the best cut of their prompt's scores, bool ``[N, C]``."""
+    upper = torch.zeros_like(scores, dtype=torch.bool)
+    for prompt in prompts.unique().tolist():
+        rows = prompts == prompt
+        upper[rows] = scores[rows] > two_means(scores[rows]).threshold
+    return upper
+
+
+def _clarity(scores: Tensor, prompts: Tensor) -> Tensor:
+    """Two-means share less a normal distribution's, in the less clear prompts, ``[C]``."""
+    shares = torch.stack(
+        [two_means(scores[prompts == prompt]).share for prompt in prompts.unique().tolist()]
+    )
+    ordered, order = shares.sort(dim=0)
+    sizes = prompts.bincount().double() / len(prompts)
+    reached = sizes[order].cumsum(0) >= UNCLEAR_IMAGES
+    first = reached.int().argmax(0)
+    return ordered.gather(0, first[None])[0] - NORMAL_SHARE
+
+
+def _distinct(scores: Tensor) -> Tensor:
+    """Numbers of columns that correlate with no earlier kept one more than :data:`SAME`."""
+    correlation = torch.corrcoef(scores.T).abs() if scores.shape[1] > 1 else torch.ones(1, 1)
+    kept: list[int] = []
+    for column in range(scores.shape[1]):
+        if all(correlation[column, other] <= SAME for other in kept):
+            kept.append(column)
+    return torch.tensor(kept, dtype=torch.int64)
