@@ -22,21 +22,23 @@ def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def stratified_timesteps(count: int, train_timesteps: int, noisiest_share: float = 1.0) -> Tensor:
-    """The middles of ``count`` equal parts of the noisiest timesteps.
-
-    The very last timestep is not among them: at zero signal-to-noise all noises tell the same.
+def stratified_timesteps(
+    count: int, train_timesteps: int, earliest: float = 0.0, latest: float = 1.0
+) -> Tensor:
+    """The middles of ``count`` equal parts of a range of timesteps.
 
     Args:
         count: number of timesteps.
         train_timesteps: T of the forward process.
-        noisiest_share: the part of the timesteps, from the last one down, that is covered.
+        earliest: where the range begins, as a part of T, in [0, 1).
+        latest: where it ends.
 
     Returns:
         int64 ``[count]``, ascending, in ``[0, train_timesteps)``.
     """
     middles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    return ((1 - noisiest_share * (1 - middles)) * train_timesteps).round().long() - 1
+    places = earliest + (latest - earliest) * middles
+    return (places * train_timesteps).round().long().clamp(max=train_timesteps - 1)
 
 
 def sample_timesteps(

@@ -32,9 +32,10 @@ class EnvironmentInference(pl.LightningModule):
     Args:
         backbone: pipeline folder, hub id or ``asset:NAME``.
         output: folder of the result.
-        timesteps: T, the middles of as many equal parts of the noisiest timesteps.
-        noisiest_share: how many of all timesteps those are: where layout and background are
-            decided.
+        timesteps: T, the middles of as many equal parts of a range of timesteps.
+        earliest: where the range begins, as a part of all timesteps: with much noise, where layout
+            and background are decided.
+        latest: where it ends: short of no signal at all, where all noises tell the same.
         noise_draws: R, common to all images, under the empty prompt.
         own_draws: how many of them are met under the image's own prompt, too.
         score: name of the score, see ``invdiff_pl.environments.scores``.
@@ -51,8 +52,9 @@ class EnvironmentInference(pl.LightningModule):
         backbone: str,
         output: str,
         timesteps: int = 4,
-        noisiest_share: float = 0.4,
-        noise_draws: int = 6,
+        earliest: float = 0.72,
+        latest: float = 0.96,
+        noise_draws: int = 8,
         own_draws: int = 1,
         score: str = "prompt_pursuit",
         groups: int = 2,
@@ -72,7 +74,7 @@ class EnvironmentInference(pl.LightningModule):
         self.unet = pipeline.unet
         self.scaling_factor = float(pipeline.vae.config.scaling_factor)
         self.process = ForwardProcess(pipeline.scheduler.config)
-        self.grid = stratified_timesteps(timesteps, self.process.train_timesteps, noisiest_share)
+        self.grid = stratified_timesteps(timesteps, self.process.train_timesteps, earliest, latest)
         self.noise_draws = noise_draws
         if not 1 <= own_draws <= noise_draws:
             raise InvDiffError(

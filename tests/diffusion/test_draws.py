@@ -15,10 +15,11 @@ def test_the_same_counters_give_the_same_numbers_and_others_do_not() -> None:
     assert all(draw(*other) != draw(0, "a", 1, 2) for other in others)
 
 
-def test_stratified_timesteps_are_the_middles_of_equal_parts_of_the_noisiest() -> None:
-    assert stratified_timesteps(4, 1000).tolist() == [124, 374, 624, 874]
-    assert stratified_timesteps(4, 1000, noisiest_share=0.4).tolist() == [649, 749, 849, 949]
-    assert stratified_timesteps(1, 1000, noisiest_share=0.5).tolist() == [749]
+def test_stratified_timesteps_are_the_middles_of_equal_parts_of_the_range() -> None:
+    assert stratified_timesteps(4, 1000).tolist() == [125, 375, 625, 875]
+    assert stratified_timesteps(4, 1000, 0.72, 0.96).tolist() == [750, 810, 870, 930]
+    assert stratified_timesteps(1, 1000, 0.5).tolist() == [750]
+    assert stratified_timesteps(3000, 1000).max() == 999
 
 
 @pytest.mark.parametrize("exponent", [1.0, 1 / 3])
