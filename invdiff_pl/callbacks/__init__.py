@@ -3,5 +3,6 @@
 from invdiff_pl.callbacks.ema import ExponentialMovingAverage
 from invdiff_pl.callbacks.evaluation import SampleEvaluation
 from invdiff_pl.callbacks.grids import SampleGrid
+from invdiff_pl.callbacks.sheets import EnvironmentSheets
 
-__all__ = ["ExponentialMovingAverage", "SampleEvaluation", "SampleGrid"]
+__all__ = ["EnvironmentSheets", "ExponentialMovingAverage", "SampleEvaluation", "SampleGrid"]

@@ -59,12 +59,15 @@ class Direction:
             in the less clear prompts; above 0 if there are groups.
         likelihood_ratio: twice the gain in log-likelihood of a mixture in prompts' own
             proportions over one in equal proportions.
+        share_spread: twice the standard deviation over prompts of a group's share: with two
+            prompts of equal size the difference of shares, in [0, 1].
     """
 
     weights: Tensor
     skew_spread: float
     clarity: float
     likelihood_ratio: float
+    share_spread: float
 
     @property
     def evidence(self) -> float:
@@ -174,7 +177,7 @@ def _told(values: Tensor, prompts: Tensor, weights: Tensor) -> list[Direction]:
     figures = (
         skew_spread(scores, prompts),
         _clarity(scores, prompts),
-        likelihood_ratios(scores, prompts),
+        *shares_differ(scores, prompts),
     )
     return [
         Direction(column, *map(float, told))
@@ -203,14 +206,27 @@ def skew_spread(scores: Tensor, prompts: Tensor) -> Tensor:
     return ((leaning - mean).square() * weights).sum(0).clamp(min=1e-16).sqrt()
 
 
-def likelihood_ratios(scores: Tensor, prompts: Tensor) -> Tensor:
-    """Twice the gain of prompts' own shares over equal ones in a mixture of two, ``[C]``."""
+def shares_differ(scores: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
+    """How differently the prompts share out two common groups.
+
+    Args:
+        scores: ``[N, C]``, of mean 0 in every prompt.
+        prompts: int64 ``[N]``, without gaps.
+
+    Returns:
+        twice the gain in log-likelihood of prompts' own shares over equal ones in a mixture of
+        two, and twice the standard deviation of the shares over prompts, both ``[C]``.
+    """
     start = torch.zeros(*scores.shape, 2, dtype=torch.float64)
     start[..., 1] = _upper(scores, prompts).double()
     start[..., 0] = 1 - start[..., 1]
     own = fit_mixture(scores, prompts, start)
     equal = fit_mixture(scores, prompts, start, equal_shares=True)
-    return 2 * (own.log_likelihood - equal.log_likelihood)
+    weights = (prompts.bincount().double() / len(prompts))[:, None]
+    shares = own.shares[..., 1]
+    deviations = (shares - (weights * shares).sum(0)).square()
+    spread = 2 * (weights * deviations).sum(0).sqrt()
+    return 2 * (own.log_likelihood - equal.log_likelihood), spread
 
 
 def _prompt_means(values: Tensor, prompts: Tensor) -> Tensor:
@@ -230,9 +246,10 @@ def _whitening(values: Tensor) -> Tensor:
 def _climb(readings: Tensor, prompts: Tensor, start: Tensor, share_power: float) -> Tensor:
     """Unit directions ``[K, C]`` of locally largest skewness spread times a power of the share."""
     with torch.inference_mode(False), torch.enable_grad():
-        # Copies: tensors made under inference mode cannot be differentiated through.
-        readings, prompts = readings.clone(), prompts.clone()
-        free = (start / start.norm(dim=0)).requires_grad_(True)
+        # Copies: tensors made under inference mode cannot be differentiated through. Single
+        # precision is enough for where to sharpen from.
+        readings, prompts = readings.float(), prompts.clone()
+        free = (start / start.norm(dim=0)).float().requires_grad_(True)
         # Adam, whose steps in one column do not depend on the others.
         optimizer = torch.optim.Adam([free], lr=FIRST_STEP)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, CLIMBS)
@@ -245,7 +262,7 @@ def _climb(readings: Tensor, prompts: Tensor, start: Tensor, share_power: float)
             (-climbed.sum()).backward()
             optimizer.step()
             schedule.step()
-    return (free / free.norm(dim=0)).detach()
+    return (free / free.norm(dim=0)).detach().double()
 
 
 def _log_share(scores: Tensor, prompts: Tensor) -> Tensor:

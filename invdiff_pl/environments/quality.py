@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
+from invdiff_pl.environments.cuts import two_means
+
 
 def conflicting(prompts: Tensor, attributes: Tensor) -> Tensor:
     """Images against the bias: those whose (prompt, attribute) cell is under-represented.
@@ -82,16 +84,47 @@ def adjusted_rand_index(first: Tensor, second: Tensor) -> float:
     return 1.0 if largest == expected else float((both - expected) / (largest - expected))
 
 
+def group_risks(losses: Tensor, members: Tensor) -> dict[str, Any]:
+    """Mean loss of a group's images with its 95 % interval (normal), JSON-ready.
+
+    Args:
+        losses: mean denoising loss of each image ``[N]``.
+        members: bool ``[N]``.
+    """
+    values = losses[members].double()
+    count = len(values)
+    if count == 0:
+        return {"size": 0, "risk": None, "interval": None}
+    risk = float(values.mean())
+    margin = 1.96 * float(values.std()) / count**0.5 if count > 1 else float("nan")
+    interval = [risk - margin, risk + margin] if count > 1 else None
+    return {"size": count, "risk": risk, "interval": interval}
+
+
 def environment_report(
-    scores: Tensor, assignments: Tensor, prompts: Tensor, attributes: Tensor | None
+    scores: Tensor,
+    assignments: Tensor,
+    prompts: Tensor,
+    attributes: Tensor | None,
+    losses: Tensor,
+    memberships: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Sizes and mean scores of the environments and, with attributes, how well they match.
+    """Sizes, scores and risks of the environments and, with attributes, how well they match.
+
+    Args:
+        scores: ``[N]``.
+        assignments: int64 ``[N]``.
+        prompts: int64 ``[N]``.
+        attributes: int64 ``[N]``, for scoring only.
+        losses: mean denoising loss of each image under its own prompt ``[N]``.
+        memberships: soft ones ``[N, G]``; their mean maximum is told as each prompt's confidence.
 
     Returns:
         JSON-ready; ``auc``, ``worst_group_precision``, ``worst_group_recall`` and
-        ``adjusted_rand_index`` only with attributes.
+        ``adjusted_rand_index``, pooled and by prompt, only with attributes.
     """
     groups = int(assignments.max()) + 1
+    positives = None if attributes is None else conflicting(prompts, attributes)
     report: dict[str, Any] = {"per_prompt": []}
     for prompt in range(int(prompts.max()) + 1):
         here = prompts == prompt
@@ -101,18 +134,33 @@ def environment_report(
             "mean_scores": [
                 float(scores[member].mean()) if member.any() else None for member in members
             ],
+            "risks": [group_risks(losses, member) for member in members],
         }
-        if attributes is not None:
-            positives = conflicting(prompts, attributes)
-            entry["auc"] = auc(scores[here], positives[here])
+        if here.any():
+            entry["two_groups_explain"] = float(two_means(scores[here]).share)
+            if memberships is not None:
+                entry["confidence"] = float(memberships[here].max(1).values.mean())
+            if positives is not None:
+                entry |= _matches(scores[here], assignments[here], positives[here])
         report["per_prompt"].append(entry)
-    if attributes is not None:
-        positives = conflicting(prompts, attributes)
+    report["risks"] = [group_risks(losses, assignments == group) for group in range(groups)]
+    if attributes is not None and positives is not None:
         precision, recall = worst_group_precision_recall(assignments, prompts, attributes)
         report |= {
-            "auc": auc(scores, positives),
+            **_matches(scores, assignments, positives),
             "worst_group_precision": precision,
             "worst_group_recall": recall,
-            "adjusted_rand_index": adjusted_rand_index(assignments, positives.long()),
         }
     return report
+
+
+def _matches(scores: Tensor, assignments: Tensor, positives: Tensor) -> dict[str, float | None]:
+    """How well scores and assignments single out the positives."""
+    found, hits = assignments > 0, (assignments > 0) & positives
+    there = bool(positives.any())
+    return {
+        "auc": auc(scores, positives),
+        "precision": float(hits.sum() / found.sum().clamp(min=1)) if there else None,
+        "recall": float(hits.sum() / positives.sum()) if there else None,
+        "adjusted_rand_index": adjusted_rand_index(assignments, positives.long()),
+    }

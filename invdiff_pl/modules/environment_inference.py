@@ -11,13 +11,27 @@ from invdiff_pl.data.datasets import LatentBatch
 from invdiff_pl.diffusion.draws import generator, stratified_timesteps
 from invdiff_pl.diffusion.noising import ForwardProcess, sample_losses, sample_posterior
 from invdiff_pl.diffusion.pipeline import load_pipeline
+from invdiff_pl.environments.assignment import assign
+from invdiff_pl.environments.evidence import weigh
 from invdiff_pl.environments.partition import partition
 from invdiff_pl.environments.quality import environment_report
-from invdiff_pl.environments.scores import Losses, score, split_half_rank_correlation
+from invdiff_pl.environments.scores import (
+    Losses,
+    attribute_of,
+    contrast_table,
+    score,
+    split_half_rank_correlation,
+    standardise,
+    timestep_weights,
+)
+from invdiff_pl.environments.soft import choose_groups, mixture_memberships
 from invdiff_pl.environments.table import LossTable
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import atomic_path, write_json
 from invdiff_pl.modules.common import data_module, output_folder
+
+# The largest number of environments that is tried where it is to be chosen.
+MOST_GROUPS = 4
 
 
 class EnvironmentInference(pl.LightningModule):
@@ -39,7 +53,9 @@ class EnvironmentInference(pl.LightningModule):
         noise_draws: R, common to all images, under the empty prompt.
         own_draws: how many of them are met under the image's own prompt, too.
         score: name of the score, see ``invdiff_pl.environments.scores``.
-        groups: G, number of environments.
+        groups: G, number of environments; ``None`` chooses from 2 to 4 by how well mixtures of as
+            many groups tell the scores.
+        partition: how environments are made of scores, see ``invdiff_pl.environments.assignment``.
         objective: spread that the partition maximises, see ``invdiff_pl.environments.partition``.
         minimum_share: least share of a prompt's images in an environment.
         seed: of the noises.
@@ -57,7 +73,8 @@ class EnvironmentInference(pl.LightningModule):
         noise_draws: int = 8,
         own_draws: int = 1,
         score: str = "prompt_pursuit",
-        groups: int = 2,
+        groups: int | None = 2,
+        partition: str = "exact",
         objective: str = "between",
         minimum_share: float = 0.01,
         seed: int = 0,
@@ -67,6 +84,7 @@ class EnvironmentInference(pl.LightningModule):
         self.output = output
         self.score = score
         self.groups = groups
+        self.partition = partition
         self.objective = objective
         self.minimum_share = minimum_share
         self.seed = seed
@@ -116,7 +134,7 @@ class EnvironmentInference(pl.LightningModule):
         source = generator(self.seed, "common noise", column, draw)
         return torch.randn(latents.shape[1:], generator=source).to(latents).expand_as(latents)
 
-    def on_predict_end(self) -> None:
+    def on_predict_epoch_end(self) -> None:
         """Partition once all ranks have written their losses."""
         self.table.flush()
         self.trainer.strategy.barrier()
@@ -128,43 +146,80 @@ class EnvironmentInference(pl.LightningModule):
         own, null = self.table.read(self.count)[0].unbind(1)
         losses = Losses(own[..., : self.own_draws], null)
         prompts, attributes = data.labels("train")
+        evidence = weigh(attribute_of(losses, prompts))
         scores = score(losses, prompts, self.score)
-        result = partition(
-            scores, prompts, self.groups, self.minimum_share, objective=self.objective
+        groups, criteria = self._groups(scores, prompts)
+        result = assign(
+            scores,
+            prompts,
+            groups,
+            method=self.partition,
+            minimum_share=self.minimum_share,
+            objective=self.objective,
+            table=standardise(losses.null, prompts).flatten(1),
+            seed=self.seed,
         )
+        soft = mixture_memberships(scores, prompts, result.assignments)
         folder = output_folder(self.output)
         tensors = {
             "assignments": result.assignments,
+            "memberships": soft if self.partition == "exact" else result.memberships,
             "scores": scores,
             "losses": losses.own.contiguous(),
             "null_losses": losses.null.contiguous(),
         }
         with atomic_path(folder / "environments.safetensors") as partial:
             save_file(tensors, partial)
-        quality = environment_report(scores, result.assignments, prompts, attributes)
-        agreement = split_half_rank_correlation(losses, prompts, self.score)
+        weights = timestep_weights(contrast_table(losses, prompts), prompts)
         report: dict[str, Any] = {
             "images": self.count,
-            "groups": self.groups,
+            "groups": groups,
+            "groups_criteria": criteria,
+            "bias_found": evidence.bias_found,
+            "evidence": evidence.to_json(),
             "score": self.score,
+            "partition": self.partition,
             "objective": {"name": self.objective, "value": result.objective},
             "timesteps": self.grid.tolist(),
+            "timestep_weights": weights.tolist(),
             "noise_draws": self.noise_draws,
-            "split_half_rank_correlation": agreement,
+            "split_half_rank_correlation": split_half_rank_correlation(losses, prompts, self.score),
             "prompts": list(data.prompts),
-            "quality": quality,
+            "quality": environment_report(
+                scores,
+                result.assignments,
+                prompts,
+                attributes,
+                losses.own.mean((1, 2)),
+                memberships=soft,
+            ),
         }
         write_json(folder / "environments.json", report)
         print(summary(report))
 
+    def _groups(self, scores: Tensor, prompts: Tensor) -> tuple[int, dict[int, float] | None]:
+        """The number of environments and, if it is chosen here, the criterion of each number."""
+        if self.groups is not None:
+            return self.groups, None
+        partitions = {
+            groups: partition(
+                scores, prompts, groups, min(self.minimum_share, 1 / groups)
+            ).assignments
+            for groups in range(2, MOST_GROUPS + 1)
+        }
+        return choose_groups(scores, prompts, partitions)
+
 
 def summary(report: dict[str, Any]) -> str:
     """What the inference found, for the terminal."""
-    lines = []
+    found, evidence = report["bias_found"], report["evidence"]
+    verdict = {True: "bias found", False: "no bias found", None: "bias not tested"}[found]
+    lines = [f"{verdict}: {evidence['reason']}"]
     for prompt, entry in zip(report["prompts"], report["quality"]["per_prompt"], strict=True):
         sizes = " + ".join(map(str, entry["sizes"]))
-        found = "" if entry.get("auc") is None else f", AUC {entry['auc']:.4f}"
-        lines.append(f"{prompt}: {sizes} images{found}")
+        sure = f", confidence {entry['confidence']:.2f}" if "confidence" in entry else ""
+        auc = "" if entry.get("auc") is None else f", AUC {entry['auc']:.4f}"
+        lines.append(f"{prompt}: {sizes} images{sure}{auc}")
     if report["quality"].get("auc") is not None:
         lines.append(f"conflict-image AUC over all prompts: {report['quality']['auc']:.4f}")
     return "\n".join(lines)

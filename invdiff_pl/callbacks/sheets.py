@@ -1,0 +1,101 @@
+"""Contact sheets: what a person would look at to see what the environments are about."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from invdiff_pl.data.base import BiasedDataModule
+from invdiff_pl.data.images import read_images
+from invdiff_pl.files import atomic_path
+
+_TILE = 64
+_LABEL_WIDTH = 150
+
+
+class EnvironmentSheets(pl.Callback):
+    """Writes the most typical images of each environment, prompt by prompt, once it is inferred.
+
+    A sheet ``sheet-NN.png`` a prompt, one row an environment: the images whose scores are nearest
+    to the middle of their environment's. Sheets and histograms of the scores go to TensorBoard too.
+
+    Args:
+        output: folder of the environment stage's result.
+        tensorboard: folder of its events.
+        columns: images in a row.
+        most_prompts: the prompts with most images that get a sheet.
+    """
+
+    def __init__(
+        self, output: str, tensorboard: str, columns: int = 10, most_prompts: int = 12
+    ) -> None:
+        self.output = Path(output)
+        self.tensorboard = tensorboard
+        self.columns = columns
+        self.most_prompts = most_prompts
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the sheets."""
+        if not trainer.is_global_zero:
+            return
+        data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        tensors = load_file(self.output / "environments.safetensors")
+        scores, assignments = tensors["scores"], tensors["assignments"]
+        rows = data.index.rows("train")
+        prompt_ids = data.index.prompt_ids[rows]
+        largest = prompt_ids.bincount().argsort(descending=True, stable=True)[: self.most_prompts]
+        with SummaryWriter(self.tensorboard) as writer:
+            for number, prompt in enumerate(largest.tolist()):
+                here = prompt_ids == prompt
+                strips, names = [], []
+                for group in range(int(assignments.max()) + 1):
+                    members = (here & (assignments == group)).nonzero().squeeze(1)
+                    typical = most_typical(scores[members], self.columns)
+                    files = data.index.paths(rows[members[typical]])
+                    images = read_images(files, data.resolution) if files else ()
+                    strips.append(_strip(images, self.columns))
+                    names.append(f"environment {group}: {len(members)}")
+                sheet = _sheet(data.prompts[prompt], names, strips)
+                with atomic_path(self.output / f"sheet-{number:02d}.png") as partial:
+                    Image.fromarray(sheet).save(partial, format="PNG")
+                writer.add_image(f"sheets/{data.prompts[prompt]}", sheet, dataformats="HWC")
+                writer.add_histogram(f"scores/{data.prompts[prompt]}", scores[here])
+
+
+def most_typical(scores: Tensor, count: int) -> Tensor:
+    """Places of the ``count`` scores nearest to the median, nearest first."""
+    if len(scores) == 0:
+        return torch.zeros(0, dtype=torch.int64)
+    return (scores - scores.median()).abs().argsort(stable=True)[:count]
+
+
+def _strip(images: Iterable[Tensor], columns: int) -> NDArray[np.uint8]:
+    strip = np.full((_TILE, columns * _TILE, 3), 255, dtype=np.uint8)
+    for place, image in enumerate(images):
+        tile = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+        small = tile.width < _TILE
+        smooth = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
+        strip[:, place * _TILE : (place + 1) * _TILE] = np.asarray(
+            tile.resize((_TILE, _TILE), smooth)
+        )
+    return strip
+
+
+def _sheet(prompt: str, names: list[str], strips: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Strips below each other, named to their left, under the prompt."""
+    rows = np.concatenate(strips)
+    label = Image.new("RGB", (_LABEL_WIDTH, len(rows)), "white")
+    draw = ImageDraw.Draw(label)
+    for number, name in enumerate(names):
+        draw.text((4, number * _TILE + _TILE // 2 - 6), name, fill="black")
+    body = np.concatenate([np.asarray(label), rows], axis=1)
+    head = Image.new("RGB", (body.shape[1], 20), "white")
+    ImageDraw.Draw(head).text((4, 4), prompt.encode("ascii", "replace").decode(), fill="black")
+    return np.concatenate([np.asarray(head), body])

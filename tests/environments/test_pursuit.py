@@ -1,0 +1,84 @@
+"""The pursuit of a hidden attribute: found where prompts differ in its shares, not elsewhere."""
+
+import pytest
+import torch
+
+from invdiff_pl.environments.evidence import weigh
+from invdiff_pl.environments.pursuit import hidden_attribute, skew_spread
+
+
+def _readings(shares: list[float], count: int = 1600, width: int = 10, seed: int = 0):
+    """Mixed readings of a hidden attribute, of what the prompt names and of four nuisances.
+
+    The first nuisance falls into two groups too, alike in both prompts.
+    """
+    source = torch.Generator().manual_seed(seed)
+    prompts = torch.arange(count) % len(shares)
+    hidden = torch.rand(count, generator=source) < torch.tensor(shares)[prompts]
+    nuisances = torch.randn(count, 4, generator=source)
+    nuisances[:, 0] = 2.0 * (torch.rand(count, generator=source) < 0.5) - 1
+    named = prompts[:, None] + 0.2 * torch.randn(count, 1, generator=source)
+    causes = torch.cat([2.0 * hidden[:, None], 5 * named, nuisances], dim=1)
+    mixing = torch.randn(causes.shape[1], width, generator=source)
+    noise = 0.3 * torch.randn(count, width, generator=source)
+    return causes @ mixing + noise, prompts, hidden
+
+
+def _agreement(scores: torch.Tensor, prompts: torch.Tensor, hidden: torch.Tensor) -> float:
+    """Correlation with the attribute, within prompts."""
+    residual = hidden.double()
+    for prompt in prompts.unique().tolist():
+        residual[prompts == prompt] -= residual[prompts == prompt].mean()
+    return float(torch.corrcoef(torch.stack([scores, residual]))[0, 1].abs())
+
+
+@pytest.mark.parametrize("shares", [[0.05, 0.95], [0.3, 0.7], [0.1, 0.5]])
+def test_an_attribute_that_goes_along_with_prompts_is_found(shares: list[float]) -> None:
+    table, prompts, hidden = _readings(shares)
+    found = hidden_attribute(table, prompts)
+    assert found is not None
+    assert _agreement(found.scores, prompts, hidden) > 0.9
+    assert weigh(found).bias_found
+
+
+def test_an_attribute_that_all_prompts_share_alike_is_no_bias() -> None:
+    verdicts = [
+        weigh(hidden_attribute(*_readings([0.5, 0.5], seed=seed)[:2])).bias_found
+        for seed in range(3)
+    ]
+    assert verdicts == [False, False, False]
+
+
+def test_one_prompt_or_too_few_images_cannot_be_tested() -> None:
+    table, prompts, _ = _readings([0.3, 0.7])
+    for found in (
+        hidden_attribute(table, torch.zeros_like(prompts)),
+        hidden_attribute(table[:20], prompts[:20]),
+    ):
+        assert found is None
+    assert weigh(None).bias_found is None
+
+
+def test_the_order_of_readings_and_shifts_of_a_prompt_do_not_matter() -> None:
+    table, prompts, _ = _readings([0.2, 0.8])
+    first = hidden_attribute(table, prompts)
+    moved = table.flip(1) + 100.0 * prompts[:, None]
+    second = hidden_attribute(moved, prompts)
+    assert first is not None
+    assert second is not None
+    pair = torch.stack([first.scores, second.scores])
+    assert torch.corrcoef(pair)[0, 1].abs() > 0.98
+
+
+def test_skewness_spreads_only_where_shapes_differ() -> None:
+    source = torch.Generator().manual_seed(0)
+    prompts = torch.arange(4000) % 2
+    alike = torch.randn(4000, generator=source)
+    mirrored = torch.randn(4000, generator=source).exp()
+    mirrored = torch.where(prompts == 0, mirrored, -mirrored)
+    scores = torch.stack([alike, mirrored], dim=1).double()
+    for prompt in (0, 1):
+        scores[prompts == prompt] -= scores[prompts == prompt].mean(0)
+    spread = skew_spread(scores, prompts)
+    assert spread[0] < 0.02
+    assert spread[1] > 0.1
