@@ -3,5 +3,6 @@
 from invdiff_pl.callbacks.ema import ExponentialMovingAverage
 from invdiff_pl.callbacks.evaluation import SampleEvaluation
 from invdiff_pl.callbacks.grids import SampleGrid
+from invdiff_pl.callbacks.heldout import HeldOutSelection
 
-__all__ = ["ExponentialMovingAverage", "SampleEvaluation", "SampleGrid"]
+__all__ = ["ExponentialMovingAverage", "HeldOutSelection", "SampleEvaluation", "SampleGrid"]

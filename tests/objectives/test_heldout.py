@@ -1,0 +1,61 @@
+"""Held-out risks: weights by hand, the bound as a property, fair picking of images."""
+
+import torch
+
+from invdiff_pl.objectives.heldout import (
+    bin_figures,
+    held_out_weights,
+    round_robin,
+    timestep_bins,
+    worst_risk_bound,
+)
+
+
+def test_no_risk_is_above_the_bound_and_two_groups_reach_it() -> None:
+    source = torch.Generator().manual_seed(0)
+    for groups in (2, 3, 5):
+        for _ in range(200):
+            risks = torch.rand(groups, generator=source, dtype=torch.float64) ** 4
+            assert risks.max() <= worst_risk_bound(risks) + 1e-12
+    pair = torch.tensor([1.0, 4.0], dtype=torch.float64)
+    assert worst_risk_bound(pair).item() == 4.0
+    # One group alone above equal others reaches it, too.
+    assert abs(worst_risk_bound(torch.tensor([1.0, 1.0, 4.0])).item() - 4.0) < 1e-6
+
+
+def test_prompts_count_alike_and_incomplete_ones_not() -> None:
+    prompts = torch.tensor([0, 0, 0, 1, 1, 2])
+    assignments = torch.tensor([0, 0, 1, 0, 1, 0])
+    weights = held_out_weights(prompts, torch.nn.functional.one_hot(assignments, 2))
+    expected = [[0.25, 0], [0.25, 0], [0, 0.5], [0.5, 0], [0, 0.5], [0, 0]]
+    assert weights.tolist() == expected
+
+
+def test_without_a_complete_prompt_all_count() -> None:
+    prompts, assignments = torch.tensor([0, 0, 1]), torch.tensor([0, 0, 1])
+    weights = held_out_weights(prompts, torch.nn.functional.one_hot(assignments, 2))
+    assert weights.tolist() == [[0.5, 0], [0.5, 0], [0, 1]]
+
+
+def test_images_are_dealt_over_prompts_and_environments_in_turn() -> None:
+    prompts = torch.tensor([0] * 50 + [1] * 50)
+    assignments = torch.tensor(([0] * 45 + [1] * 5) * 2)
+    rows = round_robin(prompts, assignments, torch.arange(100), 24)
+    cells = (prompts * 2 + assignments)[rows].bincount()
+    # Five of each small cell are all there are; the rest is shared by the large ones.
+    assert cells.tolist() == [7, 5, 7, 5]
+    assert len(round_robin(prompts, assignments, torch.arange(100), 1000)) == 100
+
+
+def test_bins_cover_all_timesteps_and_hold_their_draws() -> None:
+    edges, timesteps = timestep_bins(3, 1000, 2)
+    assert edges.tolist() == [0, 333, 666, 1000]
+    assert ((timesteps >= edges[:-1, None]) & (timesteps < edges[1:, None])).all()
+
+
+def test_separation_is_in_standard_deviations_of_a_loss() -> None:
+    # Losses 0 and 2 in one group, 4 and 6 in the other: each group's spread is 1.
+    figures = bin_figures(torch.tensor([1.0, 5.0]), torch.tensor([2.0, 26.0]))
+    assert figures["variance"] == 4.0
+    assert figures["separation"] == 2.0
+    assert figures["worst"] == figures["bound"] == 5.0
