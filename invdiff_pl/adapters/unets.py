@@ -15,8 +15,8 @@ from invdiff_pl.adapters.branch import (
 from invdiff_pl.errors import InvDiffError
 
 # Channels are multiples of this, which are also the groups of the normalisation.
-_GROUPS = 8
-_HEADS = 4
+_GROUPS = 4
+_HEADS = 2
 # Steps between no channels and the backbone's own.
 _WIDTHS = 64
 

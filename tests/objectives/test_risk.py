@@ -107,9 +107,7 @@ def _rank_gradient(name: str, soft: bool, mine: slice) -> Tensor:
         return sums
 
     losses = _losses(network, inputs[mine])
-    group_objective(
-        losses, weights[mine], _rule(name), reduce=add_up, world_size=2
-    ).loss.backward()
+    group_objective(losses, weights[mine], _rule(name), reduce=add_up, world_size=2).loss.backward()
     gradient = network.weight.grad
     assert gradient is not None
     dist.all_reduce(gradient)
