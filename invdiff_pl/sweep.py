@@ -90,7 +90,7 @@ def sweep_run(
             f"--runs: {run_dir} is no finished run: run `make train RUN_DIR={run_dir}` first."
         )
     # The sampler's own reading of the file: it is what the run was sampled with.
-    sampler = _build(config, []).model
+    sampler = build(["predict", f"--config={config}"]).model
     own = float(sampler.guidance_scale)
     plan = {own: sorted(set(invariant_scales))}
     plan |= {scale: list(BEFORE_AND_AFTER) for scale in guidance_scales if scale != own}
@@ -103,8 +103,27 @@ def sweep_run(
     return points
 
 
-def _build(config: Path, overrides: Sequence[str]) -> Any:
-    return build(["predict", f"--config={config}", *overrides])
+def score_samples(config: Path, folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Sample and evaluate as a run did, into another folder.
+
+    Args:
+        config: the run's ``samples/config.yaml``.
+        folder: for images and ``metrics.json``; images that are there are kept.
+        overrides: flags that come after the file.
+
+    Returns:
+        the content of ``metrics.json``.
+    """
+    places = [f"--model.output={folder}", f"--trainer.default_root_dir={folder}"]
+    built = build(["predict", f"--config={config}", *places, *overrides])
+    for callback in built.trainer.callbacks:  # type: ignore[attr-defined]
+        if hasattr(callback, "output"):
+            callback.output = folder
+    built.trainer.predict(built.model, datamodule=built.datamodule, return_predictions=False)
+    metrics: dict[str, Any] = read_json(folder / "metrics.json")
+    if metrics["scales"] is None:
+        raise InvDiffError(f"{config}: nothing can be scored: {metrics['reason']}.")
+    return metrics
 
 
 def _measure(
@@ -128,33 +147,32 @@ def _measure(
     # Images of an interrupted or shorter sweep with the same key are gone on with.
     write_json(record, {"key": key, "scales": None})
     print(f"{run_dir}: guidance scale {guidance:g}, invariant scales {list(scales)}", flush=True)
-    built = _build(
+    metrics = score_samples(
         config,
+        folder,
         [
-            f"--model.output={folder}",
             f"--model.invariant_scales={list(scales)}",
             f"--model.guidance_scale={guidance}",
             f"--data.samples_per_prompt={samples_per_prompt}",
-            f"--trainer.default_root_dir={folder}",
         ],
     )
-    for callback in built.trainer.callbacks:
-        if hasattr(callback, "output"):
-            callback.output = folder
-    built.trainer.predict(built.model, datamodule=built.datamodule, return_predictions=False)
-    metrics: dict[str, Any] = read_json(folder / "metrics.json")
-    if metrics["scales"] is None:
-        raise InvDiffError(f"{run_dir}: nothing can be scored: {metrics['reason']}.")
     write_json(record, {"key": key, "scales": list(scales)})
     return metrics
 
 
 def _point(run_dir: Path, guidance: float, scale: float, figures: dict[str, Any]) -> dict[str, Any]:
-    manifold = figures.get("manifold") or {}
     return {
         "run": str(run_dir),
         "guidance_scale": guidance,
         "invariant_scale": scale,
+        **point_figures(figures),
+    }
+
+
+def point_figures(figures: dict[str, Any]) -> dict[str, Any]:
+    """What tables compare, from one scale's entry in ``metrics.json``."""
+    manifold = figures.get("manifold") or {}
+    return {
         "bias": figures["bias"]["mean"],
         "bias_interval": figures["bias"]["interval"],
         "prompt_accuracy": figures["prompt_accuracy"]["mean"],
