@@ -252,12 +252,13 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
             return self._image_loader("val", labelled=True, shuffled=True)
         if self.content == "images":
             return self._image_loader("train", labelled=False, shuffled=True)
-        return self._latent_loader(self._training_batches(), self._memberships())
+        self._training = self._training_batches(), self._latents(self._memberships())
+        sampler, dataset = self._training
+        return self._loader(dataset, sampler)
 
     def micro_batches(self, step: int) -> Iterator[LatentBatch]:
-        """This rank's micro-batches of an optimizer step, as training meets them."""
-        sampler = self._training_batches()
-        dataset = self._latents(self._memberships())
+        """This rank's micro-batches of an optimizer step, as the training loader gives them."""
+        sampler, dataset = self._training
         count = sampler.plan.micro_batches
         for number in range(step * count, (step + 1) * count):
             yield dataset[sampler.micro_batch(number)]
@@ -292,10 +293,8 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         if self.content == "prompts":
             count = len(self.prompts) * self.samples_per_prompt
             return self._loader(PromptDataset(self.samples_per_prompt), self._every_row(count))
-        return self._latent_loader(self._every_row(len(self.index.rows("train"))), None)
-
-    def _latent_loader(self, sampler: Sampler[Selection], memberships: Tensor | None) -> DataLoader:
-        return self._loader(self._latents(memberships), sampler)
+        rows = self._every_row(len(self.index.rows("train")))
+        return self._loader(self._latents(None), rows)
 
     def _latents(self, memberships: Tensor | None) -> LatentDataset:
         latents = ShardedTensor(self._folder("latents", "train"))

@@ -56,13 +56,12 @@ def _fit(
     resume = settings.pop("resume", None)
     trainer = pl.Trainer(
         accelerator="cpu",
-        devices=1,
         default_root_dir=folder,
         logger=False,
         use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **{"max_steps": STEPS, "enable_checkpointing": False, **settings},
+        **{"devices": 1, "max_steps": STEPS, "enable_checkpointing": False, **settings},
     )
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return trainer
@@ -79,11 +78,15 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 class _Gradients(pl.Callback):
-    """Keeps the gradients of the first step."""
+    """Keeps the gradients of the first step, in a file: ranks are processes of their own."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
         named = pl_module.trainable_parameters().items()
-        self.found = {name: value.grad.clone() for name, value in named}
+        if trainer.is_global_zero:
+            save_file({name: value.grad.clone() for name, value in named}, self.file)
 
 
 @pytest.mark.parametrize(
@@ -96,16 +99,16 @@ def test_accumulated_micro_batches_have_the_gradient_of_the_whole_batch(
     for parts in (1, 2):
         module = _module(tiny_backbone, tmp_path, objective=objective, lambda_=10.0)
         data = _data(birds, tiny_backbone, place, batches=batches, soft_environments=True)
-        gradients = _Gradients()
+        gradients = tmp_path / f"{parts}.safetensors"
         _fit(
             module,
             data,
             tmp_path,
             max_steps=1,
             accumulate_grad_batches=parts,
-            callbacks=[gradients],
+            callbacks=[_Gradients(gradients)],
         )
-        results.append((gradients.found, module.rule.state_dict()))
+        results.append((load_file(gradients), module.rule.state_dict()))
     (whole, rule), (parts_sum, parts_rule) = results
     assert any(value.any() for value in whole.values())
     for name, value in whole.items():
@@ -113,6 +116,34 @@ def test_accumulated_micro_batches_have_the_gradient_of_the_whole_batch(
     for name, value in rule.items():
         torch.testing.assert_close(parts_rule[name], value)
         assert not torch.equal(value, torch.zeros_like(value))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [1, 2])
+def test_two_ranks_have_the_gradient_of_the_whole_batch(
+    parts, birds, tiny_backbone, place, tmp_path
+) -> None:
+    results = []
+    for ranks in (1, 2):
+        module = _module(tiny_backbone, tmp_path, lambda_=10.0)
+        gradients = tmp_path / f"{ranks}.safetensors"
+        settings = {"devices": 2, "strategy": "ddp_spawn"} if ranks == 2 else {}
+        _fit(
+            module,
+            _data(birds, tiny_backbone, place),
+            tmp_path,
+            max_steps=1,
+            accumulate_grad_batches=parts if ranks == 2 else 1,
+            callbacks=[_Gradients(gradients), HeldOutSelection(images=12, bins=2)],
+            **settings,
+        )
+        results.append((load_file(gradients), read_json(tmp_path / "heldout.json")))
+    (one, held), (two, held_by_two) = results
+    assert any(value.any() for value in one.values())
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
+    before, before_by_two = (h["bins"][1]["before"]["risks"] for h in (held, held_by_two))
+    assert before == pytest.approx(before_by_two, rel=1e-5)
 
 
 @pytest.mark.parametrize(
