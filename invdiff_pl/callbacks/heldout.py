@@ -1,5 +1,6 @@
 """Which checkpoint becomes the result: told by held-out risks, never by labels."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ from torch import Tensor
 
 from invdiff_pl.callbacks.ema import ExponentialMovingAverage
 from invdiff_pl.data.base import BiasedDataModule
+from invdiff_pl.data.datasets import LatentBatch
 from invdiff_pl.diffusion.draws import generator
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import write_json
 from invdiff_pl.modules.invariant_adapter import InvariantAdapter
 from invdiff_pl.objectives.heldout import (
+    HeldOutObjective,
     bin_figures,
     held_out_weights,
     round_robin,
@@ -22,7 +25,11 @@ from invdiff_pl.objectives.heldout import (
 
 CRITERION = (
     "the objective of the held-out group risks in each timestep bin, averaged over bins as often "
-    "as training draws them; the lowest wins, of equal ones the earliest"
+    "as training draws them; of the steps within one standard error of the lowest, the last"
+)
+NOTHING_HELD_OUT = (
+    "no images are held out: --data.held_out is 0, or every (prompt, environment) is too small for "
+    "it; the last weights are the result"
 )
 
 
@@ -30,11 +37,12 @@ class HeldOutSelection(pl.Callback):
     """Measures group risks on images that training never sees, and keeps the best weights.
 
     All images meet the same noises at the same timesteps, before training and every so many steps,
-    so that differences are the adapter's. The weights of the lowest held-out objective (see
-    ``CRITERION``) become the result, the untrained ones of step 0 included. Where an average of
-    the weights is kept it is the average that is measured. Writes ``heldout.json`` into the
-    adapter stage's folder: per timestep bin mean and worst group risk and the bound of METHOD,
-    before and after. Labels are not read.
+    so that differences are the adapter's. Of the weights whose held-out objective is within one
+    standard error of the lowest the last become the result: training is meant to run to its end,
+    and an earlier step, or the untrained adapter of step 0, must be better by more than noise.
+    Where an average of the weights is kept it is the average that is measured. Writes
+    ``heldout.json`` into the adapter stage's folder: per timestep bin mean and worst group risk
+    and the bound of METHOD, before and after. Labels are not read.
 
     Args:
         every_n_steps: between measurements; one is taken before training and one at its end.
@@ -61,7 +69,9 @@ class HeldOutSelection(pl.Callback):
         self.batch_size = batch_size
         self.seed = seed
         self._candidates: list[dict[str, Any]] = []
-        self._best: dict[str, Tensor] = {}
+        # Losses [n, bins] before training, at the lowest objective and of the weights kept.
+        self._losses: dict[str, Tensor] = {}
+        self._kept: dict[str, Tensor] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse a place before the average, which would undo the choice."""
@@ -74,14 +84,31 @@ class HeldOutSelection(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Choose the images, and measure the backbone."""
+        assert isinstance(pl_module, InvariantAdapter)
+        if self._prepare(trainer, pl_module) and not self._candidates:
+            self._measure(trainer, pl_module)
+
+    def _prepare(self, trainer: pl.Trainer, module: InvariantAdapter) -> bool:
+        """Choose images and timesteps; whether there are any images."""
         data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
         inferred, held = data.inferred(), data.held_out().nonzero().squeeze(1)
         prompts = data.index.prompt_ids[data.index.rows("train")]
         self.rows = round_robin(prompts, inferred.assignments, held, self.images)
-        if len(self.rows):
-            self.weights = held_out_weights(prompts[self.rows], inferred.memberships[self.rows])
-        if not self._candidates:
-            self._measure(trainer, pl_module)
+        if not len(self.rows):
+            return False
+        own = prompts[self.rows]
+        self._edges, self._timesteps = timestep_bins(
+            self.bins, module.process.train_timesteps, self.draws
+        )
+        edges = self._edges.tolist()
+        shares = [module.density.mass(*ends) for ends in pairwise(edges)]
+        self._objective = HeldOutObjective(
+            held_out_weights(own, inferred.memberships[self.rows]),
+            own * inferred.groups + inferred.assignments[self.rows],
+            torch.tensor(shares, dtype=torch.float64),
+            module.rule,
+        )
+        return True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *unused: Any
@@ -101,117 +128,117 @@ class HeldOutSelection(pl.Callback):
         for average in averages:
             average.swap(pl_module)
         try:
-            rows, value = self._risks(trainer, pl_module)
-            lowest = min((c["value"] for c in self._candidates), default=torch.inf)
-            self._candidates.append({"step": step, "value": value, "bins": rows})
-            if value < lowest:
-                self._best = {
-                    name: parameter.detach().cpu().clone()
-                    for name, parameter in pl_module.trainable_parameters().items()
-                }
+            value = self._consider(step, self._measured_losses(trainer, pl_module), pl_module)
         finally:
             for average in averages:
                 average.restore(pl_module)
         if trainer.logger is not None:
             trainer.logger.log_metrics({"heldout/objective": value}, step)
 
+    def _consider(self, step: int, losses: Tensor, module: InvariantAdapter) -> float:
+        """Take in a candidate, and keep its weights if it is the one to choose so far."""
+        timesteps = self._timesteps.flatten().to(module.device)
+        weights = module.loss_weights(timesteps).double().cpu()
+        binned = (losses * weights).unflatten(1, self._timesteps.shape).mean(2)
+        value = self._objective.value(binned)
+        lowest = min((c["value"] for c in self._candidates), default=torch.inf)
+        if value < lowest:
+            error = 0.0
+            self._losses["lowest"] = binned
+        else:
+            error = self._objective.standard_error(binned, self._losses["lowest"])
+        self._candidates.append({"step": step, "value": value, "standard_error": error})
+        plain = losses.unflatten(1, self._timesteps.shape).mean(2)
+        self._losses.setdefault("before", plain)
+        if value <= lowest + error:
+            self._chosen_step = step
+            self._losses["after"] = plain
+            self._kept = {
+                name: parameter.detach().cpu().clone()
+                for name, parameter in module.trainable_parameters().items()
+            }
+        return value
+
     @torch.no_grad()
-    def _risks(
-        self, trainer: pl.Trainer, module: InvariantAdapter
-    ) -> tuple[list[dict[str, Any]], float]:
-        """The theory table's rows, and the criterion."""
-        edges, timesteps = timestep_bins(self.bins, module.process.train_timesteps, self.draws)
-        with trainer.precision_plugin.val_step_context():
-            losses = self._losses(trainer, module, timesteps)
-        own = self.weights[trainer.global_rank :: trainer.world_size].to(losses.device)
-        sums = torch.stack([losses.T @ own, losses.square().T @ own])
-        sums = trainer.strategy.reduce(sums, reduce_op="sum").cpu()
-        masses = self.weights.sum(0)
-        present = masses > 0
-        means, squares = sums.unflatten(1, timesteps.shape).mean(2)
-        weights = module.loss_weights(timesteps.flatten().to(module.device)).cpu()
-        weights = weights.reshape(timesteps.shape).mean(1).double()
-        rule = module.rule
-        value = 0.0
-        rows = []
-        for number in range(self.bins):
-            first, end = int(edges[number]), int(edges[number + 1])
-            share = module.density.mass(first, end)
-            value += share * float(rule.value(weights[number] * means[number], masses))
-            figures = bin_figures(means[number][present], squares[number][present])
-            rows.append({"from": first, "to": end - 1, "share_of_draws": share, **figures})
-        return rows, value
-
-    def _losses(self, trainer: pl.Trainer, module: InvariantAdapter, timesteps: Tensor) -> Tensor:
-        """Losses of this rank's images, float64 ``[n, bins * draws]``."""
+    def _measured_losses(self, trainer: pl.Trainer, module: InvariantAdapter) -> Tensor:
+        """Losses of all images with the present weights, float64 ``[n, bins * draws]``."""
         data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        parts = []
-        mine = self.rows[trainer.global_rank :: trainer.world_size]
-        for rows in mine.split(self.batch_size):
-            batch = trainer.strategy.batch_to_device(data.training_latents(rows))
-            columns = []
-            for column, timestep in enumerate(timesteps.flatten().tolist()):
-                shape = (batch["moments"].shape[1] // 2, *batch["moments"].shape[2:])
-                source = generator(self.seed, "held-out noise", column)
-                noise = torch.randn(shape, generator=source).to(module.device)
-                columns.append(
-                    module.denoising_losses(
-                        batch["moments"],
-                        batch["prompt"],
-                        torch.full((len(rows),), timestep, device=module.device),
-                        noise.expand(len(rows), *shape),
-                    )
-                )
-            parts.append(torch.stack(columns, dim=1).double())
-        empty = torch.zeros((0, timesteps.numel()), dtype=torch.float64, device=module.device)
-        return torch.cat([empty, *parts])
+        losses = torch.zeros(
+            (len(self.rows), self._timesteps.numel()), dtype=torch.float32, device=module.device
+        )
+        places = torch.arange(trainer.global_rank, len(self.rows), trainer.world_size)
+        with trainer.precision_plugin.val_step_context():
+            for mine in places.split(self.batch_size):
+                batch = trainer.strategy.batch_to_device(data.training_latents(self.rows[mine]))
+                for column, timestep in enumerate(self._timesteps.flatten().tolist()):
+                    losses[mine, column] = self._losses_at(module, batch, column, timestep)
+        gathered: Tensor = trainer.strategy.reduce(losses, reduce_op="sum")
+        return gathered.double().cpu()
 
-    @property
-    def _chosen(self) -> dict[str, Any]:
-        return min(self._candidates, key=lambda candidate: candidate["value"])
+    def _losses_at(
+        self, module: InvariantAdapter, batch: LatentBatch, column: int, timestep: int
+    ) -> Tensor:
+        count, channels, *size = batch["moments"].shape
+        source = generator(self.seed, "held-out noise", column)
+        noise = torch.randn((channels // 2, *size), generator=source).to(module.device)
+        timesteps = torch.full((count,), timestep, device=module.device)
+        given = batch["moments"], batch["prompt"], timesteps, noise.expand(count, *noise.shape)
+        return module.denoising_losses(*given)
 
     @torch.no_grad()
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the chosen weights in place, before the module writes its result."""
         assert isinstance(pl_module, InvariantAdapter)
         for name, parameter in pl_module.trainable_parameters().items():
-            if name in self._best:
-                parameter.copy_(self._best[name])
-        if trainer.is_global_zero:
+            if name in self._kept:
+                parameter.copy_(self._kept[name])
+        # A run that was interrupted after its last step has not started training again.
+        if self._prepare(trainer, pl_module) and trainer.is_global_zero:
             write_json(Path(pl_module.output) / "heldout.json", self._report(pl_module))
+        elif trainer.is_global_zero:
+            write_json(Path(pl_module.output) / "heldout.json", {"reason": NOTHING_HELD_OUT})
 
     def _report(self, module: InvariantAdapter) -> dict[str, Any]:
-        if not self._candidates:
-            return {
-                "reason": "no images are held out: --data.held_out is 0, or every (prompt, "
-                "environment) is too small for it; the last weights are the result"
+        edges = self._edges.tolist()
+        bins = [
+            {
+                "from": edges[number],
+                "to": edges[number + 1] - 1,
+                "share_of_draws": float(self._objective.shares[number]),
+                **{
+                    when: bin_figures(self._losses[when][:, number], self._objective.weights)
+                    for when in ("before", "after")
+                },
             }
-        before, after = self._candidates[0]["bins"], self._chosen["bins"]
-        described = ("from", "to", "share_of_draws")
+            for number in range(self.bins)
+        ]
         return {
+            "images": len(self._objective.weights),
             "draws_per_bin": self.draws,
             "objective": module.hparams["objective"],
             "lambda": module.hparams["lambda_"],
             "selection": {
                 "criterion": CRITERION,
-                "chosen_step": self._chosen["step"],
-                "candidates": [{"step": c["step"], "value": c["value"]} for c in self._candidates],
+                "chosen_step": self._chosen_step,
+                "candidates": self._candidates,
             },
-            "bins": [
-                {
-                    **{name: first[name] for name in described},
-                    "before": {n: v for n, v in first.items() if n not in described},
-                    "after": {n: v for n, v in last.items() if n not in described},
-                }
-                for first, last in zip(before, after, strict=True)
-            ],
+            "bins": bins,
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What was measured and the best weights, for checkpoints."""
-        return {"candidates": self._candidates, "best": self._best}
+        """What was measured and the weights kept, for checkpoints."""
+        if not self._candidates:
+            return {}
+        return {
+            "candidates": self._candidates,
+            "chosen_step": self._chosen_step,
+            "losses": self._losses,
+            "kept": self._kept,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self._candidates = list(state_dict["candidates"])
-        self._best = dict(state_dict["best"])
+        if state_dict:
+            self._candidates = list(state_dict["candidates"])
+            self._chosen_step = state_dict["chosen_step"]
+            self._losses, self._kept = dict(state_dict["losses"]), dict(state_dict["kept"])

@@ -1,9 +1,12 @@
 """Risks of held-out images by timestep bin: what selects a checkpoint, and METHOD's bound."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from invdiff_pl.objectives.rules import Rule
 
 
 def timestep_bins(bins: int, train_timesteps: int, draws: int) -> tuple[Tensor, Tensor]:
@@ -73,15 +76,64 @@ def worst_risk_bound(risks: Tensor) -> Tensor:
     return risks.mean() + spread
 
 
-def bin_figures(risks: Tensor, squares: Tensor) -> dict[str, Any]:
+@dataclass(frozen=True)
+class HeldOutObjective:
+    """The training objective on held-out images, as an average over timestep bins.
+
+    Attributes:
+        weights: of the images in each group's risk, float64 ``[n, G]``, see
+            :func:`held_out_weights`.
+        cells: int64 ``[n]``, the (prompt, environment) of each image.
+        shares: float64 ``[bins]``, how often training draws from each bin.
+        rule: what is made of the risks in each bin.
+    """
+
+    weights: Tensor
+    cells: Tensor
+    shares: Tensor
+    rule: Rule
+
+    def value(self, losses: Tensor) -> float:
+        """The rule of the group risks in each bin, averaged over bins.
+
+        Args:
+            losses: as the objective weighs them, float64 ``[n, bins]``.
+        """
+        masses = self.weights.sum(0)
+        risks = self.weights.T @ losses
+        values = torch.stack([self.rule.value(column, masses) for column in risks.T])
+        return float(self.shares @ values)
+
+    def standard_error(self, losses: Tensor, others: Tensor) -> float:
+        """Standard error of the difference in value between two sets of weights.
+
+        Both met the same images, timesteps and noises, so it is that of the images' differences
+        within their cells, through the objective's slopes at ``others``. An image alone in its cell
+        adds nothing.
+        """
+        masses = self.weights.sum(0)
+        slopes = [self.rule.slopes(column, masses) for column in (self.weights.T @ others).T]
+        coefficients = self.weights @ torch.stack(slopes, dim=1)
+        parts = ((losses - others) * coefficients) @ self.shares
+        counts = self.cells.bincount().double()
+        means = torch.zeros_like(counts).index_add_(0, self.cells, parts) / counts.clamp(min=1)
+        squares = (parts - means[self.cells]).square()
+        sums = torch.zeros_like(counts).index_add_(0, self.cells, squares)
+        return float((sums * counts / (counts - 1).clamp(min=1)).sum().sqrt())
+
+
+def bin_figures(losses: Tensor, weights: Tensor) -> dict[str, Any]:
     """One bin's row of the theory table, JSON-ready.
 
     Args:
-        risks: of the groups that are there, ``[G]``.
-        squares: the same of squared losses.
+        losses: of the images in the bin, float64 ``[n]``.
+        weights: float64 ``[n, G]``, see :func:`held_out_weights`; groups without an image are left
+            out.
     """
+    weights = weights[:, weights.sum(0) > 0]
+    risks = losses @ weights
     variance = risks.var(correction=0)
-    within = (squares - risks.square()).clamp(min=0).mean().sqrt()
+    within = (losses.square() @ weights - risks.square()).clamp(min=0).mean().sqrt()
     return {
         "risks": risks.tolist(),
         "mean": float(risks.mean()),

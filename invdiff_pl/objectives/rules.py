@@ -107,7 +107,7 @@ class Reweighting(Rule):
 
     def slopes(self, risks: Tensor, masses: Tensor) -> Tensor:
         """``1/G``."""
-        return (masses > 0) / _present(masses)
+        return (masses > 0).to(masses) / _present(masses)
 
     def value(self, risks: Tensor, masses: Tensor) -> Tensor:
         """The mean over groups that are there."""

@@ -41,6 +41,6 @@ def held_out_section(held: dict[str, Any]) -> list[str]:
         "\n".join("| " + " | ".join(cells) + " |" for cells in lines),
         "Mean and worst denoising risk of the inferred environments on training images that the "
         "adapter never saw, and the bound: worst ≤ mean + √((G − 1) Var), Var over the G "
-        f"environments. The weights are those after step {chosen} (of {steps}), where the held-out "
-        "objective is lowest; labels are not read.",
+        f"environments. Of the steps {steps}, {chosen} is kept: the last whose held-out objective "
+        "is within one standard error of the lowest; labels are not read.",
     ]

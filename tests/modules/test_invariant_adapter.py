@@ -16,6 +16,8 @@ from invdiff_pl.data.waterbirds import WaterbirdsDataModule
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import read_json
 from invdiff_pl.modules import InvariantAdapter
+from invdiff_pl.objectives import build_rule
+from invdiff_pl.objectives.heldout import HeldOutObjective
 
 STEPS = 4
 
@@ -210,32 +212,57 @@ def _selected(
     return module, selection
 
 
-def test_the_weights_of_the_lowest_held_out_objective_become_the_result(
+def test_the_weights_that_held_out_risks_choose_become_the_result(
     birds, tiny_backbone, place, tmp_path
 ) -> None:
     module, selection = _selected(birds, tiny_backbone, place, tmp_path)
     held = read_json(tmp_path / "heldout.json")
-    candidates = held["selection"]["candidates"]
-    assert [candidate["step"] for candidate in candidates] == [0, 2, 4]
-    lowest = min(candidates, key=lambda candidate: candidate["value"])
-    assert held["selection"]["chosen_step"] == lowest["step"]
+    candidates = {c["step"]: c for c in held["selection"]["candidates"]}
+    assert list(candidates) == [0, 2, 4]
+    chosen = candidates[held["selection"]["chosen_step"]]
     # Measured again, the weights in place give the value and the rows that were told.
     assert module.trainer is not None
-    rows, value = selection._risks(module.trainer, module)
-    assert value == pytest.approx(lowest["value"], rel=1e-9)
-    for row, told in zip(rows, held["bins"], strict=True):
-        assert row["risks"] == pytest.approx(told["after"]["risks"], rel=1e-6)
+    losses = selection._measured_losses(module.trainer, module)
+    assert selection._objective.value(losses) == pytest.approx(chosen["value"], rel=1e-9)
+    for number, told in enumerate(held["bins"]):
+        risks = losses[:, number] @ selection._objective.weights
+        assert told["after"]["risks"] == pytest.approx(risks.tolist(), rel=1e-6)
         assert told["after"]["worst"] <= told["after"]["bound"] + 1e-9
-    assert sum(row["share_of_draws"] for row in rows) == pytest.approx(1)
+    assert sum(row["share_of_draws"] for row in held["bins"]) == pytest.approx(1)
 
 
-def test_of_equal_candidates_the_earliest_is_kept() -> None:
-    selection = HeldOutSelection()
-    selection._candidates = [
-        {"step": step, "value": value, "bins": []}
-        for step, value in ((0, 2.0), (9, 1.0), (12, 1.0))
-    ]
-    assert selection._chosen["step"] == 9
+class _Given(HeldOutSelection):
+    """Takes in losses that are handed to it."""
+
+    def __init__(self, cells: torch.Tensor) -> None:
+        super().__init__(bins=1)
+        weights = torch.nn.functional.one_hot(cells, 2).double()
+        share, rule = torch.ones(1, dtype=torch.float64), build_rule("reweighting", 2, 1.0)
+        self._objective = HeldOutObjective(weights / weights.sum(0), cells, share, rule)
+        self._timesteps = torch.tensor([[500]])
+
+
+def test_the_last_step_within_a_standard_error_of_the_lowest_is_kept(
+    tiny_backbone, tmp_path
+) -> None:
+    module = _module(tiny_backbone, tmp_path)
+    start = torch.tensor([[4.0], [6.0], [5.0], [9.0]], dtype=torch.float64)
+    spread = torch.tensor([[-1.0], [1.0], [-1.0], [1.0]], dtype=torch.float64)
+    selection = _Given(torch.tensor([0, 0, 1, 1]))
+    (parameter, *_) = module.trainable_parameters().values()
+    for step, losses in {
+        0: start,
+        10: start - 3,  # lowest
+        20: start - 3 + 0.1 + spread,  # higher by less than its error
+        30: start - 2.9,  # as much higher, by all images alike: without error
+        40: start - 1 + spread,
+    }.items():
+        torch.nn.init.constant_(parameter, float(step))
+        selection._consider(step, losses, module)
+    assert selection._chosen_step == 20
+    assert next(iter(selection._kept.values())).unique().tolist() == [20.0]
+    errors = [candidate["standard_error"] for candidate in selection._candidates]
+    assert errors == pytest.approx([0, 0, 2**-0.5, 0, 2**-0.5])
 
 
 def test_selection_resumed_from_a_checkpoint_ends_as_the_undisturbed_one(

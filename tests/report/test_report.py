@@ -174,7 +174,7 @@ def test_held_out_risks_and_their_bound_stand_in_the_report(run_dir: Path) -> No
     assert write_report(run_dir, seed=3)["held_out"] == held
     text = (run_dir / "report" / "report.md").read_text()
     assert "| 900–999 | 0.5000 | 0.2500 | 0.7500 | 0.3000 | 0.8000 | 0.3500 |" in text
-    assert "after step 300 (of 0, 300)" in text
+    assert "Of the steps 0, 300, 300 is kept" in text
 
 
 def test_plots_are_written(run_dir: Path) -> None:
