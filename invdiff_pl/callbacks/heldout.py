@@ -36,19 +36,21 @@ NOTHING_HELD_OUT = (
 class HeldOutSelection(pl.Callback):
     """Measures group risks on images that training never sees, and keeps the best weights.
 
-    All images meet the same noises at the same timesteps, before training and every so many steps,
-    so that differences are the adapter's. Of the weights whose held-out objective is within one
-    standard error of the lowest the last become the result: training is meant to run to its end,
-    and an earlier step, or the untrained adapter of step 0, must be better by more than noise.
-    Where an average of the weights is kept it is the average that is measured. Writes
-    ``heldout.json`` into the adapter stage's folder: per timestep bin mean and worst group risk
-    and the bound of METHOD, before and after. Labels are not read.
+    Noises and timesteps are the same before training and every so many steps, so that differences
+    are the adapter's, and the same for the first image of every (prompt, environment), for the
+    second of every one, and so on, so that environments are compared at equal draws.
+
+    Of the weights whose held-out objective is within one standard error of the lowest the last
+    become the result: training is meant to run to its end, and an earlier step, or the untrained
+    adapter of step 0, must be better by more than noise. Where an average of the weights is kept it
+    is the average that is measured. Writes ``heldout.json`` into the adapter stage's folder: per
+    timestep bin mean and worst group risk and the bound of METHOD, before and after. Labels are not
+    read.
 
     Args:
         every_n_steps: between measurements; one is taken before training and one at its end.
         images: at most so many, dealt over (prompt, environment) in turn.
         bins: of timesteps, of equal width.
-        draws: timesteps and noises in each bin.
         batch_size: images measured together on a rank.
         seed: of the noises.
     """
@@ -58,14 +60,12 @@ class HeldOutSelection(pl.Callback):
         every_n_steps: int = 100,
         images: int = 192,
         bins: int = 10,
-        draws: int = 1,
         batch_size: int = 64,
         seed: int = 0,
     ) -> None:
         self.every_n_steps = every_n_steps
         self.images = images
         self.bins = bins
-        self.draws = draws
         self.batch_size = batch_size
         self.seed = seed
         self._candidates: list[dict[str, Any]] = []
@@ -93,13 +93,15 @@ class HeldOutSelection(pl.Callback):
         data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
         inferred, held = data.inferred(), data.held_out().nonzero().squeeze(1)
         prompts = data.index.prompt_ids[data.index.rows("train")]
-        self.rows = round_robin(prompts, inferred.assignments, held, self.images)
+        self.rows, places = round_robin(prompts, inferred.assignments, held, self.images)
         if not len(self.rows):
             return False
         own = prompts[self.rows]
-        self._edges, self._timesteps = timestep_bins(
-            self.bins, module.process.train_timesteps, self.draws
+        self._places = places
+        self._edges, timesteps = timestep_bins(
+            self.bins, module.process.train_timesteps, int(places.max()) + 1
         )
+        self._timesteps = timesteps[places]
         edges = self._edges.tolist()
         shares = [module.density.mass(*ends) for ends in pairwise(edges)]
         self._objective = HeldOutObjective(
@@ -137,9 +139,8 @@ class HeldOutSelection(pl.Callback):
 
     def _consider(self, step: int, losses: Tensor, module: InvariantAdapter) -> float:
         """Take in a candidate, and keep its weights if it is the one to choose so far."""
-        timesteps = self._timesteps.flatten().to(module.device)
-        weights = module.loss_weights(timesteps).double().cpu()
-        binned = (losses * weights).unflatten(1, self._timesteps.shape).mean(2)
+        weights = module.loss_weights(self._timesteps.to(module.device)).double().cpu()
+        binned = losses * weights
         value = self._objective.value(binned)
         lowest = min((c["value"] for c in self._candidates), default=torch.inf)
         if value < lowest:
@@ -148,11 +149,10 @@ class HeldOutSelection(pl.Callback):
         else:
             error = self._objective.standard_error(binned, self._losses["lowest"])
         self._candidates.append({"step": step, "value": value, "standard_error": error})
-        plain = losses.unflatten(1, self._timesteps.shape).mean(2)
-        self._losses.setdefault("before", plain)
+        self._losses.setdefault("before", losses)
         if value <= lowest + error:
             self._chosen_step = step
-            self._losses["after"] = plain
+            self._losses["after"] = losses
             self._kept = {
                 name: parameter.detach().cpu().clone()
                 for name, parameter in module.trainable_parameters().items()
@@ -161,29 +161,30 @@ class HeldOutSelection(pl.Callback):
 
     @torch.no_grad()
     def _measured_losses(self, trainer: pl.Trainer, module: InvariantAdapter) -> Tensor:
-        """Losses of all images with the present weights, float64 ``[n, bins * draws]``."""
+        """Losses of all images with the present weights, float64 ``[n, bins]``."""
         data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        losses = torch.zeros(
-            (len(self.rows), self._timesteps.numel()), dtype=torch.float32, device=module.device
-        )
-        places = torch.arange(trainer.global_rank, len(self.rows), trainer.world_size)
+        losses = torch.zeros(self._timesteps.shape, device=module.device)
+        own = torch.arange(trainer.global_rank, len(self.rows), trainer.world_size)
         with trainer.precision_plugin.val_step_context():
-            for mine in places.split(self.batch_size):
+            for mine in own.split(self.batch_size):
                 batch = trainer.strategy.batch_to_device(data.training_latents(self.rows[mine]))
-                for column, timestep in enumerate(self._timesteps.flatten().tolist()):
-                    losses[mine, column] = self._losses_at(module, batch, column, timestep)
+                for column in range(self.bins):
+                    losses[mine, column] = self._losses_in_bin(module, batch, mine, column)
         gathered: Tensor = trainer.strategy.reduce(losses, reduce_op="sum")
         return gathered.double().cpu()
 
-    def _losses_at(
-        self, module: InvariantAdapter, batch: LatentBatch, column: int, timestep: int
+    def _losses_in_bin(
+        self, module: InvariantAdapter, batch: LatentBatch, mine: Tensor, column: int
     ) -> Tensor:
-        count, channels, *size = batch["moments"].shape
+        _, channels, *size = batch["moments"].shape
         source = generator(self.seed, "held-out noise", column)
-        noise = torch.randn((channels // 2, *size), generator=source).to(module.device)
-        timesteps = torch.full((count,), timestep, device=module.device)
-        given = batch["moments"], batch["prompt"], timesteps, noise.expand(count, *noise.shape)
-        return module.denoising_losses(*given)
+        noises = torch.randn((int(self._places.max()) + 1, channels // 2, *size), generator=source)
+        return module.denoising_losses(
+            batch["moments"],
+            batch["prompt"],
+            self._timesteps[mine, column].to(module.device),
+            noises[self._places[mine]].to(module.device),
+        )
 
     @torch.no_grad()
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -214,7 +215,6 @@ class HeldOutSelection(pl.Callback):
         ]
         return {
             "images": len(self._objective.weights),
-            "draws_per_bin": self.draws,
             "objective": module.hparams["objective"],
             "lambda": module.hparams["lambda_"],
             "selection": {

@@ -8,20 +8,24 @@ from torch import Tensor
 
 from invdiff_pl.objectives.rules import Rule
 
+# Multiples of it, without their whole part, spread evenly however many there are.
+_GOLDEN = 0.6180339887498949
 
-def timestep_bins(bins: int, train_timesteps: int, draws: int) -> tuple[Tensor, Tensor]:
-    """Equal bins of timesteps, and the timesteps within each at which risks are measured.
+
+def timestep_bins(bins: int, train_timesteps: int, places: int) -> tuple[Tensor, Tensor]:
+    """Equal bins of timesteps, and the timestep within each at which a place is measured.
 
     Returns:
-        edges int64 ``[bins + 1]`` and timesteps int64 ``[bins, draws]``, evenly spread in each.
+        edges int64 ``[bins + 1]`` and timesteps int64 ``[places, bins]``, spread over each bin.
     """
     edges = (torch.arange(bins + 1) * train_timesteps) // bins
-    places = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
-    timesteps = edges[:-1, None] + (places * edges.diff()[:, None]).long()
-    return edges, timesteps
+    offsets = (0.5 + _GOLDEN * torch.arange(places, dtype=torch.float64)) % 1
+    return edges, edges[:-1] + (offsets[:, None] * edges.diff()).long()
 
 
-def round_robin(prompt_ids: Tensor, assignments: Tensor, rows: Tensor, count: int) -> Tensor:
+def round_robin(
+    prompt_ids: Tensor, assignments: Tensor, rows: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
     """At most ``count`` of ``rows``: one of each (prompt, environment), then the next of each.
 
     Args:
@@ -31,15 +35,15 @@ def round_robin(prompt_ids: Tensor, assignments: Tensor, rows: Tensor, count: in
         count: at most so many.
 
     Returns:
-        int64 rows, ascending.
+        int64 rows, and each one's place among those of its (prompt, environment), from 0.
     """
     cells = (prompt_ids * (int(assignments.max()) + 1) + assignments)[rows]
     order = cells.argsort(stable=True)
     sizes = cells.bincount()
     starts = sizes.cumsum(0) - sizes
     places = torch.arange(len(rows)) - starts[cells[order]]
-    chosen = order[places.argsort(stable=True)[:count]]
-    return rows[chosen].sort().values
+    chosen = places.argsort(stable=True)[:count]
+    return rows[order[chosen]], places[chosen]
 
 
 def held_out_weights(prompt_ids: Tensor, memberships: Tensor) -> Tensor:

@@ -239,7 +239,7 @@ class _Given(HeldOutSelection):
         weights = torch.nn.functional.one_hot(cells, 2).double()
         share, rule = torch.ones(1, dtype=torch.float64), build_rule("reweighting", 2, 1.0)
         self._objective = HeldOutObjective(weights / weights.sum(0), cells, share, rule)
-        self._timesteps = torch.tensor([[500]])
+        self._timesteps = torch.full((len(cells), 1), 500)
 
 
 def test_the_last_step_within_a_standard_error_of_the_lowest_is_kept(

@@ -43,17 +43,21 @@ def test_without_a_complete_prompt_all_count() -> None:
 def test_images_are_dealt_over_prompts_and_environments_in_turn() -> None:
     prompts = torch.tensor([0] * 50 + [1] * 50)
     assignments = torch.tensor(([0] * 45 + [1] * 5) * 2)
-    rows = round_robin(prompts, assignments, torch.arange(100), 24)
+    rows, places = round_robin(prompts, assignments, torch.arange(100), 24)
     cells = (prompts * 2 + assignments)[rows].bincount()
     # Five of each small cell are all there are; the rest is shared by the large ones.
     assert cells.tolist() == [7, 5, 7, 5]
-    assert len(round_robin(prompts, assignments, torch.arange(100), 1000)) == 100
+    assert places.bincount().tolist() == [4] * 5 + [2] * 2
+    everything, _ = round_robin(prompts, assignments, torch.arange(100), 1000)
+    assert everything.sort().values.tolist() == list(range(100))
 
 
-def test_bins_cover_all_timesteps_and_hold_their_draws() -> None:
-    edges, timesteps = timestep_bins(3, 1000, 2)
+def test_bins_cover_all_timesteps_and_draws_spread_over_them() -> None:
+    edges, timesteps = timestep_bins(3, 1000, 8)
     assert edges.tolist() == [0, 333, 666, 1000]
-    assert ((timesteps >= edges[:-1, None]) & (timesteps < edges[1:, None])).all()
+    assert ((timesteps >= edges[:-1]) & (timesteps < edges[1:])).all()
+    gaps = torch.cat([edges[:-1][None], timesteps, edges[1:][None]]).sort(0).values.diff(dim=0)
+    assert gaps.max() < 2.1 * 333 / 8
 
 
 def test_separation_is_in_standard_deviations_of_a_loss() -> None:
