@@ -76,9 +76,11 @@ class Adapter(ABC):
             embeddings: text embeddings ``[B, L, D]``.
 
         Returns:
-            ``[B, C, H, W]``.
+            ``[B, C, H, W]``, in the denoiser's dtype.
         """
-        prediction: Tensor = self.denoiser(noisy, timesteps, embeddings, return_dict=False)[0]
+        dtype = self.unet.dtype
+        given = noisy.to(dtype), timesteps, embeddings.to(dtype)
+        prediction: Tensor = self.denoiser(*given, return_dict=False)[0]
         return prediction
 
     def size(self) -> int:

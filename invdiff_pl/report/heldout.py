@@ -12,6 +12,9 @@ def read_held_out(run_dir: Path) -> dict[str, Any]:
     if not file.is_file():
         return {"reason": "the adapter stage measured no held-out risks (HeldOutSelection is off)"}
     held: dict[str, Any] = read_json(file)
+    adapter = read_json(run_dir / "adapter" / "adapter" / "adapter.json")
+    if not adapter.get("trained", True):
+        held["untrained"] = adapter["reason"]
     return held
 
 
@@ -36,8 +39,10 @@ def held_out_section(held: dict[str, Any]) -> list[str]:
     lines = [header, ["---"] * len(header), *rows]
     chosen = held["selection"]["chosen_step"]
     steps = ", ".join(str(candidate["step"]) for candidate in held["selection"]["candidates"])
+    untrained = [f"**Nothing was trained:** {held['untrained']}."] if "untrained" in held else []
     return [
         "## Held-out risks",
+        *untrained,
         "\n".join("| " + " | ".join(cells) + " |" for cells in lines),
         "Mean and worst denoising risk of the inferred environments on training images that the "
         "adapter never saw, and the bound: worst ≤ mean + √((G − 1) Var), Var over the G "

@@ -168,6 +168,21 @@ def test_every_kind_trains_beside_a_backbone_that_stays_as_it_is(
     assert sum(value.numel() for value in state.values()) == module.adapter.size()
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_training_in_bf16_with_gradient_checkpointing_moves_the_adapter(
+    precision, birds, tiny_backbone, place, tmp_path
+) -> None:
+    module = _module(tiny_backbone, tmp_path, gradient_checkpointing=True)
+    data = _data(birds, tiny_backbone, place)
+    selection = HeldOutSelection(images=12, bins=2)
+    _fit(module, data, tmp_path, max_steps=2, precision=precision, callbacks=[selection])
+    weights = _weights(tmp_path)
+    assert all(torch.isfinite(value).all() for value in weights.values())
+    assert any(value.any() for name, value in weights.items() if "lora.up" in name or "_B" in name)
+    candidates = read_json(tmp_path / "heldout.json")["selection"]["candidates"]
+    assert [candidate["step"] for candidate in candidates] == [0, 2]
+
+
 def test_where_no_bias_was_found_the_adapter_stays_a_no_op_unless_forced(
     birds, tiny_backbone, place, tmp_path, capsys
 ) -> None:

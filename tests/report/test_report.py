@@ -175,6 +175,13 @@ def test_held_out_risks_and_their_bound_stand_in_the_report(run_dir: Path) -> No
     text = (run_dir / "report" / "report.md").read_text()
     assert "| 900–999 | 0.5000 | 0.2500 | 0.7500 | 0.3000 | 0.8000 | 0.3500 |" in text
     assert "Of the steps 0, 300, 300 is kept" in text
+    assert "Nothing was trained" not in text
+    adapter = json.loads((run_dir / "adapter" / "adapter" / "adapter.json").read_text())
+    adapter |= {"trained": False, "reason": "no bias found"}
+    (run_dir / "adapter" / "adapter" / "adapter.json").write_text(json.dumps(adapter))
+    write_report(run_dir, seed=3)
+    text = (run_dir / "report" / "report.md").read_text()
+    assert "**Nothing was trained:** no bias found." in text
 
 
 def test_plots_are_written(run_dir: Path) -> None:
