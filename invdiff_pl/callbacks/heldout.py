@@ -28,8 +28,8 @@ CRITERION = (
     "as training draws them; of the steps within one standard error of the lowest, the last"
 )
 NOTHING_HELD_OUT = (
-    "no images are held out: --data.held_out is 0, or every (prompt, environment) is too small for "
-    "it; the last weights are the result"
+    "no images are held out: --data.held_out is 0, or every environment is too small for it; the "
+    "last weights are the result"
 )
 
 

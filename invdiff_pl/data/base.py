@@ -69,7 +69,7 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         soft_environments: whether images belong to environments by soft memberships.
         batches: ``paired`` (balanced over (prompt, environment), with paired draws), ``balanced``
             (the same, each image with a draw of its own) or ``shuffled``.
-        held_out: share of each (prompt, environment) that training never sees, for held-out risks.
+        held_out: share of each environment that training never sees, for held-out risks.
         seed: of the order of images and of the flips.
         workers: processes that load batches; 0 reads in the training process.
         broken: what becomes of an image that cannot be read: ``fail`` names it and stops;

@@ -85,8 +85,9 @@ def read_environments(folder: Path, count: int, soft: bool = False) -> Environme
 def held_out(prompt_ids: Tensor, assignments: Tensor, share: float, seed: int) -> Tensor:
     """Which images training never sees, so that risks can be measured on them.
 
-    Within each (prompt, environment) the same share is drawn, rounded to whole images: of an
-    environment of three images none at a share of 0.1, of five one.
+    Every environment gives the same share, rounded to whole images (of three images none at a
+    share of 0.1, of five one), and each prompt in it that share to within one image, so that many
+    prompts of few images give theirs, too.
 
     Args:
         prompt_ids: int64 ``[N]``.
@@ -102,11 +103,18 @@ def held_out(prompt_ids: Tensor, assignments: Tensor, share: float, seed: int) -
     """
     if not 0 <= share < 1:
         raise InvDiffError(f"--data.held_out={share}: expected a share from 0 to below 1.")
-    cells = prompt_ids * (int(assignments.max()) + 1) + assignments
-    order = torch.randperm(len(cells), generator=generator(seed, "held out"))
-    order = order[cells[order].argsort(stable=True)]
-    sizes = cells.bincount()
+    # Environment by environment, prompt by prompt, in random order within; then at even steps.
+    order = torch.randperm(len(prompt_ids), generator=generator(seed, "held out"))
+    order = order[prompt_ids[order].argsort(stable=True)]
+    order = order[assignments[order].argsort(stable=True)]
+    sizes = assignments.bincount()
     starts = sizes.cumsum(0) - sizes
-    places = torch.empty_like(order)
-    places[order] = torch.arange(len(order)) - starts[cells[order]]
-    return places < (share * sizes + 0.5).floor()[cells]
+    places = torch.arange(len(order)) - starts[assignments[order]]
+    chosen = torch.empty(len(order), dtype=torch.bool)
+    chosen[order] = _rounded((places + 1) * share) > _rounded(places * share)
+    return chosen
+
+
+def _rounded(values: Tensor) -> Tensor:
+    # Half up; products such as 10 * 0.1 must not fall below what they stand for.
+    return (values.double() + 0.5 + 1e-9).floor()

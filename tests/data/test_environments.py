@@ -54,6 +54,17 @@ def test_missing_files_memberships_and_other_data_are_told(tmp_path) -> None:
         read_environments(tmp_path, 5)
 
 
+def test_prompts_of_few_images_give_their_share_together() -> None:
+    # Two hundred prompts of twenty images, one of which is in the second environment.
+    prompts = torch.arange(200).repeat_interleave(20)
+    assignments = (torch.arange(4000) % 20 == 0).long()
+    held = held_out(prompts, assignments, 0.1, seed=0)
+    assert assignments[held].bincount().tolist() == [380, 20]
+    of_first = prompts[held & (assignments == 0)].bincount(minlength=200)
+    assert set(of_first.tolist()) == {1, 2}
+    assert torch.equal(held, held_out(prompts, assignments, 0.1, seed=0))
+
+
 def test_the_same_share_of_every_prompt_and_environment_is_held_out() -> None:
     prompts = torch.tensor([0] * 100 + [1] * 50)
     assignments = torch.tensor([0] * 90 + [1] * 10 + [0] * 47 + [1] * 3)
