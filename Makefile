@@ -9,6 +9,8 @@ DEVICES  ?=
 RUN_DIR  ?= runs/$(EXP)/$(SCALE)
 SEED     ?= 0
 ARGS     ?=
+RUNS     ?= $(RUN_DIR)
+OUTPUT   ?= $(RUN_DIR)/export
 
 PYTHON3  ?= python3.11
 VENV     ?= .venv
@@ -20,7 +22,7 @@ OPTIONS = --experiment $(EXP) --scale $(SCALE) --run-dir $(RUN_DIR) \
   $(if $(DEVICES),--devices $(DEVICES)) --seed_everything=$(SEED) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train backbone check-data tensorboard test test-slow lint format type clean
+.PHONY: help setup train backbone check-data sweep export ablation tensorboard test test-slow lint format type clean
 
 help: ## list the targets and variables
 	@echo "targets:"
@@ -33,6 +35,8 @@ help: ## list the targets and variables
 	@echo "  BACKBONE=$(BACKBONE)                pipeline folder or hub id; the shipped one if empty"
 	@echo "  DEVICES=$(DEVICES)                 devices a node, as Lightning takes them"
 	@echo "  RUN_DIR=$(RUN_DIR)  run folder"
+	@echo "  RUNS=$(RUNS)     run folders to sweep"
+	@echo "  OUTPUT=$(OUTPUT)  folder to export to"
 	@echo "  SEED=$(SEED)                   of everything random"
 	@echo "  ARGS=$(ARGS)                    Lightning CLI overrides, such as --model.lambda_=10"
 
@@ -51,6 +55,15 @@ backbone: setup ## train a small backbone on the data set and measure its bias
 
 check-data: setup ## look over the data set DATA of EXP: what is there, what to mend
 	$(PYTHON) -m invdiff_pl check --experiment $(EXP) --scale $(SCALE) $(if $(DATA),--data $(DATA)) $(ARGS)
+
+sweep: setup ## bias against quality over invariant and guidance scales, of RUNS="a b"
+	$(PYTHON) -m invdiff_pl sweep --runs $(RUNS) $(ARGS)
+
+export: setup ## write backbone, adapter and model card of RUN_DIR into the folder OUTPUT
+	$(PYTHON) -m invdiff_pl export --run-dir $(RUN_DIR) --output $(OUTPUT)
+
+ablation: setup ## what each part of the method is worth, on the run in RUN_DIR (hours)
+	$(PYTHON) benchmarks/ablation.py $(RUN_DIR) $(ARGS)
 
 tensorboard: setup ## open the run's dashboard
 	$(VENV)/bin/tensorboard --logdir $(RUN_DIR)/tensorboard

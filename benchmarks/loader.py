@@ -86,13 +86,14 @@ def loader(folder: Path, items: int, batch_size: int, batches: int, paired: bool
     source = torch.Generator().manual_seed(0)
     prompts = torch.randint(PROMPTS, (items,), generator=source)
     environments = (torch.rand(items, generator=source) < RARE).long()
+    memberships = torch.nn.functional.one_hot(environments, 2).float()
     plan = BatchPlan(batch_size=batch_size, seed=0, first=0, last=batches)
     sampler: Sampler[Selection] = (
-        PairedEnvironmentBatches(prompts, environments, plan)
+        PairedEnvironmentBatches(prompts, memberships, plan)
         if paired
         else ShuffledBatches(items, plan)
     )
-    dataset = LatentDataset(ShardedTensor(folder), prompts, environments if paired else None)
+    dataset = LatentDataset(ShardedTensor(folder), prompts, memberships if paired else None)
     return DataLoader(dataset, sampler=sampler, batch_size=None)
 
 

@@ -21,6 +21,8 @@ helpers:
   render     draw a stand-in data set
   report     write a run's report anew
   card       write a new backbone's model card
+  export     write a run's backbone, adapter and model card into a folder to take away
+  sweep      bias against quality over invariant and guidance scales, of one or several runs
 
 python -m invdiff_pl COMMAND --help tells a command's options.
 """
@@ -77,10 +79,18 @@ def _dispatch(command: str, words: list[str]) -> int:
         from invdiff_pl.report.command import run as run_report  # noqa: PLC0415
 
         run_report(command, words)
+    elif command == "export":
+        from invdiff_pl.export import run as run_export  # noqa: PLC0415
+
+        run_export(words)
+    elif command == "sweep":
+        from invdiff_pl.sweep import run as run_sweep  # noqa: PLC0415
+
+        run_sweep(words)
     else:
         raise InvDiffError(
             f"there is no command {command!r}: expected train, backbone, fit, predict, check, "
-            "render, report or card."
+            "render, report, card, export or sweep."
         )
     return 0
 

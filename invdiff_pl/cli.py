@@ -52,6 +52,13 @@ class _CheckingCLI(InvDiffCLI):
         """Build nothing."""
 
 
+class _BuildingCLI(InvDiffCLI):
+    """Parses and builds model, data and trainer, and stops there."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
 def run(args: Sequence[str]) -> None:
     """Parse the arguments and run the subcommand they name.
 
@@ -68,6 +75,15 @@ def check(args: Sequence[str]) -> None:
         InvDiffError: if a key or a value is wrong.
     """
     _call(_CheckingCLI, args)
+
+
+def build(args: Sequence[str]) -> InvDiffCLI:
+    """Model, data and trainer of a subcommand's arguments, not yet run.
+
+    Raises:
+        InvDiffError: if a key or a value is wrong, or the stage's input is.
+    """
+    return _call(_BuildingCLI, args)
 
 
 def data_module(args: Sequence[str]) -> BiasedDataModule:
@@ -93,12 +109,12 @@ def data_module(args: Sequence[str]) -> BiasedDataModule:
     return data
 
 
-def _call(cli: type[InvDiffCLI], args: Sequence[str]) -> None:
+def _call(cli: type[InvDiffCLI], args: Sequence[str]) -> InvDiffCLI:
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     try:
-        cli(
+        return cli(
             pl.LightningModule,
             BiasedDataModule,
             subclass_mode_model=True,

@@ -84,6 +84,54 @@ def test_a_second_call_runs_nothing(finished, monkeypatch, capsys) -> None:
     assert capsys.readouterr().out.count("up to date") == 6
 
 
+def test_the_adapter_keeps_what_held_out_risks_chose(finished) -> None:
+    folder, _ = finished
+    held = read_json(folder / "run" / "adapter" / "heldout.json")
+    assert len(held["bins"]) == 10
+    assert [c["step"] for c in held["selection"]["candidates"]] == [0, 6]
+    assert read_json(folder / "run" / "report" / "report.json")["held_out"] == held
+
+
+def test_a_finished_run_is_swept_once_loaded_and_exported(finished, monkeypatch, capsys) -> None:
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    words = ["sweep", "--runs", "run", "--invariant-scales", "0", "0.5", "--samples-per-prompt"]
+    assert main([*words, "2", "--guidance-scales", "2"]) == 0
+    points = read_json(folder / "run" / "sweep" / "sweep.json")
+    scales = [(point["guidance_scale"], point["invariant_scale"]) for point in points]
+    assert scales == [(1.0, 0.0), (1.0, 0.5), (2.0, 0.0), (2.0, 1.0)]
+    assert all(0 <= point["bias"] <= 1 and point["frechet_distance"] > 0 for point in points)
+    assert len(list((folder / "run" / "sweep" / "guidance-1.00").glob("scale-*/*.png"))) == 24
+    assert (folder / "run" / "sweep" / "sweep.png").is_file()
+
+    monkeypatch.setattr("invdiff_pl.sweep.score_samples", lambda *_: pytest.fail("drew again"))
+    assert main([*words, "2", "--guidance-scales", "2"]) == 0
+    assert main(["export", "--run-dir", "run", "--output", "exported"]) == 0
+    assert "| Bias, mean over prompts |" in (folder / "exported" / "README.md").read_text()
+
+    assert main(["sweep", "--runs", "nowhere"]) == 2
+    assert "nowhere is no finished run" in capsys.readouterr().err
+    assert main(["sweep", "--runs", "run", "--invariant-scales", "0.001"]) == 2
+    assert "two decimals" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_ablation_runs_its_rows_once_and_prints_the_table(finished) -> None:
+    folder, _ = finished
+    script = EXPERIMENTS.parent / "benchmarks" / "ablation.py"
+    rows = ["backbone", "plus_pairs", "no_groups", "random_groups", "oracle", "bottleneck_10"]
+    words = [sys.executable, str(script), "run", "--rows", *rows]
+    words += ["--steps", "2", "--samples-per-prompt", "2"]
+    first = subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True)
+    assert "| no groups: one environment | one |" in first.stdout
+    assert "No user has them" in first.stdout
+    results = read_json(folder / "run" / "ablation" / "ablation.json")
+    assert set(results) == set(rows)
+    assert results["plus_pairs"]["adapter"]["share"] == 1.0
+    second = subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True)
+    assert second.stdout.count("up to date") == len(rows)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["data", "classifier", "environments", "adapter", "samples"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])

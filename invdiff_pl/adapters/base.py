@@ -1,5 +1,6 @@
 """What every adapter offers, and the registry that finds one by name."""
 
+import inspect
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,8 @@ class Adapter(ABC):
     """``G_psi`` beside a frozen denoiser.
 
     An adapter is attached to a UNet, which it may wrap or inject layers into. Until it has been
-    trained it changes nothing: the prediction of the adapted denoiser is that of the frozen one.
+    trained it changes nothing: the prediction of the adapted denoiser is that of the frozen one
+    (but for ``unet_copy``, which is the reference's).
 
     Args:
         unet: the frozen denoiser.
@@ -46,6 +48,14 @@ class Adapter(ABC):
         """Set the invariant scale s; 0 gives the frozen denoiser's prediction bit for bit."""
 
     @abstractmethod
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass: less memory, more time."""
+
+    @abstractmethod
+    def frozen_weights(self) -> dict[str, Tensor]:
+        """The backbone's own weights under their own names, without the adapter."""
+
+    @abstractmethod
     def save_weights(self, folder: Path) -> None:
         """Write the weights into an existing folder as safetensors."""
 
@@ -66,22 +76,25 @@ class Adapter(ABC):
             embeddings: text embeddings ``[B, L, D]``.
 
         Returns:
-            ``[B, C, H, W]``.
+            ``[B, C, H, W]``, in the denoiser's dtype.
         """
-        prediction: Tensor = self.denoiser(noisy, timesteps, embeddings, return_dict=False)[0]
+        dtype = self.unet.dtype
+        given = noisy.to(dtype), timesteps, embeddings.to(dtype)
+        prediction: Tensor = self.denoiser(*given, return_dict=False)[0]
         return prediction
 
     def size(self) -> int:
         """Number of trainable parameters."""
         return sum(parameter.numel() for parameter in self.parameters().values())
 
-    def save(self, folder: Path, backbone_size: int) -> None:
+    def save(self, folder: Path, backbone_size: int, **facts: Any) -> None:
         """Write weights and configuration into an existing folder.
 
         Args:
             folder: to write to.
             backbone_size: number of parameters of the frozen denoiser, of which the adapter's
                 share is told.
+            facts: further things to tell in the configuration, JSON-ready.
         """
         self.save_weights(folder)
         config = {
@@ -89,6 +102,7 @@ class Adapter(ABC):
             "settings": self.settings(),
             "parameters": self.size(),
             "share": self.size() / backbone_size,
+            **facts,
         }
         write_json(folder / CONFIG_FILE, config)
 
@@ -113,10 +127,14 @@ def build_adapter(kind: str, unet: UNet2DConditionModel, **settings: Any) -> Ada
             f"--model.adapter={kind}: there is no such adapter; expected one of "
             f"{', '.join(sorted(_REGISTRY))}."
         )
-    try:
-        return _REGISTRY[kind](unet, **settings)
-    except TypeError as error:
-        raise InvDiffError(f"--model.adapter_settings: {error} (adapter {kind!r}).") from None
+    adapter = _REGISTRY[kind]
+    known = [name for name in inspect.signature(adapter).parameters if name != "unet"]
+    if unknown := sorted(set(settings) - set(known)):
+        raise InvDiffError(
+            f"--model.adapter_settings: adapter {kind!r} has no setting {unknown[0]!r}; expected "
+            f"some of {', '.join(known)}."
+        )
+    return adapter(unet, **settings)
 
 
 def load_adapter(folder: Path, unet: UNet2DConditionModel) -> Adapter:

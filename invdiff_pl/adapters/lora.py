@@ -20,9 +20,11 @@ NAME = "invdiff"
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 
 # Which layers of a UNet2DConditionModel each name stands for.
+_SPATIAL = r"conv1|conv2|downsamplers\.0\.conv|upsamplers\.0\.conv"
 LAYERS = {
     "attention": r"to_q|to_k|to_v|to_out\.0|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2",
-    "convolution": r"conv1|conv2|conv_shortcut|downsamplers\.0\.conv|upsamplers\.0\.conv",
+    "spatial": _SPATIAL,
+    "convolution": rf"{_SPATIAL}|conv_shortcut",
     "time": r"time_emb_proj|time_embedding\.linear_1|time_embedding\.linear_2",
     "input_output": r"conv_in|conv_out",
 }
@@ -39,8 +41,9 @@ class LoraAdapter(Adapter):
         unet: the frozen denoiser.
         rank: of the updates.
         alpha: the updates are scaled by ``alpha / rank``; the rank if not given.
-        layers: which layers are adapted, of ``attention``, ``convolution``, ``time`` and
-            ``input_output``.
+        layers: which layers are adapted, of ``attention``, ``spatial`` (3×3 convolutions),
+            ``convolution`` (these and the 1×1 ones beside residual blocks), ``time`` and
+            ``input_output``. The default is 2.95 % of the shipped backbones' parameters.
 
     Raises:
         InvDiffError: if a name in ``layers`` is unknown.
@@ -53,7 +56,7 @@ class LoraAdapter(Adapter):
         unet: UNet2DConditionModel,
         rank: int = 2,
         alpha: float | None = None,
-        layers: tuple[str, ...] = ("attention", "convolution", "time"),
+        layers: tuple[str, ...] = ("attention", "spatial", "time"),
     ) -> None:
         super().__init__(unet)
         unknown = sorted(set(layers) - set(LAYERS))
@@ -102,6 +105,21 @@ class LoraAdapter(Adapter):
                 module.enable_adapters(scale != 0)
                 if scale != 0:
                     module.set_scale(NAME, scale)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Of the whole UNet, through which the updates' gradients run."""
+        self.unet.enable_gradient_checkpointing()
+
+    def frozen_weights(self) -> dict[str, torch.Tensor]:
+        """The original weights, whatever is folded into them now."""
+        state = self.unet.state_dict()
+        if self._fused_scale:
+            state |= {f"{n}.base_layer.weight": value for n, value in self._frozen.items()}
+        return {
+            name.replace(".base_layer.", "."): value
+            for name, value in state.items()
+            if f".{NAME}." not in name
+        }
 
     def save_weights(self, folder: Path) -> None:
         """Write the file that ``StableDiffusionPipeline.load_lora_weights`` takes."""

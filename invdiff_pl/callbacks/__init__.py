@@ -3,6 +3,13 @@
 from invdiff_pl.callbacks.ema import ExponentialMovingAverage
 from invdiff_pl.callbacks.evaluation import SampleEvaluation
 from invdiff_pl.callbacks.grids import SampleGrid
+from invdiff_pl.callbacks.heldout import HeldOutSelection
 from invdiff_pl.callbacks.sheets import EnvironmentSheets
 
-__all__ = ["EnvironmentSheets", "ExponentialMovingAverage", "SampleEvaluation", "SampleGrid"]
+__all__ = [
+    "EnvironmentSheets",
+    "ExponentialMovingAverage",
+    "HeldOutSelection",
+    "SampleEvaluation",
+    "SampleGrid",
+]

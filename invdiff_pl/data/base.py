@@ -1,7 +1,7 @@
 """The DataModule that every data set shares: cached latents, prompts and balanced batches."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +17,18 @@ from invdiff_pl.data.batches import (
     PairedEnvironmentBatches,
     Selection,
     ShuffledBatches,
+    pairs_in,
 )
 from invdiff_pl.data.broken import describe_broken, readable_rows
 from invdiff_pl.data.cache import ShardedTensor, build_shards, is_complete
-from invdiff_pl.data.datasets import ImageDataset, LatentDataset, PromptDataset, SequentialBatches
+from invdiff_pl.data.datasets import (
+    ImageDataset,
+    LatentBatch,
+    LatentDataset,
+    PromptDataset,
+    SequentialBatches,
+)
+from invdiff_pl.data.environments import Environments, held_out, read_environments
 from invdiff_pl.data.images import read_images
 from invdiff_pl.data.index import ImageIndex, content_digest
 from invdiff_pl.data.latents import encode_images
@@ -34,6 +42,7 @@ from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import atomic_path, digest_json
 
 Split = Literal["train", "val", "test"]
+Batches = Literal["paired", "balanced", "shuffled"]
 Content = Literal["latents", "images", "labelled_images", "prompts"]
 
 
@@ -56,7 +65,11 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
             ``prompts``, to be sampled.
         samples_per_prompt: how often each prompt is sampled.
         environments: folder of the environment stage's result. If given, training batches are
-            balanced over (prompt, environment) with paired draws.
+            made as ``batches`` says.
+        soft_environments: whether images belong to environments by soft memberships.
+        batches: ``paired`` (balanced over (prompt, environment), with paired draws), ``balanced``
+            (the same, each image with a draw of its own) or ``shuffled``.
+        held_out: share of each environment that training never sees, for held-out risks.
         seed: of the order of images and of the flips.
         workers: processes that load batches; 0 reads in the training process.
         broken: what becomes of an image that cannot be read: ``fail`` names it and stops;
@@ -74,6 +87,9 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         content: Content = "latents",
         samples_per_prompt: int = 256,
         environments: str | None = None,
+        soft_environments: bool = False,
+        batches: Batches = "paired",
+        held_out: float = 0.1,
         seed: int = 0,
         workers: int = 0,
         broken: Literal["fail", "skip"] = "fail",
@@ -87,12 +103,16 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         self.content = content
         self.samples_per_prompt = samples_per_prompt
         self.environments = None if environments is None else Path(environments)
+        self.soft_environments = soft_environments
+        self.batches = batches
+        self.held_out_share = held_out
         self.seed = seed
         self.workers = workers
         self.broken = broken
         self._index: ImageIndex | None = None
         self._kept: Tensor | None = None
         self._contents: dict[Split, str] = {}
+        self._inferred: Environments | None = None
 
     @property
     @abstractmethod
@@ -145,24 +165,35 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         """The distinct prompts; batches hold numbers into them."""
         return self.index.prompts
 
-    @property
-    def groups(self) -> int:
-        """Number of inferred environments.
+    def inferred(self) -> Environments:
+        """The environments of the train split, read once.
 
         Raises:
-            InvDiffError: if no environments are given, or they do not fit the data.
+            InvDiffError: if none are given, or they do not fit the data.
         """
-        environments = self._read_environments()
-        if environments is None:
+        if self.environments is None:
             raise InvDiffError(
                 "--data.environments is not set: give the environment stage's folder."
             )
-        return int(environments.max()) + 1
+        if self._inferred is None:
+            count = len(self.index.rows("train"))
+            self._inferred = read_environments(self.environments, count, self.soft_environments)
+        return self._inferred
+
+    def held_out(self) -> Tensor:
+        """Which images of the train split the adapter is never trained on, bool ``[N]``."""
+        environments = self.inferred()
+        prompts = self._prompts("train")
+        return held_out(prompts, environments.assignments, self.held_out_share, self.seed)
 
     @property
     def draws(self) -> int:
         """Draws of (timestep, noise) in a global training batch."""
-        return self.batch_size if self.environments is None else self.batch_size // self.groups
+        if self.environments is None or self.batches == "shuffled":
+            return self.batch_size
+        groups = self.inferred().groups
+        pairs = pairs_in(self.batch_size, groups)
+        return pairs if self.batches == "paired" else pairs * groups
 
     @property
     def why_not_scored(self) -> str:
@@ -221,14 +252,35 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
             return self._image_loader("val", labelled=True, shuffled=True)
         if self.content == "images":
             return self._image_loader("train", labelled=False, shuffled=True)
-        environments = self._read_environments()
+        self._training = self._training_batches(), self._latents(self._memberships())
+        sampler, dataset = self._training
+        return self._loader(dataset, sampler)
+
+    def micro_batches(self, step: int) -> Iterator[LatentBatch]:
+        """This rank's micro-batches of an optimizer step, as the training loader gives them."""
+        sampler, dataset = self._training
+        count = sampler.plan.micro_batches
+        for number in range(step * count, (step + 1) * count):
+            yield dataset[sampler.micro_batch(number)]
+
+    def training_latents(self, rows: Tensor) -> LatentBatch:
+        """Images of the train split, unflipped, with their memberships if there are any."""
+        flips = torch.zeros_like(rows)
+        return self._latents(self._memberships())[Selection(rows, flips, flips)]
+
+    def _memberships(self) -> Tensor | None:
+        return None if self.environments is None else self.inferred().memberships
+
+    def _training_batches(self) -> ShuffledBatches | PairedEnvironmentBatches:
         prompts = self._prompts("train")
-        sampler: ShuffledBatches | PairedEnvironmentBatches
-        if environments is None:
-            sampler = ShuffledBatches(len(prompts), self._plan())
-        else:
-            sampler = PairedEnvironmentBatches(prompts, environments, self._plan())
-        return self._latent_loader(sampler, environments)
+        if self.environments is None:
+            return ShuffledBatches(len(prompts), self._plan())
+        seen = ~self.held_out()
+        if self.batches == "shuffled":
+            return ShuffledBatches(seen.nonzero().squeeze(1), self._plan())
+        memberships = self.inferred().memberships * seen[:, None]
+        paired = self.batches == "paired"
+        return PairedEnvironmentBatches(prompts, memberships, self._plan(), paired)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Labelled images of the test split where ``content`` asks for labels, else nothing."""
@@ -241,14 +293,12 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         if self.content == "prompts":
             count = len(self.prompts) * self.samples_per_prompt
             return self._loader(PromptDataset(self.samples_per_prompt), self._every_row(count))
-        return self._latent_loader(self._every_row(len(self.index.rows("train"))), None)
+        rows = self._every_row(len(self.index.rows("train")))
+        return self._loader(self._latents(None), rows)
 
-    def _latent_loader(
-        self, sampler: Sampler[Selection], environments: Tensor | None
-    ) -> DataLoader:
-        prompts = self._prompts("train")
+    def _latents(self, memberships: Tensor | None) -> LatentDataset:
         latents = ShardedTensor(self._folder("latents", "train"))
-        return self._loader(LatentDataset(latents, prompts, environments), sampler)
+        return LatentDataset(latents, self._prompts("train"), memberships)
 
     def _image_loader(self, split: Split, *, labelled: bool, shuffled: bool) -> DataLoader:
         prompts, attributes = self.labels(split) if labelled else (self._prompts(split), None)
@@ -292,21 +342,6 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
             rank=rank,
             world_size=world_size,
         )
-
-    def _read_environments(self) -> Tensor | None:
-        if self.environments is None:
-            return None
-        file = self.environments / "environments.safetensors"
-        if not file.is_file():
-            raise InvDiffError(f"{file} is missing: run the environments stage first.")
-        assignments = load_file(file)["assignments"]
-        count = len(self.index.rows("train"))
-        if len(assignments) != count:
-            raise InvDiffError(
-                f"{file} assigns {len(assignments)} images but the train split of {self.root} has "
-                f"{count}: rerun the environments stage on this data set."
-            )
-        return assignments
 
     def _prompts(self, split: Split) -> Tensor:
         return self.index.prompt_ids[self.index.rows(split)]

@@ -64,18 +64,26 @@ class Selection:
         rows: int64 ``[B]`` into the split.
         flips: int64 ``[B]``, 1 where the image is mirrored.
         draws: int64 ``[B]``, which draw of (timestep, noise) of the global batch each row takes.
+        environments: int64 ``[B]``, for which environment each row was drawn; ``None`` where rows
+            count for all in which they are members.
     """
 
     rows: Tensor
     flips: Tensor
     draws: Tensor
+    environments: Tensor | None = None
 
 
 class ShuffledBatches(Sampler[Selection]):
-    """Every image once an epoch, in random order, each with a draw of its own."""
+    """Every row once an epoch, in random order, each with a draw of its own.
 
-    def __init__(self, count: int, plan: BatchPlan) -> None:
-        self.count = count
+    Args:
+        rows: int64 ``[N]``, what is drawn from; or N, for rows 0 to N - 1.
+        plan: seed, steps and ranks.
+    """
+
+    def __init__(self, rows: int | Tensor, plan: BatchPlan) -> None:
+        self.rows = torch.arange(rows) if isinstance(rows, int) else rows
         self.plan = plan
         self._latest = (-1, torch.empty(0, dtype=torch.int64))
 
@@ -83,26 +91,31 @@ class ShuffledBatches(Sampler[Selection]):
         return self.plan.last
 
     def __iter__(self) -> Iterator[Selection]:
+        for micro_batch in range(self.plan.first, self.plan.last):
+            yield self.micro_batch(micro_batch)
+
+    def micro_batch(self, number: int) -> Selection:
+        """This rank's share of a micro-batch."""
         plan = self.plan
-        for micro_batch in range(plan.first, plan.last):
-            step = micro_batch // plan.micro_batches
-            source = generator(plan.seed, "flips", step)
-            flips = torch.randint(2, (plan.batch_size,), generator=source)
-            items = plan.share(torch.arange(plan.batch_size), micro_batch)
-            yield Selection(self._rows(step * plan.batch_size + items), flips[items], items)
+        step = number // plan.micro_batches
+        source = generator(plan.seed, "flips", step)
+        flips = torch.randint(2, (plan.batch_size,), generator=source)
+        items = plan.share(torch.arange(plan.batch_size), number)
+        return Selection(self._rows(step * plan.batch_size + items), flips[items], items)
 
     def _rows(self, positions: Tensor) -> Tensor:
-        epochs = positions // self.count
+        count = len(self.rows)
+        epochs = positions // count
         rows = torch.empty_like(positions)
         for epoch in epochs.unique().tolist():
             chosen = epochs == epoch
-            rows[chosen] = self._order(epoch)[positions[chosen] % self.count]
-        return rows
+            rows[chosen] = self._order(epoch)[positions[chosen] % count]
+        return self.rows[rows]
 
     def _order(self, epoch: int) -> Tensor:
         if self._latest[0] != epoch:
             source = generator(self.plan.seed, "order", epoch)
-            self._latest = (epoch, torch.randperm(self.count, generator=source))
+            self._latest = (epoch, torch.randperm(len(self.rows), generator=source))
         return self._latest[1]
 
 
@@ -110,72 +123,113 @@ class PairedEnvironmentBatches(Sampler[Selection]):
     """Batches balanced over (prompt, environment), with paired draws.
 
     A global batch is made of ``batch_size // G`` pairs. A pair is one prompt, one draw of
-    (timestep, noise), and one image of each environment of that prompt, so that differences of
-    loss within a pair are differences between environments. An environment of three images is
-    drawn from as often as any other. Where a prompt lacks an environment its images fill the
-    place, and count for the environment they belong to.
+    (timestep, noise), and one image for each environment of that prompt, so that differences of
+    loss within a pair are differences between environments. An image is drawn for an environment
+    with a probability in proportion to its membership, so an environment of three images is drawn
+    from as often as any other, and soft memberships give the soft group risks. Where a prompt
+    lacks an environment, its images of the largest one fill the place and count for that one.
 
     Args:
         prompt_ids: int64 ``[N]``.
-        environments: int64 ``[N]`` in ``[0, G)``.
+        memberships: float ``[N, G]``, at least 0; rows of zeros are never drawn.
         plan: seed, steps and ranks.
+        paired: whether the images of a pair share their draw; else each has one of its own.
 
     Raises:
         InvDiffError: if the global batch has fewer pairs than it has shares.
     """
 
-    def __init__(self, prompt_ids: Tensor, environments: Tensor, plan: BatchPlan) -> None:
+    def __init__(
+        self, prompt_ids: Tensor, memberships: Tensor, plan: BatchPlan, paired: bool = True
+    ) -> None:
         self.plan = plan
-        self.groups = int(environments.max()) + 1
-        self.pairs = plan.batch_size // self.groups
+        self.paired = paired
+        self.groups = memberships.shape[1]
+        self.pairs = pairs_in(plan.batch_size, self.groups)
         if self.pairs < plan.shares:
             raise InvDiffError(
                 f"--data.batch_size={plan.batch_size} gives {self.pairs} pairs of {self.groups} "
                 f"environments, fewer than ranks times micro-batches, {plan.shares}: raise it."
             )
-        self.members, self.starts, self.sizes = _cells(prompt_ids, environments, self.groups)
+        self.cells = _Cells(prompt_ids, memberships)
 
     def __len__(self) -> int:
         return self.plan.last
 
     def __iter__(self) -> Iterator[Selection]:
         for micro_batch in range(self.plan.first, self.plan.last):
-            rows, flips = self._global_batch(micro_batch // self.plan.micro_batches)
-            pairs = self.plan.share(torch.arange(self.pairs), micro_batch)
-            yield Selection(
-                rows[pairs].flatten(),
-                flips[pairs].flatten(),
-                pairs[:, None].expand(-1, self.groups).flatten(),
-            )
+            yield self.micro_batch(micro_batch)
 
-    def _global_batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Rows and flips ``[pairs, G]`` of a step."""
+    def micro_batch(self, number: int) -> Selection:
+        """This rank's share of a micro-batch."""
+        rows, flips, environments = self._global_batch(number // self.plan.micro_batches)
+        pairs = self.plan.share(torch.arange(self.pairs), number)
+        places = torch.arange(self.groups)
+        draws = pairs[:, None] * self.groups + places if not self.paired else pairs[:, None]
+        return Selection(
+            rows[pairs].flatten(),
+            flips[pairs].flatten(),
+            draws.expand(-1, self.groups).flatten(),
+            environments[pairs].flatten(),
+        )
+
+    def _global_batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, flips and environments ``[pairs, G]`` of a step."""
         source = generator(self.plan.seed, "pairs", step)
-        prompts = len(self.sizes)
+        prompts = self.cells.prompts
         # Whole rounds over the prompts first, the remainder drawn without repetition.
         rounds = -(-self.pairs // prompts)
         order = torch.cat([torch.randperm(prompts, generator=source) for _ in range(rounds)])
         chosen = order[: self.pairs]
         uniform = torch.rand((self.pairs, self.groups), generator=source, dtype=torch.float64)
-        offsets = (uniform * self.sizes[chosen]).long()
         flips = torch.randint(2, (self.pairs, self.groups), generator=source)
-        return self.members[self.starts[chosen] + offsets], flips
+        return self.cells.draw(chosen, uniform), flips, self.cells.environments[chosen]
 
 
-def _cells(prompt_ids: Tensor, environments: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows sorted by (prompt, environment), and start and size of each cell, ``[P, G]``.
+def pairs_in(batch_size: int, groups: int) -> int:
+    """Pairs of a global batch: one image for each environment."""
+    return batch_size // groups
 
-    An empty cell is given the start and size of its prompt's largest one. Prompts without any
-    image are left out.
+
+class _Cells:
+    """The images of each (prompt, environment), to be drawn in proportion to their memberships.
+
+    Prompts without any image are left out. A cell without any is replaced by its prompt's largest.
+
+    Attributes:
+        prompts: P, how many there are.
+        environments: int64 ``[P, G]``, whose images stand in each cell.
     """
-    prompts = int(prompt_ids.max()) + 1
-    cell = prompt_ids * groups + environments
-    members = cell.argsort(stable=True)
-    sizes = cell.bincount(minlength=prompts * groups).reshape(prompts, groups)
-    starts = (sizes.flatten().cumsum(0) - sizes.flatten()).reshape(prompts, groups)
-    largest = sizes.argmax(1, keepdim=True)
-    empty = sizes == 0
-    starts = torch.where(empty, starts.gather(1, largest), starts)
-    sizes = torch.where(empty, sizes.gather(1, largest), sizes)
-    present = sizes[:, 0] > 0
-    return members, starts[present], sizes[present]
+
+    def __init__(self, prompt_ids: Tensor, memberships: Tensor) -> None:
+        drawn = memberships.sum(1) > 0
+        rows = drawn.nonzero().squeeze(1)
+        self.members = rows[prompt_ids[rows].argsort(stable=True)]
+        weights = memberships[self.members].double()
+        # For each environment the running sum of its members' weights, prompt after prompt.
+        self.ends = weights.cumsum(0).T.contiguous()
+        sizes = prompt_ids[self.members].bincount()
+        stops = sizes[sizes > 0].cumsum(0)
+        self.prompts = len(stops)
+        padded = torch.cat([torch.zeros(len(self.ends), 1, dtype=torch.float64), self.ends], dim=1)
+        starts = torch.cat([stops.new_zeros(1), stops[:-1]])
+        self.offsets, masses = padded[:, starts].T, (padded[:, stops] - padded[:, starts]).T
+        # A cell of less than a thousandth of an image is rounding, not an environment.
+        largest = masses.argmax(1, keepdim=True).expand_as(masses)
+        places = torch.arange(masses.shape[1]).expand_as(masses)
+        self.environments = torch.where(masses > 1e-3, places, largest)
+        self.offsets = self.offsets.gather(1, self.environments)
+        self.masses = masses.gather(1, self.environments)
+        self.bounds = starts, stops - 1
+
+    def draw(self, prompts: Tensor, uniform: Tensor) -> Tensor:
+        """Rows ``[n, G]`` of prompts ``[n]`` from numbers ``[n, G]`` in [0, 1)."""
+        wanted = self.offsets[prompts] + uniform * self.masses[prompts]
+        environments = self.environments[prompts]
+        places = torch.empty_like(environments)
+        for environment, ends in enumerate(self.ends):
+            chosen = environments == environment
+            places[chosen] = torch.searchsorted(ends, wanted[chosen], right=True)
+        # Sums are rounded: a place must not leave its prompt.
+        first, last = (bound[prompts][:, None] for bound in self.bounds)
+        return self.members[places.clamp(first, last)]

@@ -5,6 +5,7 @@ from typing import TypedDict
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 from torch.utils.data import Dataset, Sampler
 
 from invdiff_pl.data.batches import Selection
@@ -18,18 +19,21 @@ class LatentBatch(TypedDict, total=False):
     prompt: Tensor  # int64 [B]
     moments: Tensor  # [B, 2C, h, w], posterior mean and log variance
     draw: Tensor  # int64 [B], which shared draw of (timestep, noise)
-    environment: Tensor  # int64 [B], inferred
+    membership: Tensor  # float32 [B, G], in the inferred environments
 
 
 class LatentDataset(Dataset[LatentBatch]):
-    """Cached latents of one split; fetched a batch at a time by a :class:`Selection`."""
+    """Cached latents of one split; fetched a batch at a time by a :class:`Selection`.
+
+    A row that was drawn for one environment is a member of that one alone.
+    """
 
     def __init__(
-        self, moments: ShardedTensor, prompt_ids: Tensor, environments: Tensor | None = None
+        self, moments: ShardedTensor, prompt_ids: Tensor, memberships: Tensor | None = None
     ) -> None:
         self.moments = moments
         self.prompt_ids = prompt_ids
-        self.environments = environments
+        self.memberships = memberships
 
     def __len__(self) -> int:
         return len(self.moments)
@@ -41,8 +45,13 @@ class LatentDataset(Dataset[LatentBatch]):
             moments=self.moments.gather(selection.rows, selection.flips),
             draw=selection.draws,
         )
-        if self.environments is not None:
-            batch["environment"] = self.environments[selection.rows]
+        if self.memberships is None:
+            return batch
+        if selection.environments is None:
+            batch["membership"] = self.memberships[selection.rows]
+        else:
+            groups = self.memberships.shape[1]
+            batch["membership"] = one_hot(selection.environments, groups).float()
         return batch
 
 

@@ -41,6 +41,16 @@ def stratified_timesteps(
     return (places * train_timesteps).round().long().clamp(max=train_timesteps - 1)
 
 
+def stratified_uniform(count: int, source: torch.Generator) -> Tensor:
+    """``count`` uniform numbers, one in each of ``count`` equal strata of [0, 1), in random order.
+
+    Returns:
+        float32 ``[count]``.
+    """
+    strata = torch.randperm(count, generator=source)
+    return (strata + torch.rand(count, generator=source)) / count
+
+
 def sample_timesteps(
     count: int, train_timesteps: int, high_noise_exponent: float, source: torch.Generator
 ) -> Tensor:
@@ -53,7 +63,6 @@ def sample_timesteps(
     Returns:
         int64 ``[count]`` in ``[0, train_timesteps)``, in random order.
     """
-    strata = torch.randperm(count, generator=source)
-    uniform = (strata + torch.rand(count, generator=source)) / count
+    uniform = stratified_uniform(count, source)
     timesteps = (train_timesteps * uniform**high_noise_exponent).long()
     return timesteps.clamp_(max=train_timesteps - 1)

@@ -43,6 +43,11 @@ def load_pipeline(backbone: str, dtype: torch.dtype = torch.float32) -> StableDi
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     """Write a pipeline folder that does not tell where its parts were loaded from."""
     pipeline.save_pretrained(folder)
+    forget_origins(folder)
+
+
+def forget_origins(folder: Path) -> None:
+    """Take out of a pipeline folder where its parts were loaded from."""
     for path in folder.rglob("*.json"):
         config = read_json(path)
         if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:

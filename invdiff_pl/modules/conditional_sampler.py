@@ -68,7 +68,8 @@ class ConditionalSampler(pl.LightningModule):
         set_scheduler(self.pipeline, scheduler)
         self.adapter = None if adapter is None else load_adapter(Path(adapter), self.pipeline.unet)
         # Registered so that Lightning moves the weights to the device.
-        self.unet, self.vae = self.pipeline.unet, self.pipeline.vae
+        self.unet = self.pipeline.unet if self.adapter is None else self.adapter.denoiser
+        self.vae = self.pipeline.vae
 
     def setup(self, stage: str) -> None:
         """Fetch the prompt embeddings."""

@@ -4,14 +4,16 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from invdiff_pl.adapters import Adapter, build_adapter
 from invdiff_pl.data.datasets import LatentBatch
-from invdiff_pl.diffusion.draws import generator, sample_timesteps
+from invdiff_pl.diffusion.draws import generator
 from invdiff_pl.diffusion.noising import ForwardProcess, sample_losses, sample_posterior
 from invdiff_pl.diffusion.pipeline import load_pipeline
+from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import atomic_path
 from invdiff_pl.modules.common import (
     check_finite,
@@ -20,27 +22,49 @@ from invdiff_pl.modules.common import (
     output_folder,
     require_step_limit,
 )
-from invdiff_pl.objectives import Objective, invariant_objective
+from invdiff_pl.objectives import (
+    Objective,
+    build_density,
+    build_rule,
+    group_objective,
+    group_sums,
+    min_snr_weights,
+)
+
+WEIGHTINGS = ("none", "min_snr")
+NO_BIAS = (
+    "the inference found no bias, so the adapter is left untrained, a no-op; "
+    "--model.train_without_bias=true trains it all the same"
+)
 
 
 class InvariantAdapter(pl.LightningModule):
-    """Trains ``G_psi`` beside the frozen backbone on ``mean_g L_g + lambda Var_g L_g``.
+    """Trains ``G_psi`` beside the frozen backbone on a rule of the environments' risks.
 
-    The DataModule's batches are balanced over (prompt, environment), and the images of a pair
-    share timestep and noise. Checkpoints hold the adapter only.
+    By default that is ``mean_g L_g + lambda Var_g L_g``, on the DataModule's batches, which are
+    balanced over (prompt, environment) and whose pairs share timestep and noise. Checkpoints hold
+    the adapter only. Where the inference says that it found no bias nothing is trained.
 
     Args:
         backbone: pipeline folder, hub id or ``asset:NAME``.
         output: folder; the adapter is written to its ``adapter`` folder.
         adapter: kind of adapter, see ``invdiff_pl.adapters``.
         adapter_settings: of that kind.
-        lambda_: weight of the variance penalty.
+        objective: what is made of the group risks, see ``invdiff_pl.objectives.build_rule``.
+        objective_settings: of that objective.
+        lambda_: weight of the variance penalty, where the objective has one.
         learning_rate: peak rate of AdamW.
         weight_decay: of AdamW.
         warmup_steps: of the rate.
-        conditioning_dropout: share of pairs whose prompt is replaced by the empty one, so that
+        conditioning_dropout: share of draws whose prompt is replaced by the empty one, so that
             classifier-free guidance keeps working.
-        high_noise_exponent: the timestep density, see ``sample_timesteps``; 1 is uniform.
+        timestep_density: ``uniform``, ``high_noise`` or ``separation``, see
+            ``invdiff_pl.objectives.build_density``.
+        high_noise_exponent: of the ``high_noise`` density.
+        loss_weighting: ``none``, or ``min_snr``.
+        min_snr_gamma: of ``min_snr``.
+        gradient_checkpointing: recompute activations, for less memory and more time.
+        train_without_bias: train although the inference found no bias.
         seed: of the adapter's weights and of all draws.
     """
 
@@ -52,24 +76,31 @@ class InvariantAdapter(pl.LightningModule):
         output: str,
         adapter: str = "lora",
         adapter_settings: dict[str, Any] | None = None,
+        objective: str = "variance",
+        objective_settings: dict[str, Any] | None = None,
         lambda_: float = 1.0,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
         warmup_steps: int = 20,
         conditioning_dropout: float = 0.1,
+        timestep_density: str = "high_noise",
         high_noise_exponent: float = 1 / 3,
+        loss_weighting: str = "none",
+        min_snr_gamma: float = 5.0,
+        gradient_checkpointing: bool = False,
+        train_without_bias: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if loss_weighting not in WEIGHTINGS:
+            raise InvDiffError(
+                f"--model.loss_weighting={loss_weighting}: expected one of {', '.join(WEIGHTINGS)}."
+            )
         self.save_hyperparameters()
         self.strict_loading = False
         self.output = output
-        self.lambda_ = lambda_
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.warmup_steps = warmup_steps
         self.conditioning_dropout = conditioning_dropout
-        self.high_noise_exponent = high_noise_exponent
+        self.min_snr_gamma = min_snr_gamma if loss_weighting == "min_snr" else None
         self.seed = seed
         self.pipeline = load_pipeline(backbone)
         self.process = ForwardProcess(self.pipeline.scheduler.config)
@@ -79,68 +110,145 @@ class InvariantAdapter(pl.LightningModule):
             self.adapter: Adapter = build_adapter(
                 adapter, self.pipeline.unet, **(adapter_settings or {})
             )
+        if gradient_checkpointing:
+            self.adapter.enable_gradient_checkpointing()
         # Registered so that Lightning moves the weights to the device.
         self.denoiser = self.adapter.denoiser
+        self.pipeline.unet = self.adapter.denoiser
 
     def setup(self, stage: str) -> None:
-        """Fetch the prompt embeddings and the environments' number."""
+        """Fetch the prompt embeddings, and what hangs on the environments."""
         data = data_module(self)
+        chosen: Any = self.hparams
         self.register_buffer("embeddings", data.prompt_embeddings(), persistent=False)
-        self.groups = data.groups
+        inferred = data.inferred()
+        self.rule = build_rule(
+            chosen.objective, inferred.groups, chosen.lambda_, **(chosen.objective_settings or {})
+        )
+        self.density = build_density(
+            chosen.timestep_density,
+            self.process.train_timesteps,
+            chosen.high_noise_exponent,
+            inferred.timesteps,
+            inferred.timestep_weights,
+        )
         self.draws = data.draws
+        self.trains = inferred.bias_found is not False or chosen.train_without_bias
+        self._sums: tuple[int, Tensor | None] = (-1, None)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """What is trained, and averaged by the EMA callback."""
         return self.adapter.parameters()
 
+    def on_train_start(self) -> None:
+        """Stop at once where there is no bias to mitigate."""
+        if not self.trains:
+            rank_zero_only(print)(NO_BIAS)
+            self.trainer.should_stop = True
+
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
-        """The invariant objective on one batch."""
+        """The objective on one (micro-)batch, with the gradient that the whole batch gives it."""
+        micro_batches = self.trainer.accumulate_grad_batches
         losses = self._losses(batch)
-        weights = nn.functional.one_hot(batch["environment"], self.groups).float()
-        objective = invariant_objective(
+        objective = group_objective(
             losses,
-            weights,
-            self.lambda_,
-            reduce=lambda sums: self.trainer.strategy.reduce(sums, reduce_op="sum"),
+            batch["membership"],
+            self.rule,
+            sums=self._whole_batch_sums() if micro_batches > 1 else None,
+            reduce=self._add_up,
             world_size=self.trainer.world_size,
         )
         check_finite(objective.loss, self)
         self._log(objective)
-        return objective.loss
+        self._latest = objective.risks, objective.masses
+        return micro_batches * objective.loss  # Lightning divides by their number
+
+    @torch.no_grad()
+    def _whole_batch_sums(self) -> Tensor:
+        """What all ranks' micro-batches of this step add up to: a first pass without gradients."""
+        step, sums = self._sums
+        if step == self.global_step and sums is not None:
+            return sums
+        total = self.embeddings.new_zeros((2, data_module(self).inferred().groups))
+        for batch in data_module(self).micro_batches(self.global_step):
+            here: LatentBatch = self.trainer.strategy.batch_to_device(batch)
+            total = total + group_sums(self._losses(here), here["membership"])
+        total = self._add_up(total)
+        self._sums = self.global_step, total
+        return total
+
+    def _add_up(self, sums: Tensor) -> Tensor:
+        added: Tensor = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        return added
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the objective take in the whole batch's risks, once a step."""
+        self.rule.observe(*self._latest)
 
     def _losses(self, batch: LatentBatch) -> Tensor:
         """Per-sample losses ``[B]``; rows with the same draw share timestep, noise and dropout."""
         source = generator(self.seed, "adapter", self.global_step)
         moments, draw = batch["moments"], batch["draw"]
         # Drawn for the whole global batch, so that the ranks' shares do not change the numbers.
-        draws = self.draws
-        shape = (draws, moments.shape[1] // 2, *moments.shape[2:])
-        timesteps = sample_timesteps(
-            draws, self.process.train_timesteps, self.high_noise_exponent, source
-        ).to(self.device)[draw]
+        shape = (self.draws, moments.shape[1] // 2, *moments.shape[2:])
+        timesteps = self.density.sample(self.draws, source).to(self.device)[draw]
         noise, posterior_noise = torch.randn((2, *shape), generator=source).to(self.device)[:, draw]
-        dropped = torch.rand(draws, generator=source) < self.conditioning_dropout
+        dropped = torch.rand(self.draws, generator=source) < self.conditioning_dropout
         null = len(self.embeddings) - 1
         prompts = batch["prompt"].masked_fill(dropped.to(self.device)[draw], null)
+        losses = self.denoising_losses(moments, prompts, timesteps, noise, posterior_noise)
+        return losses * self.loss_weights(timesteps)
 
+    def denoising_losses(
+        self,
+        moments: Tensor,
+        prompts: Tensor,
+        timesteps: Tensor,
+        noise: Tensor,
+        posterior_noise: Tensor | None = None,
+    ) -> Tensor:
+        """Per-sample losses of the adapted denoiser, before any weighting.
+
+        Args:
+            moments: of the VAE's posterior, ``[B, 2C, H, W]``.
+            prompts: int64 ``[B]``.
+            timesteps: int64 ``[B]``.
+            noise: ``[B, C, H, W]``.
+            posterior_noise: the same; the posterior's mean is taken if not given.
+
+        Returns:
+            float32 ``[B]``.
+        """
         scaling = self.pipeline.vae.config.scaling_factor
         latents = sample_posterior(moments, posterior_noise, scaling)
         noisy = self.process.add_noise(latents, noise, timesteps)
         prediction = self.adapter.predict(noisy, timesteps, self.embeddings[prompts])
         return sample_losses(prediction, self.process.target(latents, noise, timesteps))
 
+    def loss_weights(self, timesteps: Tensor) -> Tensor:
+        """How much losses at timesteps ``[B]`` count in the objective."""
+        if self.min_snr_gamma is None:
+            return torch.ones_like(timesteps, dtype=torch.float32)
+        return min_snr_weights(self.process, timesteps, self.min_snr_gamma)
+
     def _log(self, objective: Objective) -> None:
         self.log("train/mean_risk", objective.mean, prog_bar=True)
         self.log("train/risk_variance", objective.variance, prog_bar=True)
-        for number, risk in enumerate(objective.risks):
+        for number, risk in enumerate(
+            objective.risks.masked_fill(objective.masses == 0, torch.nan)
+        ):
             self.log(f"train/risk/environment_{number}", risk)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine, over the adapter alone."""
         require_step_limit(self)
-        parameters = list(self.trainable_parameters().values())
+        chosen: Any = self.hparams
         return optimizer_with_schedule(
-            self, parameters, self.learning_rate, self.weight_decay, self.warmup_steps
+            self,
+            list(self.trainable_parameters().values()),
+            chosen.learning_rate,
+            chosen.weight_decay,
+            chosen.warmup_steps,
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -148,11 +256,15 @@ class InvariantAdapter(pl.LightningModule):
         trained = {id(parameter) for parameter in self.trainable_parameters().values()}
         names = {name for name, value in self.named_parameters() if id(value) in trained}
         state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: state[name] for name in state if name in names}
+        checkpoint["state_dict"] = {
+            name: state[name] for name in state if name in names or name.startswith("rule.")
+        }
 
     def on_fit_end(self) -> None:
-        """Write the adapter, averaged if an EMA callback put the average in place."""
-        if self.trainer.is_global_zero:
-            with atomic_path(output_folder(self.output) / "adapter") as partial:
-                partial.mkdir()
-                self.adapter.save(partial, backbone_size=self.backbone_size)
+        """Write the adapter: averaged, or an earlier one, if callbacks put that in place."""
+        if not self.trainer.is_global_zero:
+            return
+        facts = {"trained": True} if self.trains else {"trained": False, "reason": NO_BIAS}
+        with atomic_path(output_folder(self.output) / "adapter") as partial:
+            partial.mkdir()
+            self.adapter.save(partial, backbone_size=self.backbone_size, **facts)

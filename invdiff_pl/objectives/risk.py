@@ -1,7 +1,7 @@
-"""The invariant objective: mean group risk plus a penalty on the spread of group risks.
+"""Group risks, and a loss that has the gradient of a rule of them on any cut of the batch.
 
 METHOD: ``L = mean_g L_g + lambda * Var_g L_g`` over the inferred environments (arXiv 2412.08480,
-the min step; risk extrapolation of Krueger et al., arXiv 2003.00688).
+the min step). What is made of the risks is a :class:`~invdiff_pl.objectives.rules.Rule`.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from invdiff_pl.objectives.rules import Rule
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -20,15 +22,27 @@ class Objective:
     Attributes:
         loss: scalar whose gradient, averaged over ranks, is that of the global objective. Its
             value is not the objective's.
-        risks: detached group risks over the global batch, ``[G]``, NaN for an absent group.
-        mean: detached mean group risk.
-        variance: detached sample variance of the group risks; 0 with fewer than two groups.
+        risks: detached group risks over the global batch, ``[G]``, 0 for an absent group.
+        masses: detached sums of weights over the global batch, ``[G]``.
     """
 
     loss: Tensor
     risks: Tensor
-    mean: Tensor
-    variance: Tensor
+    masses: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean risk of the groups that are there."""
+        return self._present().mean()
+
+    @property
+    def variance(self) -> Tensor:
+        """Sample variance of the group risks; 0 with fewer than two groups."""
+        present = self._present()
+        return present.var() if len(present) > 1 else present.new_zeros(())
+
+    def _present(self) -> Tensor:
+        return self.risks[self.masses > 0]
 
 
 def group_sums(losses: Tensor, weights: Tensor) -> Tensor:
@@ -36,31 +50,40 @@ def group_sums(losses: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         losses: per-sample losses ``[B]``.
-        weights: membership of each sample in each environment ``[B, G]``, at least 0.
+        weights: membership of each sample in each environment ``[B, G]``, at least 0: rows of
+            one 1 where the assignment is hard, of shares where it is soft.
     """
     detached = losses.detach()
     return torch.stack([(weights * detached[:, None]).sum(0), weights.sum(0)])
 
 
-def invariant_objective(
+def group_risks(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Risks and masses ``[G]`` from :func:`group_sums`; an absent group has risk 0."""
+    totals, masses = sums
+    smallest = torch.finfo(masses.dtype).tiny
+    return torch.where(masses > 0, totals / masses.clamp(min=smallest), 0.0), masses
+
+
+def group_objective(
     losses: Tensor,
     weights: Tensor,
-    penalty: float,
+    rule: Rule,
     sums: Tensor | None = None,
     reduce: Reduce | None = None,
     world_size: int = 1,
 ) -> Objective:
-    """Mean group risk plus ``penalty`` times the sample variance of group risks.
+    """A loss whose gradient is that of a rule of the *global* batch's group risks.
 
-    The variance of a whole batch is not a mean over parts of it, but its gradient is a weighted
-    sum over samples: with ``W_g = sum_i w_ig`` and ``L_g`` of the *global* batch, the loss
-    ``sum_i c_i l_i`` with ``c_i = sum_g [1/G + 2 penalty (L_g - mean L)/(G - 1)] w_ig / W_g``
-    held fixed has the gradient of the objective exactly, on any cut into ranks and micro-batches.
+    A variance, or any function of the risks, is not a mean over parts of the batch, but its
+    gradient is a weighted sum over samples: with ``W_g = sum_i w_ig``, ``L_g`` and the rule's
+    derivative ``r_g`` in it, all of the global batch, the loss ``sum_i c_i l_i`` with
+    ``c_i = sum_g r_g w_ig / W_g`` held fixed has the gradient of the rule exactly, on any cut into
+    ranks and micro-batches.
 
     Args:
         losses: per-sample losses ``[B]`` of this part of the batch.
-        weights: environment memberships ``[B, G]``.
-        penalty: lambda, at least 0.
+        weights: environment memberships ``[B, G]``, hard or soft.
+        rule: what is made of the risks.
         sums: :func:`group_sums` of the whole global batch, if known beforehand (gradient
             accumulation); otherwise those of this part, added up over ranks by ``reduce``.
         reduce: adds a tensor up over ranks (all-reduce with sum).
@@ -70,18 +93,7 @@ def invariant_objective(
         sums = group_sums(losses, weights)
         if reduce is not None:
             sums = reduce(sums)
-    totals, masses = sums
-    present = masses > 0
-    risks = torch.where(present, totals / masses.clamp(min=torch.finfo(masses.dtype).tiny), 0.0)
-    groups = present.sum()
-    mean = risks.sum() / groups
-    deviations = torch.where(present, risks - mean, 0.0)
-    freedom = (groups - 1).clamp(min=1)
-    slopes = torch.where(present, 1 / groups + 2 * penalty * deviations / freedom, 0.0)
-    per_sample = (weights * (slopes / masses.clamp(min=torch.finfo(masses.dtype).tiny))).sum(1)
-    return Objective(
-        loss=world_size * (per_sample.detach() * losses).sum(),
-        risks=risks.masked_fill(~present, torch.nan),
-        mean=mean,
-        variance=deviations.square().sum() / freedom,
-    )
+    risks, masses = group_risks(sums)
+    slopes = rule.slopes(risks, masses) / masses.clamp(min=torch.finfo(masses.dtype).tiny)
+    per_sample = (weights * slopes).sum(1).detach()
+    return Objective(world_size * (per_sample * losses).sum(), risks, masses)

@@ -5,6 +5,7 @@ from typing import Any
 
 from invdiff_pl.files import read_json, write_json, write_text
 from invdiff_pl.provenance import provenance
+from invdiff_pl.report.heldout import read_held_out
 from invdiff_pl.report.plots import plot_bias, plot_environments, write_grids
 from invdiff_pl.report.tables import markdown
 from invdiff_pl.stages import RECORD
@@ -72,6 +73,7 @@ def collect(
             "parameters": adapter["parameters"],
             "share": adapter["share"],
         },
+        "held_out": read_held_out(run_dir),
         "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
     }
 

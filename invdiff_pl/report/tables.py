@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from invdiff_pl.report.heldout import held_out_section
+
 # Held-out accuracy below which the classifier's figures are called untrustworthy.
 TRUSTED_ACCURACY = 0.95
 
@@ -22,6 +24,7 @@ def markdown(report: dict[str, Any]) -> str:
         "## Environments",
         _environments(report["environments"]),
         "![Scores by environment](scores.png)",
+        *held_out_section(report["held_out"]),
         "## Time",
         _table(["stage", "seconds"], [[k, f"{v:.0f}"] for k, v in report["seconds"].items()]),
         *([_small_print(report)] if scored else []),

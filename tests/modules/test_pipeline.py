@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 
-from invdiff_pl.callbacks import ExponentialMovingAverage
+from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
 from invdiff_pl.diffusion.pipeline import load_pipeline, sample_images
 from invdiff_pl.errors import InvDiffError
@@ -61,7 +61,7 @@ def _train(
         folder,
         max_steps=STEPS,
         enable_checkpointing=True,
-        callbacks=[ExponentialMovingAverage(0.5), checkpoints],
+        callbacks=[ExponentialMovingAverage(0.5), HeldOutSelection(2, images=12), checkpoints],
     )
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return load_file(folder / "adapter" / "pytorch_lora_weights.safetensors")

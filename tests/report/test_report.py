@@ -158,6 +158,32 @@ def test_the_grid_shows_before_above_after_for_each_prompt(run_dir: Path) -> Non
     assert grid[208, 70, 0] == 203
 
 
+def test_held_out_risks_and_their_bound_stand_in_the_report(run_dir: Path) -> None:
+    write_report(run_dir, seed=3)
+    assert (
+        "Not measured: the adapter stage measured no held-out risks"
+        in (run_dir / "report" / "report.md").read_text()
+    )
+    before = {"mean": 0.5, "worst": 0.75, "bound": 0.8}
+    after = {"mean": 0.25, "worst": 0.3, "bound": 0.35}
+    held = {
+        "selection": {"chosen_step": 300, "candidates": [{"step": 0}, {"step": 300}]},
+        "bins": [{"from": 900, "to": 999, "before": before, "after": after}],
+    }
+    (run_dir / "adapter" / "heldout.json").write_text(json.dumps(held))
+    assert write_report(run_dir, seed=3)["held_out"] == held
+    text = (run_dir / "report" / "report.md").read_text()
+    assert "| 900–999 | 0.5000 | 0.2500 | 0.7500 | 0.3000 | 0.8000 | 0.3500 |" in text
+    assert "Of the steps 0, 300, 300 is kept" in text
+    assert "Nothing was trained" not in text
+    adapter = json.loads((run_dir / "adapter" / "adapter" / "adapter.json").read_text())
+    adapter |= {"trained": False, "reason": "no bias found"}
+    (run_dir / "adapter" / "adapter" / "adapter.json").write_text(json.dumps(adapter))
+    write_report(run_dir, seed=3)
+    text = (run_dir / "report" / "report.md").read_text()
+    assert "**Nothing was trained:** no bias found." in text
+
+
 def test_plots_are_written(run_dir: Path) -> None:
     write_report(run_dir, seed=3)
     for name in ("bias.png", "scores.png"):

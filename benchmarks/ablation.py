@@ -1,0 +1,193 @@
+"""What each part of the method is worth: one adapter a row, on a finished run's backbone.
+
+    python benchmarks/ablation.py runs/waterbirds/mini
+    python benchmarks/ablation.py runs/waterbirds/mini --rows ours oracle --steps 50
+
+Every row trains an adapter with the run's settings but for what the row changes, samples from the
+same noises, and scores with the run's classifier. Rows are kept in RUN/ablation/rows: the same
+command goes on where it was stopped, and redoes rows whose settings changed. The table goes to
+RUN/ablation/ablation.md and .json.
+
+Row `oracle` takes its environments from attribute labels, which no user has. It is made here, on
+the scoring side: training reads environment files only, and has no way to labels.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ablation_groups import write_groups
+from ablation_rows import ROWS, SECTIONS, Row
+
+from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection
+from invdiff_pl.cli import build
+from invdiff_pl.errors import InvDiffError
+from invdiff_pl.files import digest_file, digest_json, read_json, write_json, write_text
+from invdiff_pl.quiet import silence
+from invdiff_pl.sweep import point_figures, score_samples
+
+HEADER = (
+    "row",
+    "environments",
+    "parameters",
+    "share",
+    "training, s",
+    "Bias",
+    "prompt accuracy",
+    "Fréchet distance",
+    "recall",
+)
+
+
+def main() -> int:
+    """Run the rows that are not there yet, and print the table."""
+    options = _parser().parse_args()
+    silence()
+    try:
+        _run(options)
+    except InvDiffError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("run_dir", type=Path, help="finished run folder")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        choices=list(ROWS),
+        default=list(ROWS),
+        metavar="ROW",
+        help=f"all otherwise; of: {', '.join(ROWS)}",
+    )
+    parser.add_argument("--steps", type=int, help="optimizer steps; the run's otherwise")
+    parser.add_argument("--samples-per-prompt", type=int, help="the run's otherwise")
+    parser.add_argument("--seed", type=int, default=0, help="of random groups")
+    parser.add_argument("--output", type=Path, help="RUN/ablation otherwise")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    run_dir: Path = options.run_dir
+    configs = {
+        "fit": run_dir / "tensorboard" / "adapter" / "config.yaml",
+        "predict": run_dir / "samples" / "config.yaml",
+    }
+    for config in configs.values():
+        if not config.is_file():
+            raise InvDiffError(f"{config} is missing: finish the run first (`make train`).")
+    output: Path = options.output or run_dir / "ablation"
+    for name in options.rows:
+        _run_row(ROWS[name], options, configs, output)
+    done = {name: output / "rows" / f"{name}.json" for name in ROWS}
+    results = {name: read_json(path) for name, path in done.items() if path.is_file()}
+    write_json(output / "ablation.json", results)
+    write_text(output / "ablation.md", table(results))
+    print(table(results))
+
+
+def _run_row(row: Row, options: argparse.Namespace, configs: dict[str, Path], output: Path) -> None:
+    """Train, sample and score one row, unless its record is there."""
+    record = output / "rows" / f"{row.name}.json"
+    groups = write_groups(row.groups, configs["fit"], output / "environments", options.seed)
+    key = digest_json(
+        {
+            "row": asdict(row),
+            "environments": digest_file(groups / "environments.safetensors"),
+            "configs": [config.read_text(encoding="utf-8") for config in configs.values()],
+            "steps": options.steps,
+            "samples_per_prompt": options.samples_per_prompt,
+        }
+    )
+    if record.is_file() and read_json(record)["key"] == key:
+        print(f"{row.name}: up to date", flush=True)
+        return
+    print(f"{row.name}: {row.says}", flush=True)
+    folder = output / "work" / f"{row.name}-{key[:8]}"
+    trained = {} if row.untrained else _train(row, options, configs["fit"], groups, folder)
+    scale = 0.0 if row.untrained else 1.0
+    flags = [f"--model.invariant_scales=[{scale}]"]
+    if not row.untrained:
+        flags.append(f"--model.adapter={folder / 'adapter'}")
+    if options.samples_per_prompt:
+        flags.append(f"--data.samples_per_prompt={options.samples_per_prompt}")
+    metrics = score_samples(configs["predict"], folder / "samples", flags)
+    figures = point_figures(metrics["scales"][str(scale)])
+    told = {"key": key, "row": row.name, "says": row.says, "groups": row.groups}
+    write_json(record, {**told, **trained, **figures})
+
+
+def _train(
+    row: Row, options: argparse.Namespace, config: Path, groups: Path, folder: Path
+) -> dict[str, Any]:
+    """Train a row's adapter; its size and the time it took."""
+    flags = [
+        f"--model.output={folder}",
+        f"--data.environments={groups}",
+        # What is compared is the training, also where the inference would have advised against.
+        "--model.train_without_bias=true",
+        "--trainer.logger=false",
+        "--trainer.enable_progress_bar=false",
+        f"--trainer.default_root_dir={folder}",
+        *row.flags(),
+    ]
+    if options.steps:
+        flags.append(f"--trainer.max_steps={options.steps}")
+    built = build(["fit", f"--config={config}", *flags])
+    kept = ExponentialMovingAverage, HeldOutSelection
+    callbacks = built.trainer.callbacks  # type: ignore[attr-defined]
+    built.trainer.callbacks = [c for c in callbacks if isinstance(c, kept)]  # type: ignore[attr-defined]
+    started = time.monotonic()
+    built.trainer.fit(built.model, datamodule=built.datamodule)
+    seconds = time.monotonic() - started
+    facts = read_json(folder / "adapter" / "adapter.json")
+    held_out = folder / "heldout.json"
+    chosen = read_json(held_out).get("selection", {}) if held_out.is_file() else {}
+    return {
+        "adapter": {name: facts[name] for name in ("kind", "settings", "parameters", "share")},
+        "seconds": round(seconds, 1),
+        "chosen_step": chosen.get("chosen_step"),
+    }
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """All rows that are there, in their sections, as Markdown."""
+    parts = []
+    for title, names in SECTIONS.items():
+        rows = [_cells(results[name]) for name in names if name in results]
+        if rows:
+            lines = [HEADER, ("---",) * len(HEADER), *rows]
+            parts.append(f"### {title}")
+            parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+    if "oracle" in results:
+        parts.append(
+            "Oracle environments are the attribute labels. **No user has them**: the row tells "
+            "what better environments could still gain."
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _cells(result: dict[str, Any]) -> tuple[str, ...]:
+    low, high = result["bias_interval"]
+    adapter = result.get("adapter")
+    recall = result["recall"]
+    return (
+        result["says"],
+        result["groups"],
+        f"{adapter['parameters']:,}" if adapter else "",
+        f"{100 * adapter['share']:.2f} %" if adapter else "",
+        f"{result['seconds']:.0f}" if adapter else "",
+        f"{result['bias']:.3f} [{low:.3f}, {high:.3f}]",
+        f"{100 * result['prompt_accuracy']:.1f} %",
+        f"{result['frechet_distance']:.1f}" if result["frechet_distance"] is not None else "–",
+        f"{recall:.3f}" if recall is not None else "–",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""An adapter in h-space: it changes the UNet's bottleneck, as prompt and timestep ask for."""
+
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+
+from invdiff_pl.adapters.base import register
+from invdiff_pl.adapters.branch import BranchAdapter, largest_width, zero
+from invdiff_pl.errors import InvDiffError
+
+# The branch is a part of the UNet under this name, so that it moves to devices with it.
+NAME = "invariant_bottleneck"
+_STEP = 8
+_WIDEST = 256
+
+
+class PromptEncoder(nn.Module):
+    """Phi: what of a prompt matters to the adapter, pooled over its tokens by learned attention.
+
+    Args:
+        text_width: D of the text embeddings.
+        width: of the output.
+    """
+
+    def __init__(self, text_width: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(text_width)
+        self.attend = nn.Linear(text_width, 1, bias=False)
+        self.project = nn.Linear(text_width, width)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Text embeddings ``[B, L, D]`` to ``[B, width]``."""
+        tokens = self.norm(embeddings)
+        shares = self.attend(tokens).softmax(1)
+        encoded: Tensor = nn.functional.silu(self.project((shares * tokens).sum(1)))
+        return encoded
+
+
+class BottleneckBranch(nn.Module):
+    """What is added to the bottleneck ``h``: a narrow network steered by timestep and prompt.
+
+    Args:
+        channels: C of the bottleneck.
+        time_width: E of the timestep embedding.
+        text_width: D of the text embeddings.
+        groups: of the normalisation.
+        width: of the network and of Phi.
+    """
+
+    def __init__(
+        self, channels: int, time_width: int, text_width: int, groups: int, width: int
+    ) -> None:
+        super().__init__()
+        self.prompt_encoder = PromptEncoder(text_width, width)
+        self.norm = nn.GroupNorm(groups, channels)
+        self.reduce = nn.Conv2d(channels, width, 1)
+        self.steer = nn.Linear(time_width + width, 2 * width)
+        self.mix = nn.Conv2d(width, width, 3, padding=1)
+        self.expand = nn.Conv2d(width, channels, 1)
+        zero(self.expand)
+
+    def forward(self, hidden: Tensor, time: Tensor, embeddings: Tensor) -> Tensor:
+        """``[B, C, H, W]``, timestep embeddings ``[B, E]``, text ``[B, L, D]`` to a change of h."""
+        condition = torch.cat([nn.functional.silu(time), self.prompt_encoder(embeddings)], dim=1)
+        gain, shift = self.steer(condition)[..., None, None].chunk(2, dim=1)
+        inner = self.reduce(self.norm(hidden)) * (1 + gain) + shift
+        change: Tensor = self.expand(nn.functional.silu(self.mix(nn.functional.silu(inner))))
+        return change
+
+
+@register
+class BottleneckAdapter(BranchAdapter):
+    """Adds ``s G_psi(h, t, Phi(c))`` to the output of the UNet's middle block, its h-space.
+
+    h-space holds what a picture is about (Kwon et al., arXiv 2210.10960); details pass it by. The
+    last layer starts at zero, so the untrained adapter changes nothing. Gradients run through the
+    frozen decoder.
+
+    Args:
+        unet: the frozen denoiser.
+        ratio: its size at most, as a share of the backbone's parameters.
+        width: of the network; found from ``ratio`` if not given.
+
+    Raises:
+        InvDiffError: if no such network is that small, or the UNet's middle block sees no text.
+    """
+
+    kind = "bottleneck"
+
+    def __init__(
+        self, unet: UNet2DConditionModel, ratio: float = 0.03, width: int | None = None
+    ) -> None:
+        super().__init__(unet)
+        if not getattr(unet.mid_block, "has_cross_attention", False):
+            raise InvDiffError(
+                "--model.adapter=bottleneck needs a UNet whose middle block attends to the prompt "
+                "(UNetMidBlock2DCrossAttn): choose another adapter."
+            )
+        self.ratio = ratio
+        if width is None:
+            found = largest_width(lambda n: _branch(unet, n * _STEP), _WIDEST, ratio, unet)
+            width = found * _STEP
+        self.width = width
+        self.scale = 1.0
+        self._place(_branch(unet, width))
+        unet.add_module(NAME, self.branch)
+        unet.mid_block.register_forward_hook(self._change, with_kwargs=True)
+
+    def _change(
+        self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor
+    ) -> Tensor:
+        if self.scale == 0:
+            return hidden
+        change: Tensor = self.branch(hidden, args[1], kwargs["encoder_hidden_states"])
+        return hidden + self.scale * change
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The UNet itself, which calls the branch."""
+        return self.unet
+
+    def settings(self) -> dict[str, Any]:
+        """Ratio and width."""
+        return {"ratio": self.ratio, "width": self.width}
+
+    def set_scale(self, scale: float) -> None:
+        """Scale the change; at 0 it is not computed."""
+        self.scale = scale
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Of the whole UNet, through whose decoder the gradients run."""
+        self.unet.enable_gradient_checkpointing()
+
+    def frozen_weights(self) -> dict[str, Tensor]:
+        """The UNet's, without the branch that lives in it."""
+        state = self.unet.state_dict()
+        return {n: value for n, value in state.items() if not n.startswith(f"{NAME}.")}
+
+    def prepare_sampling(self, pipeline: StableDiffusionPipeline, scale: float) -> None:
+        """Set the scale; the pipeline's UNet carries the branch."""
+        self.set_scale(scale)
+        pipeline.unet = self.unet
+
+
+def _branch(unet: UNet2DConditionModel, width: int) -> BottleneckBranch:
+    return BottleneckBranch(
+        channels=unet.config.block_out_channels[-1],
+        time_width=unet.time_embedding.linear_2.out_features,
+        text_width=unet.config.cross_attention_dim,
+        groups=unet.config.norm_num_groups,
+        width=width,
+    )

@@ -1,0 +1,172 @@
+"""Adapters that are a network of their own beside the frozen denoiser."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from invdiff_pl.adapters.base import Adapter
+from invdiff_pl.errors import InvDiffError
+from invdiff_pl.files import sort_safetensors_header
+
+WEIGHTS_FILE = "adapter.safetensors"
+
+
+class BranchedDenoiser(nn.Module):
+    """Frozen denoiser and branch as one, called as the UNet is and put in its place in pipelines.
+
+    The prediction is ``(1 - s shrink) f_theta + s weight G_psi``: with ``shrink`` 0 and ``weight``
+    1 that is additive, with both ``r`` it is the reference's blending. At s = 0 the branch is not
+    computed, and the prediction is the frozen one, bit for bit. What else is asked of a UNet
+    (its configuration, dtype, attention processors) the frozen one answers.
+
+    Args:
+        unet: the frozen denoiser.
+        branch: a network called in the same way.
+        weight: of the branch's output.
+        shrink: of the frozen prediction.
+    """
+
+    unet: UNet2DConditionModel
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        branch: UNet2DConditionModel,
+        weight: float = 1.0,
+        shrink: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.unet = unet
+        self.branch = branch
+        self.weight = weight
+        self.shrink = shrink
+        self.scale = 1.0
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("unet"), name)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        encoder_hidden_states: Tensor,
+        return_dict: bool = True,
+        **kwargs: Any,
+    ) -> UNet2DConditionOutput | tuple[Tensor]:
+        """Prediction ``[B, C, H, W]``; arguments as of ``UNet2DConditionModel``."""
+        given = (sample, timestep, encoder_hidden_states)
+        prediction: Tensor = self.unet(*given, return_dict=False, **kwargs)[0]
+        if self.scale != 0:
+            delta = self.branch(*given, return_dict=False)[0]
+            kept = 1 - self.scale * self.shrink
+            prediction = kept * prediction + self.scale * self.weight * delta
+        return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
+
+
+class BranchAdapter(Adapter):
+    """What adapters with a network of their own share; they set ``branch``."""
+
+    branch: nn.Module
+
+    def _place(self, branch: nn.Module) -> None:
+        """Take a branch, at the UNet's place and dtype."""
+        self.branch = branch.to(self.unet.device, self.unet.dtype).requires_grad_(True)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The branch's."""
+        return dict(self.branch.named_parameters())
+
+    def save_weights(self, folder: Path) -> None:
+        """Write the branch's weights, float32."""
+        state = {
+            name: value.detach().float().cpu().contiguous()
+            for name, value in self.branch.state_dict().items()
+        }
+        save_file(state, folder / WEIGHTS_FILE)
+        sort_safetensors_header(folder / WEIGHTS_FILE)
+
+    def load_weights(self, folder: Path) -> None:
+        """Read them; every one must be there."""
+        file = folder / WEIGHTS_FILE
+        if not file.is_file():
+            raise InvDiffError(f"{file} is missing: rerun the adapter stage.")
+        state, expected = load_file(file), self.branch.state_dict()
+        if {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in expected.items()}:
+            raise InvDiffError(f"{file} was made for another backbone: its layers do not match.")
+        self.branch.load_state_dict(state)
+
+
+class WholeBranchAdapter(BranchAdapter):
+    """A branch that is a whole UNet; the two are called as one :class:`BranchedDenoiser`."""
+
+    _denoiser: BranchedDenoiser
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """Frozen denoiser and branch as one."""
+        return self._denoiser
+
+    def set_scale(self, scale: float) -> None:
+        """Scale the branch's part; at 0 it is not computed."""
+        self._denoiser.scale = scale
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Of the branch; the frozen denoiser keeps no activations."""
+        self._denoiser.branch.enable_gradient_checkpointing()
+
+    def frozen_weights(self) -> dict[str, Tensor]:
+        """The UNet's, which is untouched."""
+        return dict(self.unet.state_dict())
+
+    def prepare_sampling(self, pipeline: StableDiffusionPipeline, scale: float) -> None:
+        """Put both in the place of the UNet."""
+        self.set_scale(scale)
+        pipeline.unet = self._denoiser
+
+
+def zero(layer: nn.Module) -> None:
+    """Make a layer's output zero, whatever comes in."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+def largest_width(
+    build: Callable[[int], nn.Module], most: int, ratio: float, unet: UNet2DConditionModel
+) -> int:
+    """The largest width whose network has at most ``ratio`` times the UNet's parameters.
+
+    Args:
+        build: the network of a width; its size grows with the width.
+        most: the largest width that is tried.
+        ratio: above 0.
+        unet: the frozen denoiser.
+
+    Raises:
+        InvDiffError: if even width 1 is too large.
+    """
+    size = sum(parameter.numel() for parameter in unet.parameters())
+
+    def count(width: int) -> int:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in build(width).parameters())
+
+    smallest = count(1)
+    if smallest > ratio * size:
+        raise InvDiffError(
+            f"--model.adapter_settings.ratio={ratio}: the smallest such adapter has {smallest} "
+            f"parameters, {smallest / size:.3f} of the backbone's; expected at least that."
+        )
+    low, high = 1, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if count(middle) <= ratio * size else (low, middle - 1)
+    return low

@@ -1,0 +1,113 @@
+"""Adapters that are a UNet beside the UNet: a small one, and the reference's copy."""
+
+import copy
+from typing import Any
+
+from diffusers import UNet2DConditionModel
+
+from invdiff_pl.adapters.base import register
+from invdiff_pl.adapters.branch import (
+    BranchedDenoiser,
+    WholeBranchAdapter,
+    largest_width,
+    zero,
+)
+from invdiff_pl.errors import InvDiffError
+
+# Channels are multiples of this, which are also the groups of the normalisation.
+_GROUPS = 4
+_HEADS = 2
+# Steps between no channels and the backbone's own.
+_WIDTHS = 64
+
+
+@register
+class SmallUNetAdapter(WholeBranchAdapter):
+    """A thin UNet of the backbone's shape, added to its prediction: ``f_theta + s G_psi``.
+
+    Its last layer starts at zero, so the untrained adapter changes nothing.
+
+    Args:
+        unet: the frozen denoiser.
+        ratio: its size at most, as a share of the backbone's parameters.
+        channels: of each level; found from ``ratio`` if not given.
+
+    Raises:
+        InvDiffError: if no UNet is that small.
+    """
+
+    kind = "small_unet"
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        ratio: float = 0.1,
+        channels: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__(unet)
+        self.ratio = ratio
+        if channels is None:
+            width = largest_width(
+                lambda width: _thin_unet(unet, _channels(unet, width)), _WIDTHS, ratio, unet
+            )
+            channels = _channels(unet, width)
+        self.channels = tuple(channels)
+        branch = _thin_unet(unet, self.channels)
+        zero(branch.conv_out)
+        self._place(branch)
+        self._denoiser = BranchedDenoiser(unet, branch)
+
+    def settings(self) -> dict[str, Any]:
+        """Ratio and channels."""
+        return {"ratio": self.ratio, "channels": list(self.channels)}
+
+
+def _channels(unet: UNet2DConditionModel, width: int) -> tuple[int, ...]:
+    """Channels of each level at so many 64ths of the backbone's width."""
+    return tuple(
+        _GROUPS * max(1, round(channels * width / _WIDTHS / _GROUPS))
+        for channels in unet.config.block_out_channels
+    )
+
+
+def _thin_unet(unet: UNet2DConditionModel, channels: tuple[int, ...]) -> UNet2DConditionModel:
+    config = dict(unet.config) | {
+        "block_out_channels": channels,
+        "layers_per_block": 1,
+        "norm_num_groups": _GROUPS,
+        "attention_head_dim": _HEADS,
+        "num_attention_heads": None,
+    }
+    return UNet2DConditionModel.from_config(config)
+
+
+@register
+class UNetCopyAdapter(WholeBranchAdapter):
+    """The reference's adapter: a copy of the whole UNet, blended with the frozen one.
+
+    The prediction is ``r G_psi + (1 - r) f_theta`` (at s = 1), and the copy's last layer starts at
+    zero. So, unlike all others, it is **not** a no-op at first: training starts from a prediction
+    shrunken by ``1 - r``. It has as many parameters as the backbone. For comparison.
+
+    Args:
+        unet: the frozen denoiser.
+        ratio: r, in (0, 1].
+    """
+
+    kind = "unet_copy"
+
+    def __init__(self, unet: UNet2DConditionModel, ratio: float = 0.5) -> None:
+        super().__init__(unet)
+        if not 0 < ratio <= 1:
+            raise InvDiffError(
+                f"--model.adapter_settings.ratio={ratio}: expected a share above 0, at most 1."
+            )
+        self.ratio = ratio
+        branch = copy.deepcopy(unet)
+        zero(branch.conv_out)
+        self._place(branch)
+        self._denoiser = BranchedDenoiser(unet, branch, weight=ratio, shrink=ratio)
+
+    def settings(self) -> dict[str, Any]:
+        """Ratio of the blend."""
+        return {"ratio": self.ratio}

@@ -1,0 +1,120 @@
+"""What the environment stage found, as training reads it: memberships, and nothing of labels."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from invdiff_pl.diffusion.draws import generator
+from invdiff_pl.errors import InvDiffError
+from invdiff_pl.files import read_json
+
+
+@dataclass(frozen=True)
+class Environments:
+    """Environments of the N images of the train split.
+
+    Attributes:
+        memberships: float32 ``[N, G]``, rows with sum 1: of one 1 where assignments are hard.
+        bias_found: whether the inference found a bias at all; ``None`` if it did not test.
+        timesteps: at which images were scored, ascending; empty if not told.
+        timestep_weights: how well each tells the environments apart; empty if not told.
+    """
+
+    memberships: Tensor
+    bias_found: bool | None = None
+    timesteps: tuple[int, ...] = ()
+    timestep_weights: tuple[float, ...] = ()
+
+    @property
+    def groups(self) -> int:
+        """G."""
+        return self.memberships.shape[1]
+
+    @property
+    def assignments(self) -> Tensor:
+        """The likeliest environment of each image, int64 ``[N]``."""
+        return self.memberships.argmax(1)
+
+
+def read_environments(folder: Path, count: int, soft: bool = False) -> Environments:
+    """Read the environment stage's folder.
+
+    Args:
+        folder: of ``environments.safetensors`` and, where there is one, ``environments.json``.
+        count: images of the train split, N.
+        soft: take the soft ``memberships`` instead of the hard ``assignments``.
+
+    Raises:
+        InvDiffError: if the stage has not run, was run on other images, or did not write soft
+            memberships that are asked for.
+    """
+    file = folder / "environments.safetensors"
+    if not file.is_file():
+        raise InvDiffError(f"{file} is missing: run the environments stage first.")
+    tensors = load_file(file)
+    facts = folder / "environments.json"
+    told = read_json(facts) if facts.is_file() else {}
+    assignments = tensors["assignments"]
+    if len(assignments) != count:
+        raise InvDiffError(
+            f"{file} assigns {len(assignments)} images but the train split has {count}: rerun the "
+            "environments stage on this data set."
+        )
+    if soft:
+        if "memberships" not in tensors:
+            raise InvDiffError(
+                f"--data.soft_environments=true, but {file} holds no memberships: choose a "
+                "partition that gives soft ones in the environments stage, or leave it false."
+            )
+        memberships = tensors["memberships"].float()
+    else:
+        groups = max(int(assignments.max()) + 1, int(told.get("groups") or 1))
+        memberships = torch.nn.functional.one_hot(assignments, groups).float()
+    found = told.get("bias_found")
+    return Environments(
+        memberships,
+        bias_found=None if found is None else bool(found),
+        timesteps=tuple(told.get("timesteps") or ()),
+        timestep_weights=tuple(told.get("timestep_weights") or ()),
+    )
+
+
+def held_out(prompt_ids: Tensor, assignments: Tensor, share: float, seed: int) -> Tensor:
+    """Which images training never sees, so that risks can be measured on them.
+
+    Every environment gives the same share, rounded to whole images (of three images none at a
+    share of 0.1, of five one), and each prompt in it that share to within one image, so that many
+    prompts of few images give theirs, too.
+
+    Args:
+        prompt_ids: int64 ``[N]``.
+        assignments: int64 ``[N]``.
+        share: in [0, 1).
+        seed: of the draw.
+
+    Returns:
+        bool ``[N]``.
+
+    Raises:
+        InvDiffError: if the share is out of range.
+    """
+    if not 0 <= share < 1:
+        raise InvDiffError(f"--data.held_out={share}: expected a share from 0 to below 1.")
+    # Environment by environment, prompt by prompt, in random order within; then at even steps.
+    order = torch.randperm(len(prompt_ids), generator=generator(seed, "held out"))
+    order = order[prompt_ids[order].argsort(stable=True)]
+    order = order[assignments[order].argsort(stable=True)]
+    sizes = assignments.bincount()
+    starts = sizes.cumsum(0) - sizes
+    places = torch.arange(len(order)) - starts[assignments[order]]
+    chosen = torch.empty(len(order), dtype=torch.bool)
+    chosen[order] = _rounded((places + 1) * share) > _rounded(places * share)
+    return chosen
+
+
+def _rounded(values: Tensor) -> Tensor:
+    # Half up; products such as 10 * 0.1 must not fall below what they stand for.
+    return (values.double() + 0.5 + 1e-9).floor()

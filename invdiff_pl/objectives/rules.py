@@ -1,0 +1,172 @@
+"""What is made of group risks: mean plus variance, worst group, plain mean; by name."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invdiff_pl.errors import InvDiffError
+
+
+class Rule(nn.Module, ABC):
+    """A function of the group risks ``L_g`` that training lowers.
+
+    Everything is told of *global* risks, so that it does not depend on how a batch is cut. Groups
+    of no mass are absent: their risk is 0 and counts for nothing.
+    """
+
+    @abstractmethod
+    def slopes(self, risks: Tensor, masses: Tensor) -> Tensor:
+        """Derivative of the rule in each group's risk.
+
+        Args:
+            risks: ``[G]``; 0 where the group is absent.
+            masses: ``[G]``, at least 0; 0 where the group is absent.
+
+        Returns:
+            ``[G]``; 0 where the group is absent.
+        """
+
+    @abstractmethod
+    def value(self, risks: Tensor, masses: Tensor) -> Tensor:
+        """What the rule aims to lower, a scalar; held-out risks are compared by it."""
+
+    def observe(self, risks: Tensor, masses: Tensor) -> None:
+        """Take in the risks of one whole batch, once an optimizer step."""
+
+
+class VariancePenalty(Rule):
+    """``mean_g L_g + lambda Var_g L_g`` (arXiv 2412.08480; risk extrapolation, arXiv 2003.00688).
+
+    Args:
+        penalty: lambda, at least 0.
+        unbiased: the sample variance, over ``G - 1``; else the population's, over ``G``.
+    """
+
+    def __init__(self, penalty: float = 1.0, unbiased: bool = True) -> None:
+        super().__init__()
+        self.penalty = penalty
+        self.unbiased = unbiased
+
+    def slopes(self, risks: Tensor, masses: Tensor) -> Tensor:
+        """``1/G + 2 lambda (L_g - mean L) / (G - 1)``, or over ``G``."""
+        groups, deviations = _deviations(risks, masses)
+        slopes = 1 / groups + 2 * self.penalty * deviations / self._freedom(groups)
+        return torch.where(masses > 0, slopes, 0.0)
+
+    def value(self, risks: Tensor, masses: Tensor) -> Tensor:
+        """Mean and penalised variance of the groups that are there."""
+        groups, deviations = _deviations(risks, masses)
+        return risks.sum() / groups + self.penalty * deviations.square().sum() / self._freedom(
+            groups
+        )
+
+    def _freedom(self, groups: Tensor) -> Tensor:
+        return (groups - 1).clamp(min=1) if self.unbiased else groups
+
+
+class GroupDro(Rule):
+    """The worst group's risk, by online group-DRO (Sagawa et al., arXiv 1911.08731).
+
+    The weights ``q_g`` start even and are multiplied by ``exp(step_size L_g)`` and renormalised
+    once an optimizer step; the step then lowers ``sum_g q_g L_g``.
+
+    Args:
+        groups: G.
+        step_size: of the weights.
+    """
+
+    log_weights: Tensor
+
+    def __init__(self, groups: int, step_size: float = 0.1) -> None:
+        super().__init__()
+        self.step_size = step_size
+        self.register_buffer("log_weights", torch.zeros(groups))
+
+    def slopes(self, risks: Tensor, masses: Tensor) -> Tensor:
+        """The weights, over the groups that are there, as they stand after this batch's risks."""
+        weights = (self.log_weights.to(risks) + self.step_size * risks).masked_fill(
+            masses == 0, -torch.inf
+        )
+        return weights.softmax(0)
+
+    def value(self, risks: Tensor, masses: Tensor) -> Tensor:
+        """The worst group's risk."""
+        return risks.masked_fill(masses == 0, -torch.inf).max()
+
+    def observe(self, risks: Tensor, masses: Tensor) -> None:
+        """Keep the weights of this batch."""
+        weights = self.log_weights + self.step_size * risks.to(self.log_weights)
+        self.log_weights.copy_(weights.log_softmax(0))
+
+
+class Reweighting(Rule):
+    """``mean_g L_g``: plain re-weighting, every group counts the same."""
+
+    def slopes(self, risks: Tensor, masses: Tensor) -> Tensor:
+        """``1/G``."""
+        return (masses > 0).to(masses) / _present(masses)
+
+    def value(self, risks: Tensor, masses: Tensor) -> Tensor:
+        """The mean over groups that are there."""
+        return risks.sum() / _present(masses)
+
+
+class EmpiricalRisk(Rule):
+    """The mean loss of all samples: groups count by their mass, that is, not at all."""
+
+    def slopes(self, risks: Tensor, masses: Tensor) -> Tensor:
+        """Each group's share of the mass."""
+        return masses / masses.sum()
+
+    def value(self, risks: Tensor, masses: Tensor) -> Tensor:
+        """The mean over samples."""
+        return (risks * masses).sum() / masses.sum()
+
+
+def _present(masses: Tensor) -> Tensor:
+    return (masses > 0).sum()
+
+
+def _deviations(risks: Tensor, masses: Tensor) -> tuple[Tensor, Tensor]:
+    """Number of groups that are there, and their risks less their mean, ``[G]``."""
+    groups = _present(masses)
+    return groups, torch.where(masses > 0, risks - risks.sum() / groups, 0.0)
+
+
+RULES: dict[str, Callable[..., Rule]] = {
+    "variance": lambda groups, penalty: VariancePenalty(penalty),
+    "population_variance": lambda groups, penalty: VariancePenalty(penalty, unbiased=False),
+    "group_dro": lambda groups, penalty, **rest: GroupDro(groups, **rest),
+    "reweighting": lambda groups, penalty: Reweighting(),
+    "empirical_risk": lambda groups, penalty: EmpiricalRisk(),
+}
+
+
+def build_rule(name: str, groups: int, penalty: float, **settings: Any) -> Rule:
+    """The rule of a name.
+
+    Args:
+        name: ``variance`` (sample form) or ``population_variance``, mean plus ``penalty`` times
+            the variance of group risks; ``group_dro``; ``reweighting``, the mean of group risks;
+            or ``empirical_risk``, the mean over samples.
+        groups: G.
+        penalty: lambda, at least 0.
+        settings: ``step_size`` of ``group_dro``.
+
+    Raises:
+        InvDiffError: if there is no such rule, it has no such setting, or lambda is negative.
+    """
+    if name not in RULES:
+        raise InvDiffError(f"--model.objective={name}: expected one of {', '.join(RULES)}.")
+    if penalty < 0:
+        raise InvDiffError(f"--model.lambda_={penalty}: expected at least 0.")
+    try:
+        return RULES[name](groups=groups, penalty=penalty, **settings)
+    except TypeError:
+        raise InvDiffError(
+            f"--model.objective_settings: {sorted(settings)} are not settings of {name!r}; only "
+            "group_dro has one, step_size."
+        ) from None

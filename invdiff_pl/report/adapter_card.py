@@ -1,0 +1,145 @@
+"""The model card of a trained adapter: what it was trained on, what it changes, its limits."""
+
+from pathlib import Path
+from typing import Any
+
+from invdiff_pl.files import read_json
+from invdiff_pl.stages import RECORD
+
+_LIMITS = """\
+- It spreads samples over what the inference found to go along with the prompts, in this data and \
+this backbone. Other biases, other prompts and other data are not touched, or not as measured here.
+- What was found need not be what matters: look at the environments' contact sheets before use.
+- Bias 0 means equally many samples of each attribute class, which is not the right target for \
+every use.
+- Figures rest on a classifier's reading of the samples; its held-out accuracy is given above.
+- It inherits the backbone's licence, faults and other limits."""
+
+
+def adapter_card(run_dir: Path) -> str:
+    """The card's text, from what the run's stages wrote.
+
+    Raises:
+        InvDiffError: if the adapter has not been trained.
+    """
+    adapter = read_json(run_dir / "adapter" / "adapter" / "adapter.json")
+    record = read_json(run_dir / "adapter" / RECORD)
+    environments = read_json(run_dir / "environments" / "environments.json")
+    metrics_file = run_dir / "samples" / "metrics.json"
+    metrics = read_json(metrics_file) if metrics_file.is_file() else None
+    config = record["config"]
+    training, data = config["model"]["init_args"], config["data"]["init_args"]
+    name = config["experiment"]["name"]
+    return f"""\
+# InvDiff: {name}
+
+A Stable Diffusion pipeline with an adapter that spreads its samples over an attribute that goes \
+along with the prompts in the training data, found without labels \
+(InvDiff, [arXiv 2412.08480](https://arxiv.org/abs/2412.08480)).
+
+```python
+from invdiff_pl import InvDiffPipeline
+
+pipe = InvDiffPipeline.from_pretrained("THIS FOLDER")
+pipe("{environments["prompts"][0]}", {_call(run_dir)}, invariant_scale=1.0).images[0]
+```
+
+`invariant_scale=0` gives the backbone's images. {_stock(adapter["kind"])}
+
+## What it was trained on
+
+| | |
+| --- | --- |
+| backbone | `{training["backbone"]}` |
+| data | {name}: {environments["images"]} images of {len(environments["prompts"])} prompts, \
+{data["resolution"]} px |
+| environments | {environments["groups"]}, by the score `{environments["score"]}`, without labels |
+| adapter | {adapter["kind"]} {adapter["settings"]}, {adapter["parameters"]:,} parameters, \
+{100 * adapter["share"]:.2f} % of the denoiser's |
+| objective | `{training.get("objective", "variance")}`, lambda = {training["lambda_"]} |
+| steps | {config["trainer"]["max_steps"]} of {data["batch_size"]} images |
+| seed, revision, hardware | {config["seed_everything"]}, {record["revision"]}, \
+{record["hardware"]} |
+{_untrained(adapter)}
+## Before and after
+
+{_figures(metrics)}
+
+## Limits
+
+{_LIMITS}
+"""
+
+
+def _call(run_dir: Path) -> str:
+    """The sampler's settings as they were measured."""
+    record = run_dir / "samples" / RECORD
+    if not record.is_file():
+        return "num_inference_steps=20"
+    settings = read_json(record)["config"]["model"]["init_args"]
+    return f"num_inference_steps={settings['steps']}, guidance_scale={settings['guidance_scale']}"
+
+
+def _stock(kind: str) -> str:
+    if kind != "lora":
+        return "A stock `StableDiffusionPipeline` loads the backbone alone from this folder."
+    return (
+        "A stock `StableDiffusionPipeline` loads the backbone from this folder, and the adapter "
+        'with `pipe.load_lora_weights("THIS FOLDER/adapter")`.'
+    )
+
+
+def _untrained(adapter: dict[str, Any]) -> str:
+    if adapter.get("trained", True):
+        return ""
+    return f"\n**The adapter is untrained**: {adapter['reason']}.\n"
+
+
+def _figures(metrics: dict[str, Any] | None) -> str:
+    if metrics is None:
+        return "Not measured: the samples stage has not run."
+    if metrics["scales"] is None:
+        return f"Not measured: {metrics['reason']}."
+    scales = sorted(metrics["scales"], key=float)
+    before, after = (metrics["scales"][scale] for scale in (scales[0], scales[-1]))
+    distance, classifier = metrics["frechet_distance"], metrics["classifier"]
+    rows = [
+        ("", "before", "after"),
+        ("---", "---", "---"),
+        ("Bias, mean over prompts", *(_estimate(f["bias"]) for f in (before, after))),
+        *(
+            (
+                f"Bias of “{_escaped(prompt)}”",
+                *(_estimate(f["bias"]["per_prompt"][prompt], "bias") for f in (before, after)),
+            )
+            for prompt in after["bias"]["per_prompt"]
+        ),
+        ("prompt accuracy", *(_percent(f["prompt_accuracy"]) for f in (before, after))),
+        (
+            f"Fréchet distance ({distance['extractor']}) to a balanced set",
+            *(f"{f['frechet_distance']:.2f}" for f in (before, after)),
+        ),
+    ]
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    own = metrics["data"]["bias"]
+    return (
+        f"{table}\n\nInvariant scales {scales[0]} and {scales[-1]}, "
+        f"{metrics['samples_per_prompt']} samples a prompt, 95 % intervals. The training data's "
+        f"own Bias is {_estimate(own)}. The classifier is right on "
+        f"{100 * classifier['attribute']:.1f} % (attribute) and {100 * classifier['prompt']:.1f} % "
+        "(prompt) of held-out images."
+    )
+
+
+def _estimate(figure: dict[str, Any], name: str = "mean") -> str:
+    low, high = figure["interval"]
+    return f"{figure[name]:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _percent(figure: dict[str, Any]) -> str:
+    low, high = figure["interval"]
+    return f"{100 * figure['mean']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -1,0 +1,51 @@
+"""Held-out risks in a report: what chose the checkpoint, and the bound by timestep bin."""
+
+from pathlib import Path
+from typing import Any
+
+from invdiff_pl.files import read_json
+
+
+def read_held_out(run_dir: Path) -> dict[str, Any]:
+    """What the adapter stage measured on held-out images, or why there is nothing."""
+    file = run_dir / "adapter" / "heldout.json"
+    if not file.is_file():
+        return {"reason": "the adapter stage measured no held-out risks (HeldOutSelection is off)"}
+    held: dict[str, Any] = read_json(file)
+    adapter = read_json(run_dir / "adapter" / "adapter" / "adapter.json")
+    if not adapter.get("trained", True):
+        held["untrained"] = adapter["reason"]
+    return held
+
+
+def held_out_section(held: dict[str, Any]) -> list[str]:
+    """Paragraphs of the report."""
+    if "bins" not in held:
+        return ["## Held-out risks", f"Not measured: {held['reason']}."]
+    header = ["timesteps"]
+    for name in ("mean", "worst", "bound"):
+        header += [f"{name}, before", f"{name}, after"]
+    rows = [
+        [
+            f"{row['from']}–{row['to']}",
+            *(
+                f"{row[when][name]:.4f}"
+                for name in ("mean", "worst", "bound")
+                for when in ("before", "after")
+            ),
+        ]
+        for row in held["bins"]
+    ]
+    lines = [header, ["---"] * len(header), *rows]
+    chosen = held["selection"]["chosen_step"]
+    steps = ", ".join(str(candidate["step"]) for candidate in held["selection"]["candidates"])
+    untrained = [f"**Nothing was trained:** {held['untrained']}."] if "untrained" in held else []
+    return [
+        "## Held-out risks",
+        *untrained,
+        "\n".join("| " + " | ".join(cells) + " |" for cells in lines),
+        "Mean and worst denoising risk of the inferred environments on training images that the "
+        "adapter never saw, and the bound: worst ≤ mean + √((G − 1) Var), Var over the G "
+        f"environments. Of the steps {steps}, {chosen} is kept: the last whose held-out objective "
+        "is within one standard error of the lowest; labels are not read.",
+    ]

@@ -1,0 +1,84 @@
+"""Timestep densities: shares by counting, edges, and min-SNR against the paper's formulas."""
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from invdiff_pl.diffusion.draws import generator
+from invdiff_pl.diffusion.noising import ForwardProcess
+from invdiff_pl.errors import InvDiffError
+from invdiff_pl.objectives import build_density, min_snr_weights
+from invdiff_pl.objectives.densities import UNIFORM_SHARE
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("uniform", [0.25, 0.25, 0.25, 0.25]),
+        ("high_noise", [(k / 4) ** 3 - ((k - 1) / 4) ** 3 for k in range(1, 5)]),
+    ],
+)
+def test_draws_follow_the_density_and_its_masses(name: str, expected: list[float]) -> None:
+    density = build_density(name, 1000, exponent=1 / 3)
+    timesteps = density.sample(40_000, generator(0, "test"))
+    quarters = (timesteps // 250).bincount(minlength=4).double() / len(timesteps)
+    assert quarters.tolist() == pytest.approx(expected, abs=0.005)
+    masses = [density.mass(250 * k, 250 * (k + 1)) for k in range(4)]
+    assert masses == pytest.approx(expected)
+
+
+def test_separation_weighted_draws_follow_the_inference_stages_weights() -> None:
+    # A grid over the noisier half, as stratified_timesteps makes it; the last counts thrice.
+    density = build_density("separation", 1000, timesteps=[749, 999], weights=[0.25, 0.75])
+    assert float(density.probabilities.sum()) == pytest.approx(1)
+    half = UNIFORM_SHARE / 4
+    expected = [half, half, half + 0.25 * (1 - UNIFORM_SHARE), half + 0.75 * (1 - UNIFORM_SHARE)]
+    timesteps = density.sample(40_000, generator(0, "test"))
+    quarters = (timesteps // 250).bincount(minlength=4).double() / len(timesteps)
+    assert quarters.tolist() == pytest.approx(expected, abs=0.005)
+    assert [density.mass(250 * k, 250 * (k + 1)) for k in range(4)] == pytest.approx(expected)
+
+
+def test_every_stratum_of_a_batch_is_drawn_from_once() -> None:
+    for name in ("uniform", "separation"):
+        density = build_density(name, 1000, timesteps=[499, 999], weights=[0.5, 0.5])
+        timesteps = density.sample(10, generator(3, "test")).sort().values
+        assert (timesteps // 100).tolist() == list(range(10))
+
+
+def test_separation_without_weights_and_bad_values_are_refused() -> None:
+    with pytest.raises(InvDiffError, match="timestep_weights"):
+        build_density("separation", 1000)
+    with pytest.raises(InvDiffError, match="not ascending"):
+        build_density("separation", 1000, timesteps=[999, 749], weights=[0.5, 0.5])
+    with pytest.raises(InvDiffError, match="not shares"):
+        build_density("separation", 1000, timesteps=[749, 999], weights=[-0.5, 1.5])
+    with pytest.raises(InvDiffError, match="timestep_density=high"):
+        build_density("high", 1000)
+    with pytest.raises(InvDiffError, match="exponent=0"):
+        build_density("high_noise", 1000, exponent=0)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_min_snr_weights_are_the_papers(kind: str) -> None:
+    scheduler = DDPMScheduler(prediction_type=kind)
+    timesteps = torch.tensor([0, 300, 999])
+    alphas = scheduler.alphas_cumprod[timesteps]
+    ratio = alphas / (1 - alphas)
+    limited = torch.minimum(ratio, torch.tensor(5.0))
+    expected = {
+        "epsilon": limited / ratio,
+        "v_prediction": limited / (ratio + 1),
+        "sample": limited,
+    }
+    found = min_snr_weights(ForwardProcess(scheduler.config), timesteps, 5.0)
+    torch.testing.assert_close(found, expected[kind])
+    assert ratio[0] > 5 > ratio[2]
+
+
+def test_min_snr_weights_are_finite_where_there_is_no_signal() -> None:
+    config = {"rescale_betas_zero_snr": True}
+    last = torch.tensor([999])
+    for kind, expected in (("epsilon", 1.0), ("v_prediction", 0.0)):
+        process = ForwardProcess(DDPMScheduler(prediction_type=kind, **config).config)
+        assert min_snr_weights(process, last, 5.0).item() == pytest.approx(expected, abs=1e-6)
