@@ -38,6 +38,11 @@ class ClipEncoder:
         self.model.to(device)
         return self
 
+    @property
+    def num_features(self) -> int:
+        """Length of an embedding."""
+        return int(self.model.config.projection_dim)
+
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings of unit length, ``[P, D]``."""
@@ -88,7 +93,11 @@ class ClipScore(Metric):
             prompts: number of each image's prompt, int64 ``[N]``.
             images: uint8 ``[N, 3, H, W]``.
         """
-        found = self.encoder.encode_images(images).double().to(self.device)
+        self.update_embeddings(prompts, self.encoder.encode_images(images))
+
+    def update_embeddings(self, prompts: Tensor, embeddings: Tensor) -> None:
+        """Add images by their embeddings of unit length ``[N, D]``; otherwise as :meth:`update`."""
+        found = embeddings.double().to(self.device)
         cosines = (found * self.embeddings.to(self.device)[prompts]).sum(1)
         self.total.index_add_(0, prompts, cosines)
         self.count.index_add_(0, prompts, torch.ones_like(cosines))
