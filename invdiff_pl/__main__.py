@@ -16,6 +16,7 @@ whole experiments (each says which stage commands it runs):
 stages, by the Lightning command line:
   fit        train a LightningModule:  --config FILE … --model.… --data.… --trainer.…
   predict    run one over its data:    the same
+  test       the same as predict for the samples stage: draw, and score
 helpers:
   check      look over a data set: what is there, what is broken, what to mend
   render     draw a stand-in data set
@@ -61,7 +62,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         from invdiff_pl.run import run  # noqa: PLC0415
 
         run(command, words)
-    elif command in ("fit", "predict"):
+    elif command in ("fit", "predict", "test"):
         from invdiff_pl.cli import run as run_lightning  # noqa: PLC0415
 
         run_lightning([command, *words])

@@ -73,7 +73,12 @@ PLANS = {
 # Flags without a stage's name go to the stage that a command is about.
 MAIN_STAGE = {"train": "adapter", "backbone": "backbone"}
 LIGHTNING = ("fit", "predict")
-_WATCHING = ("invdiff_pl.callbacks.SampleGrid", "pytorch_lightning.callbacks.ModelCheckpoint")
+_WATCHING = (
+    "invdiff_pl.callbacks.Dashboard",
+    "invdiff_pl.callbacks.FitEvaluation",
+    "invdiff_pl.callbacks.SampleGrid",
+    "pytorch_lightning.callbacks.ModelCheckpoint",
+)
 
 
 @dataclass(frozen=True)

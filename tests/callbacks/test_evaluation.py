@@ -6,13 +6,16 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 
-from invdiff_pl.callbacks.evaluation import SampleEvaluation, balanced_rows, bias_figures
+from invdiff_pl.callbacks.evaluation import SampleEvaluation
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import read_json
 from invdiff_pl.metrics import BiasScore
 from invdiff_pl.metrics.classifier import SampleClassifier
+from invdiff_pl.metrics.reference import balanced_rows
+from invdiff_pl.metrics.sample_scores import bias_figures
 from invdiff_pl.modules import ConditionalSampler
+from invdiff_pl.settings import EvaluationSettings
 
 
 def test_the_balanced_set_has_equally_many_of_each_cell() -> None:
@@ -65,9 +68,8 @@ def test_samples_are_scored_while_they_are_drawn(birds, tiny_backbone, tmp_path,
         "held_out_accuracy": {"attribute": 0.5, "prompt": 1 / 6},
     }
     network.save(classifier, facts)
-    callback = SampleEvaluation(
-        str(tmp_path), str(classifier), extractor_resolution=32, clip=str(tmp_path / "no-model")
-    )
+    scoring = EvaluationSettings(resolution=32, clip=str(tmp_path / "no-model"))
+    callback = SampleEvaluation(str(tmp_path), str(classifier), scoring)
     module = ConditionalSampler(str(tiny_backbone), str(tmp_path / "samples"), steps=1)
     Trainer(
         accelerator="cpu",
@@ -89,4 +91,4 @@ def test_samples_are_scored_while_they_are_drawn(birds, tiny_backbone, tmp_path,
     assert set(figures["manifold"]) == {"precision", "recall", "density", "coverage"}
     assert report["manifold"] == {"neighbours": 3}
     assert "no-model" in figures["clip_t"]["reason"]
-    assert "CLIP-T is left out" in capsys.readouterr().out
+    assert "CLIP-T (and CMMD) is left out" in capsys.readouterr().out

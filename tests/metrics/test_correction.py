@@ -74,7 +74,9 @@ def test_shares_beyond_what_errors_explain_are_put_on_the_simplex() -> None:
 def test_intervals_hold_the_errors_of_samples_and_of_the_classifier(share: float) -> None:
     torch.manual_seed(0)
     true = torch.tensor([share, 1 - share]).double()
-    bias, single, mean = pairwise_bias(true), [], []
+    bias = pairwise_bias(true)
+    single: list[Tensor] = []
+    mean: list[Tensor] = []
     for _ in range(150):
         confusion = torch.stack([drawn(row, 150, 1)[0] for row in RATES])
         found = correct_for_classifier(drawn(true @ RATES, 256, 3), confusion)
