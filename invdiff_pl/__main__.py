@@ -21,6 +21,7 @@ helpers:
   check      look over a data set: what is there, what is broken, what to mend
   render     draw a stand-in data set
   report     write a run's report anew
+  compare    figures of several runs in one table
   card       write a new backbone's model card
 
 python -m invdiff_pl COMMAND --help tells a command's options.
@@ -78,10 +79,14 @@ def _dispatch(command: str, words: list[str]) -> int:
         from invdiff_pl.report.command import run as run_report  # noqa: PLC0415
 
         run_report(command, words)
+    elif command == "compare":
+        from invdiff_pl.report.compare import run as run_compare  # noqa: PLC0415
+
+        run_compare(words)
     else:
         raise InvDiffError(
-            f"there is no command {command!r}: expected train, backbone, fit, predict, check, "
-            "render, report or card."
+            f"there is no command {command!r}: expected train, augment, backbone, fit, predict, "
+            "test, check, render, report, compare or card."
         )
     return 0
 
