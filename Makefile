@@ -8,6 +8,7 @@ BACKBONE ?=
 DEVICES  ?=
 RUN_DIR  ?= runs/$(EXP)/$(SCALE)
 SEED     ?= 0
+RUNS     ?=
 ARGS     ?=
 
 PYTHON3  ?= python3.11
@@ -20,7 +21,7 @@ OPTIONS = --experiment $(EXP) --scale $(SCALE) --run-dir $(RUN_DIR) \
   $(if $(DEVICES),--devices $(DEVICES)) --seed_everything=$(SEED) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train backbone check-data tensorboard test test-slow lint format type clean
+.PHONY: help setup train augment compare backbone check-data tensorboard test test-slow lint format type clean
 
 help: ## list the targets and variables
 	@echo "targets:"
@@ -45,6 +46,12 @@ setup: $(READY) ## create the environment (.venv) with the pinned versions
 
 train: setup ## the whole experiment: environments, adapter, samples, report
 	$(PYTHON) -m invdiff_pl train $(OPTIONS)
+
+augment: setup ## train, and a classifier with the debiased samples: accuracy in its worst group
+	$(PYTHON) -m invdiff_pl augment $(OPTIONS)
+
+compare: setup ## figures of several runs in one table: RUNS="runs/a/mini runs/b/mini"
+	$(PYTHON) -m invdiff_pl compare $(RUNS) $(ARGS)
 
 backbone: setup ## train a small backbone on the data set and measure its bias
 	$(PYTHON) -m invdiff_pl backbone $(OPTIONS)

@@ -12,6 +12,7 @@ usage: python -m invdiff_pl COMMAND [OPTIONS]
 
 whole experiments (each says which stage commands it runs):
   train      infer environments, train the adapter, sample, report
+  augment    the same, and what debiased samples do for a classifier's worst group
   backbone   train a small backbone on a data set and measure its bias
 stages, by the Lightning command line:
   fit        train a LightningModule:  --config FILE … --model.… --data.… --trainer.…
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dispatch(command: str, words: list[str]) -> int:
     # Imported late: torch and Lightning take seconds, which help and errors should not wait for.
-    if command in ("train", "backbone"):
+    if command in ("train", "augment", "backbone"):
         from invdiff_pl.run import run  # noqa: PLC0415
 
         run(command, words)

@@ -76,7 +76,10 @@ class SampleEvaluation(pl.Callback):
     on_test_end = on_predict_end
 
     def _report(self, data: BiasedDataModule) -> dict[str, Any]:
-        own = BiasScore(len(data.prompts), len(data.attribute_names))
+        # Every rank counts the whole split, so there is nothing to add up.
+        sizes = (len(data.prompts), len(data.attribute_names))
+        aim = None if self.scoring.target is None else torch.tensor(self.scoring.target)
+        own = BiasScore(*sizes, target=aim, sync_on_compute=False)
         prompts, attributes = data.labels("train")
         assert attributes is not None
         own.update(prompts, attributes)

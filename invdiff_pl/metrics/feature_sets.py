@@ -13,6 +13,8 @@ from invdiff_pl.errors import InvDiffError
 class FeatureSets(Metric):
     """Features of real and of generated images, float32 ``[N, D]``; ranks gather them.
 
+    Real images survive ``reset``, as those of a Fréchet distance do.
+
     Args:
         num_features: D.
         kwargs: further arguments of ``torchmetrics.Metric``.
@@ -52,6 +54,12 @@ class FeatureSets(Metric):
             if found < least:
                 raise InvDiffError(f"{what} at least {least} {name} images, found {found}.")
         return dim_zero_cat(self.real), dim_zero_cat(self.generated)
+
+    def reset(self) -> None:
+        """Forget the generated images."""
+        real = list(self.real)  # a copy: the list itself is emptied
+        super().reset()
+        self.real = real
 
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
         # torchmetrics gathers a one-dimensional tensor from a rank that has seen no image, which

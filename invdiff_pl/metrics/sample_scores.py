@@ -100,12 +100,7 @@ class SampleScores:
     def reset(self) -> None:
         """Forget the samples, but not the reference."""
         for metric in self._metrics():
-            if isinstance(metric, ManifoldScores | MaximumMeanDiscrepancy):
-                real = metric.real
-                metric.reset()
-                metric.real = real
-            else:
-                metric.reset()
+            metric.reset()
 
     def _metrics(self) -> Iterator[Metric]:
         yield from (self.bias, self.accuracy, *self.distances.values())
@@ -119,8 +114,7 @@ class SampleScores:
         """Every figure, JSON-ready, over the samples of all ranks; every rank must call it."""
         left_out = self.scorers.left_out
         distances: dict[str, Any] = {
-            figure: _or_reason(lambda metric=metric: float(metric.compute()))  # type: ignore[misc]
-            for figure, metric in self.distances.items()
+            figure: _or_reason(metric, float) for figure, metric in self.distances.items()
         }
         absent = {figure: {"reason": reason} for figure, reason in left_out.items()}
         main = distances.pop(MAIN, absent.get(MAIN))
@@ -128,15 +122,15 @@ class SampleScores:
             "bias": self._bias(),
             "prompt_accuracy": self._accuracy(),
             "frechet_distance": main,
-            "manifold": absent.get(MAIN) or _or_reason(self._manifold),
+            "manifold": absent.get(MAIN) or self._manifold(),
             "distances": {
                 **{n: r for n, r in absent.items() if n not in (MAIN, CLIP_T)},
                 **distances,
             },
-            "clip_t": absent.get(CLIP_T) or self._clip(),
+            "clip_t": self._clip(),
         }
         if self.clip is not None:
-            found["distances"][CMMD] = _or_reason(lambda: float(self.cmmd.compute()))
+            found["distances"][CMMD] = _or_reason(self.cmmd, float)
         if self.both is not None:
             found["intersection"] = self._intersection(self.both)
         return found
@@ -170,12 +164,13 @@ class SampleScores:
             "per_prompt": dict(zip(self.prompts, shares, strict=True)),
         }
 
-    def _manifold(self) -> dict[str, float]:
+    def _manifold(self) -> Any:
         assert self.manifold is not None
-        return {name: float(value) for name, value in self.manifold.compute().items()}
+        return _or_reason(self.manifold, lambda found: {n: float(v) for n, v in found.items()})
 
     def _clip(self) -> dict[str, Any]:
-        assert self.clip is not None
+        if self.clip is None:
+            return {"reason": self.scorers.left_out.get(CLIP_T, "not measured here")}
         found = self.clip.compute()
         per_prompt = dict(zip(self.prompts, found["per_prompt"].tolist(), strict=True))
         return {"mean": float(found["mean"]), "per_prompt": per_prompt}
@@ -215,8 +210,13 @@ def bias_figures(
     }
 
 
-def _or_reason(compute: Callable[[], Any]) -> Any:
+def _or_reason(metric: Metric, convert: Callable[[Any], Any]) -> Any:
+    """A metric's value, or why there is none: a trial run of few images gets its other figures."""
     try:
-        return compute()
-    except InvDiffError as error:  # a trial run of a few images should still get other figures
+        return convert(metric.compute())
+    except InvDiffError as error:
+        if (
+            metric._is_synced
+        ):  # an error within torchmetrics' context leaves the ranks' sum in place
+            metric.unsync()
         return {"reason": str(error)}

@@ -9,6 +9,7 @@ from invdiff_pl.provenance import provenance
 from invdiff_pl.report.blocks import to_html, to_markdown
 from invdiff_pl.report.content import report_blocks
 from invdiff_pl.report.curves import pareto_points, plot_curves, plot_pareto
+from invdiff_pl.report.hparams import write_hparams
 from invdiff_pl.report.plots import plot_bias, plot_environments, write_grids
 from invdiff_pl.stages import RECORD
 
@@ -35,6 +36,7 @@ def write_report(run_dir: Path, seed: int) -> dict[str, Any]:
     blocks = report_blocks(report, _draw(run_dir, folder, metrics, environments))
     write_text(folder / "report.md", to_markdown(blocks))
     write_text(folder / "report.html", to_html(blocks, folder))
+    write_hparams(run_dir, report, read_json(run_dir / "samples" / RECORD))
     return report
 
 

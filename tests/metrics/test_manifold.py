@@ -90,6 +90,15 @@ def test_batches_add_up() -> None:
     assert metric.compute() == manifold_scores(REAL, GENERATED, 3)
 
 
+def test_reset_keeps_real_images_and_forgets_generated_ones() -> None:
+    metric = ManifoldScores(6)
+    metric.update(REAL, real=True)
+    metric.update(REAL + 100, real=False)
+    metric.reset()
+    metric.update(GENERATED, real=False)
+    assert metric.compute() == manifold_scores(REAL, GENERATED, 3)
+
+
 def test_too_few_images_and_wrong_shapes_are_refused() -> None:
     metric = ManifoldScores(6)
     metric.update(REAL, real=True)

@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from invdiff_pl.report.blocks import Block, Heading, Picture, Strong, Table, Text, to_html, to_markdown
+from invdiff_pl.report.blocks import (
+    Block,
+    Heading,
+    Picture,
+    Strong,
+    Table,
+    Text,
+    to_html,
+    to_markdown,
+)
 
 EVIL = '<img src=x onerror="alert(1)"> & | `rm` **bold** [a](b)'
 

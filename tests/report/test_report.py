@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 from safetensors.numpy import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from invdiff_pl.__main__ import main
 from invdiff_pl.errors import InvDiffError
@@ -174,6 +176,30 @@ def test_curves_and_several_scales_are_drawn(run_dir: Path) -> None:
     steps, values = read_scalars(run_dir / "tensorboard" / "adapter")["bias/background"]
     assert steps.tolist() == [0, 1, 2]
     assert values.tolist() == pytest.approx([0.9, 0.8, 0.7])
+
+
+def test_settings_and_final_figures_are_in_the_event_files(run_dir: Path) -> None:
+    logged = run_dir / "tensorboard" / "adapter" / "hparams.yaml"
+    logged.parent.mkdir(parents=True)
+    logged.write_text("lambda_: 3.0\nadapter_settings: {rank: 2, layers: [a, b]}\noutput: x\n")
+    for _ in range(2):  # the second report replaces the first one's
+        write_report(run_dir, seed=3)
+    events = EventAccumulator(str(run_dir / "tensorboard" / "result"))
+    events.Reload()
+    found = {
+        tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+    }
+    assert found["final/bias/background_after"] == pytest.approx([0.08])
+    assert found["final/frechet_distance"] == [420.0]
+    assert "final/clip_t" not in found
+    content = events.PluginTagToContent("hparams")
+    start = HParamsPluginData.FromString(content["_hparams_/session_start_info"])
+    settings = start.session_start_info.hparams
+    assert settings["adapter/lambda_"].number_value == 3.0
+    assert settings["adapter/adapter_settings/layers"].string_value == "a, b"
+    assert "adapter/output" not in settings
+    shown = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
+    assert {metric.name.tag for metric in shown.metric_infos} == set(found)
 
 
 def test_the_front_holds_the_points_that_none_beats() -> None:
