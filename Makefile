@@ -21,7 +21,7 @@ OPTIONS = --experiment $(EXP) --scale $(SCALE) --run-dir $(RUN_DIR) \
   $(if $(DEVICES),--devices $(DEVICES)) --seed_everything=$(SEED) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train augment compare backbone check-data tensorboard test test-slow lint format type clean
+.PHONY: help setup train augment compare docs-reports backbone check-data tensorboard test test-slow lint format type clean
 
 help: ## list the targets and variables
 	@echo "targets:"
@@ -58,6 +58,11 @@ backbone: setup ## train a small backbone on the data set and measure its bias
 
 check-data: setup ## look over the data set DATA of EXP: what is there, what to mend
 	$(PYTHON) -m invdiff_pl check --experiment $(EXP) --scale $(SCALE) $(if $(DATA),--data $(DATA)) $(ARGS)
+
+docs-reports: setup ## copy the reports of the three experiments into docs/reports, small
+	for name in waterbirds celeba fairface; do \
+	  $(PYTHON) -m invdiff_pl report --run-dir runs/$$name/$(SCALE) --into docs/reports/$$name || exit 1; \
+	done
 
 tensorboard: setup ## open the run's dashboard
 	$(VENV)/bin/tensorboard --logdir $(RUN_DIR)/tensorboard

@@ -28,6 +28,14 @@ def test_the_discrepancy_is_the_mean_kernel_over_all_pairs() -> None:
         assert copy.compute().item() == metric.compute().item()
 
 
+def test_it_equals_torch_fidelitys_biased_estimate() -> None:
+    kid = pytest.importorskip("torch_fidelity.metric_kid")
+    a, b = REAL[:30].double().numpy(), GENERATED.double().numpy()
+    kernels = [kid.kernel_rbf(x, y, kid_kernel_rbf_sigma=10) for x, y in ((a, a), (a, b), (b, b))]
+    found = squared_discrepancy(REAL[:30], GENERATED, 10.0).item()
+    assert found == pytest.approx(kid.mmd2(*kernels, mmd_est="biased"), rel=1e-6)
+
+
 def test_it_is_the_squared_distance_of_two_points_in_feature_space() -> None:
     a, b = torch.zeros(1, 2), torch.tensor([[3.0, 4.0]])
     expected = 2 - 2 * torch.tensor(-25 / 2).exp().item()
