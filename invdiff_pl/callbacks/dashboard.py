@@ -20,7 +20,8 @@ class Dashboard(pl.Callback):
         if not (trainer.is_global_zero and isinstance(logger, TensorBoardLogger)):
             return
         data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        logger.experiment.add_custom_scalars(layout(data.attribute))
+        invariant = data.environments is not None
+        logger.experiment.add_custom_scalars(layout(data.attribute, invariant=invariant))
         if data.environments is None:
             return
         found = load_file(data.environments / "environments.safetensors")
@@ -28,26 +29,31 @@ class Dashboard(pl.Callback):
         writer.add_histogram("environments/scores", scores, trainer.global_step)
         for number in assignments.unique().tolist():
             chosen = scores[assignments == number]
-            writer.add_histogram(f"environments/scores_{number}", chosen, trainer.global_step)
+            writer.add_histogram(f"environments/scores_of_{number}", chosen, trainer.global_step)
 
 
-def layout(attribute: str) -> dict[str, dict[str, list[object]]]:
-    """TensorBoard's custom scalars: categories of charts of tags."""
-    bias = f"bias/{attribute}"
+def layout(attribute: str, *, invariant: bool) -> dict[str, dict[str, list[object]]]:
+    """TensorBoard's custom scalars: categories of charts of tags.
+
+    Args:
+        attribute: that Bias is about.
+        invariant: whether the loss has the parts of the invariant objective.
+    """
+    parts: dict[str, list[object]] = {
+        "risks": ["Multiline", ["train/mean_risk", "train/risk/.*"]],
+        "variance of the risks": ["Multiline", ["train/risk_variance"]],
+    }
     return {
-        "loss": {
-            "risks": ["Multiline", ["train/mean_risk", "train/risk/.*", "train/loss"]],
-            "variance of the risks": ["Multiline", ["train/risk_variance"]],
-        },
+        "loss": parts if invariant else {"loss": ["Multiline", ["train/loss"]]},
         "bias and quality": {
             f"Bias ({attribute}) with 95 % interval": [
                 "Margin",
-                [bias, f"{bias}_low", f"{bias}_high"],
+                [f"bias/{attribute}", *(f"interval/{attribute}_{end}" for end in ("low", "high"))],
             ],
-            "Fréchet distance": ["Multiline", ["val/frechet_distance"]],
+            "Fréchet distance": ["Multiline", ["val/samples/frechet_distance"]],
             "prompt accuracy, precision, recall": [
                 "Multiline",
-                ["val/prompt_accuracy", "val/precision", "val/recall"],
+                [f"val/samples/{name}" for name in ("prompt_accuracy", "precision", "recall")],
             ],
         },
     }

@@ -22,8 +22,8 @@ class FitEvaluation(pl.Callback):
     """Scores a few samples of the live model every so many steps; labels serve scoring only.
 
     The modules that are trained draw, as :class:`~invdiff_pl.callbacks.SampleGrid` has them;
-    ranks share the samples and add up. Logs ``bias/ATTRIBUTE`` with its 95 % interval,
-    ``val/prompt_accuracy``, ``val/frechet_distance``, ``val/precision`` and ``val/recall``. With
+    ranks share the samples and add up. Logs ``bias/ATTRIBUTE``, its 95 % interval, and
+    ``val/samples/…``: ``prompt_accuracy``, ``frechet_distance``, ``precision``, ``recall``. With
     few samples these are rough, and Fréchet distances too high: they tell a course, the samples
     stage tells figures. Does nothing where there are no labels or no trained classifier.
 
@@ -127,11 +127,11 @@ def quick_figures(figures: dict[str, Any], attribute: str) -> dict[str, float]:
     low, high = bias["interval"]
     found = {
         f"bias/{attribute}": bias["mean"],
-        f"bias/{attribute}_low": low,
-        f"bias/{attribute}_high": high,
-        "val/prompt_accuracy": figures["prompt_accuracy"]["mean"],
-        "val/frechet_distance": figures["frechet_distance"],
-        "val/precision": figures["manifold"].get("precision"),
-        "val/recall": figures["manifold"].get("recall"),
+        f"interval/{attribute}_low": low,
+        f"interval/{attribute}_high": high,
+        "val/samples/prompt_accuracy": figures["prompt_accuracy"]["mean"],
+        "val/samples/frechet_distance": figures["frechet_distance"],
+        "val/samples/precision": figures["manifold"].get("precision"),
+        "val/samples/recall": figures["manifold"].get("recall"),
     }
     return {tag: value for tag, value in found.items() if isinstance(value, float)}

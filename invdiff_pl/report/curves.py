@@ -40,17 +40,14 @@ def plot_curves(folder: Path, attribute: str, path: Path) -> bool:
     """
     scalars = read_scalars(folder)
     parts = sorted(tag for tag in scalars if tag.startswith("train/risk/"))
-    risks = [tag for tag in ["train/mean_risk", "train/loss", *parts] if tag in scalars]
     bias = f"bias/{attribute}"
-    panels = [
-        (title, tags)
-        for title, tags in (
-            ("denoising risk (smoothed)", risks),
-            (f"Bias ({attribute})", [tag for tag in (bias,) if tag in scalars]),
-            ("Fréchet distance", [tag for tag in ("val/frechet_distance",) if tag in scalars]),
-        )
-        if tags
-    ]
+    wanted = {
+        "denoising risk (smoothed)": ["train/mean_risk", "train/loss", *parts],
+        f"Bias ({attribute})": [bias],
+        "Fréchet distance": ["val/samples/frechet_distance"],
+    }
+    present = {title: [tag for tag in tags if tag in scalars] for title, tags in wanted.items()}
+    panels = [(title, tags) for title, tags in present.items() if tags]
     if not panels:
         return False
     figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.2), squeeze=False)
@@ -60,8 +57,9 @@ def plot_curves(folder: Path, attribute: str, path: Path) -> bool:
             smooth = _smoothed(values) if tag.startswith("train/") else values
             marker = "" if tag.startswith("train/") else "o"
             place.plot(steps, smooth, marker=marker, label=tag.removeprefix("train/"))
-        if tags == [bias] and {f"{bias}_low", f"{bias}_high"} <= set(scalars):
-            (steps, low), (_, high) = scalars[f"{bias}_low"], scalars[f"{bias}_high"]
+        ends = [f"interval/{attribute}_{end}" for end in ("low", "high")]
+        if tags == [bias] and set(ends) <= set(scalars):
+            (steps, low), (_, high) = (scalars[end] for end in ends)
             place.fill_between(steps, low, high, alpha=0.2)
             place.set_ylim(0, 1.05)
         place.set_title(title, fontsize=10)

@@ -80,11 +80,10 @@ def test_watching_does_not_change_what_is_trained(
 
 def test_bias_and_quality_are_logged_at_every_look(events) -> None:
     tags = events.Tags()["scalars"]
-    for tag in ("bias/background", "val/prompt_accuracy", "val/frechet_distance"):
+    for tag in ("bias/background", "val/samples/prompt_accuracy", "val/samples/frechet_distance"):
         assert [event.step for event in events.Scalars(tag)] == [0, 2, 4]
-    value, low, high = (
-        events.Scalars(f"bias/background{end}")[0].value for end in ("", "_low", "_high")
-    )
+    ends = ("bias/background", "interval/background_low", "interval/background_high")
+    value, low, high = (events.Scalars(tag)[0].value for tag in ends)
     assert 0 <= low <= value <= high <= 1
     assert {"train/mean_risk", "train/risk_variance", "train/risk/environment_0"} <= set(tags)
     assert [event.step for event in events.Images("samples/grid")] == [0, 2, 4]
@@ -101,18 +100,18 @@ def test_the_layout_names_tags_that_are_there(events) -> None:
     (band,) = bias.margin.series
     assert {band.value, band.lower, band.upper} <= present
     lines = [chart.multiline.tag for category in layout.category for chart in category.chart]
-    assert {"train/mean_risk", "train/risk_variance", "val/frechet_distance"} <= {
+    assert {"train/mean_risk", "train/risk_variance", "val/samples/frechet_distance"} <= {
         tag for tags in lines for tag in tags
     }
 
 
 def test_environment_scores_are_there_as_histograms(events) -> None:
-    assert {"environments/scores", "environments/scores_0", "environments/scores_1"} <= set(
+    assert {"environments/scores", "environments/scores_of_0", "environments/scores_of_1"} <= set(
         events.Tags()["histograms"]
     )
     whole, *parts = (
         events.Histograms(f"environments/scores{part}")[0].histogram_value.num
-        for part in ("", "_0", "_1")
+        for part in ("", "_of_0", "_of_1")
     )
     assert whole == sum(parts) > 0
 

@@ -76,7 +76,7 @@ def test_a_look_during_training_is_the_same_on_two_ranks(
         found[ranks] = {
             tag: values.tolist()
             for tag, (_, values) in scalars.items()
-            if tag.startswith(("bias/", "val/"))
+            if tag.startswith(("bias/", "interval/", "val/"))
         }
     assert len(found[1]["bias/background"]) == 2  # before the step and after it
     assert found[2].keys() == found[1].keys()
