@@ -122,7 +122,7 @@ class SampleScores:
             "bias": self._bias(),
             "prompt_accuracy": self._accuracy(),
             "frechet_distance": main,
-            "manifold": absent.get(MAIN) or self._manifold(),
+            "manifold": self._manifold(),
             "distances": {
                 **{n: r for n, r in absent.items() if n not in (MAIN, CLIP_T)},
                 **distances,
@@ -165,7 +165,8 @@ class SampleScores:
         }
 
     def _manifold(self) -> Any:
-        assert self.manifold is not None
+        if self.manifold is None:
+            return {"reason": self.scorers.left_out.get(MAIN, "not measured here")}
         return _or_reason(self.manifold, lambda found: {n: float(v) for n, v in found.items()})
 
     def _clip(self) -> dict[str, Any]:

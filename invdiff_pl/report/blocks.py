@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+_SHORT = 24  # characters of a cell that is kept on one line
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
   color: #1c2024; background: #fff; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #d8dce0; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; margin: 1rem 0; font-size: 0.9rem; }
 th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid #e4e7ea; text-align: left; }
-th { border-bottom: 2px solid #9aa3ab; } td { font-variant-numeric: tabular-nums; }
+th { border-bottom: 2px solid #9aa3ab; } .short { white-space: nowrap; }
+td { font-variant-numeric: tabular-nums; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; }
 figcaption { color: #59636e; font-size: 0.9rem; } code { background: #f1f3f5; padding: 0 0.2rem; }
 """
@@ -135,17 +137,16 @@ def _html(block: Block, folder: Path) -> str:
                 f"<figcaption>{words}</figcaption></figure>"
             )
         case Table(header, rows):
-            head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+            names = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+            head = f"<thead><tr>{names}</tr></thead>" if any(header) else ""
             body = "\n".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in rows)
-            return (
-                f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n'
-                f"<tbody>{body}</tbody></table></div>"
-            )
+            return f'<div class="wide"><table>{head}\n<tbody>{body}</tbody></table></div>'
 
 
 def _html_cell(cell: str) -> str:
     text = html.escape(cell)
-    return f"<td><strong>{text}</strong></td>" if isinstance(cell, Strong) else f"<td>{text}</td>"
+    kind = ' class="short"' if len(cell) <= _SHORT else ""
+    return f"<td{kind}>{f'<strong>{text}</strong>' if isinstance(cell, Strong) else text}</td>"
 
 
 def _inline(text: str) -> str:

@@ -141,7 +141,7 @@ def test_the_page_holds_figures_pictures_and_escaped_prompts(run_dir: Path) -> N
     Image.new("RGB", (8, 8), "blue").save(run_dir / "environments" / "sheet-0 <b>.png")
     write_report(run_dir, seed=3)
     page = (run_dir / "report" / "report.html").read_text()
-    assert "<td>0.080 [0.040, 0.120]</td>" in page
+    assert ">0.080 [0.040, 0.120]</td>" in page
     assert "a | strange &lt;prompt&gt;" in page
     assert page.count("data:image/png;base64,") == 4  # bias, grid, scores, sheet
     assert "<script" not in page
