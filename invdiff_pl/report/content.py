@@ -7,7 +7,7 @@ from invdiff_pl.report.blocks import Block, Heading, Picture, Table, Text
 
 # Held-out accuracy below which the classifier's figures are called untrustworthy.
 TRUSTED_ACCURACY = 0.95
-TITLES = {"fid": "FID", "fd_dinov2": "Fréchet distance", "cmmd": "CMMD"}
+TITLES = {"fid": "FID", "fd_dinov2": "FD-DINOv2", "cmmd": "CMMD"}
 
 
 def report_blocks(report: dict[str, Any], pictures: dict[str, Sequence[str]]) -> list[Block]:
@@ -27,7 +27,7 @@ def report_blocks(report: dict[str, Any], pictures: dict[str, Sequence[str]]) ->
         *_shown(
             "Bias against quality",
             pictures["pareto"],
-            "Every invariant scale that was sampled: the lower and the further left the better.",
+            "Every scale that was sampled: the lower and the further left the better.",
         ),
         *_augmentation(report),
         *_shown(

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from invdiff_pl.files import read_json
 from invdiff_pl.report.plots import plt, save_figure
 
 Series = dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]]
@@ -79,11 +78,10 @@ def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return smooth
 
 
-def pareto_points(run_dir: Path, metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """Bias and Fréchet distance of every invariant scale, and of a sweep's runs.
+def pareto_points(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """Bias and Fréchet distance of every invariant scale.
 
     Args:
-        run_dir: whose ``sweep/NAME/report/report.json`` are looked for.
         metrics: the content of ``samples/metrics.json``.
 
     Returns:
@@ -98,18 +96,6 @@ def pareto_points(run_dir: Path, metrics: dict[str, Any]) -> list[dict[str, Any]
         }
         for scale, figures in (metrics["scales"] or {}).items()
     ]
-    for file in sorted(run_dir.glob("sweep/*/report/report.json")):
-        report = read_json(file)
-        after = report["bias"]["after"]
-        if after is not None:
-            points.append(
-                {
-                    "label": file.parent.parent.name,
-                    "bias": after["mean"],
-                    "interval": after["interval"],
-                    "distance": report["frechet_distance"]["after"],
-                }
-            )
     return [point for point in points if isinstance(point["distance"], float)]
 
 

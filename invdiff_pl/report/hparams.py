@@ -7,7 +7,8 @@ import yaml
 
 from invdiff_pl.files import atomic_path
 
-_NOT_SETTINGS = ("output", "backbone", "seed")
+# Told elsewhere, or of this machine only.
+_NOT_SETTINGS = ("output", "backbone", "seed", "adapter", "adapter_settings", "_instantiator")
 
 
 def write_hparams(run_dir: Path, report: dict[str, Any], samples_record: dict[str, Any]) -> None:
@@ -55,8 +56,7 @@ def final_settings(
         trained = yaml.safe_load(logged.read_text(encoding="utf-8")) or {}
         chosen = {name: value for name, value in trained.items() if name not in _NOT_SETTINGS}
         found |= _flat("adapter", chosen)
-    else:
-        found |= _flat("adapter", report["adapter"]["settings"])
+    found |= _flat("adapter", report["adapter"]["settings"])
     return {name: value for name, value in found.items() if isinstance(value, int | float | str)}
 
 

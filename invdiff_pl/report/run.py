@@ -48,7 +48,7 @@ def _draw(
         (folder / f"{name}.png").unlink(missing_ok=True)
     if is_scored(metrics):
         plot_bias(metrics, folder / "bias.png")
-    points = pareto_points(run_dir, metrics)
+    points = pareto_points(metrics)
     if len(points) > 2:  # before and after alone are in the table
         plot_pareto(points, folder / "pareto.png")
     plot_environments(run_dir / "environments", environments["prompts"], folder / "scores.png")
@@ -57,6 +57,8 @@ def _draw(
     plot_curves(run_dir / "tensorboard" / "adapter", attribute, folder / "curves.png")
     names = ("bias", "pareto", "scores", "grid", "curves")
     drawn = {name: [f"{name}.png"] if (folder / f"{name}.png").is_file() else [] for name in names}
+    if (run_dir / "sweep" / "sweep.png").is_file():
+        drawn["pareto"].append("../sweep/sweep.png")
     sheets = sorted((run_dir / "environments").glob("sheet-*.png"))
     return {**drawn, "sheets": [f"../environments/{sheet.name}" for sheet in sheets]}
 

@@ -169,7 +169,10 @@ def test_curves_and_several_scales_are_drawn(run_dir: Path) -> None:
     metrics = json.loads(json.dumps(METRICS))
     metrics["scales"]["0.5"] = _figures(0.5, 0.99, 430.0)
     (run_dir / "samples" / "metrics.json").write_text(json.dumps(metrics))
+    (run_dir / "sweep").mkdir()
+    Image.new("RGB", (8, 8), "blue").save(run_dir / "sweep" / "sweep.png")
     write_report(run_dir, seed=3)
+    assert "(../sweep/sweep.png)" in (run_dir / "report" / "report.md").read_text()
     for name in ("curves", "pareto"):
         assert min(Image.open(run_dir / "report" / f"{name}.png").size) > 100
         assert f"({name}.png)" in (run_dir / "report" / "report.md").read_text()
@@ -181,7 +184,7 @@ def test_curves_and_several_scales_are_drawn(run_dir: Path) -> None:
 def test_settings_and_final_figures_are_in_the_event_files(run_dir: Path) -> None:
     logged = run_dir / "tensorboard" / "adapter" / "hparams.yaml"
     logged.parent.mkdir(parents=True)
-    logged.write_text("lambda_: 3.0\nadapter_settings: {rank: 2, layers: [a, b]}\noutput: x\n")
+    logged.write_text("lambda_: 3.0\nschedule: {kind: cosine, ends: [a, b]}\noutput: x\n")
     for _ in range(2):  # the second report replaces the first one's
         write_report(run_dir, seed=3)
     events = EventAccumulator(str(run_dir / "tensorboard" / "result"))
@@ -196,7 +199,8 @@ def test_settings_and_final_figures_are_in_the_event_files(run_dir: Path) -> Non
     start = HParamsPluginData.FromString(content["_hparams_/session_start_info"])
     settings = start.session_start_info.hparams
     assert settings["adapter/lambda_"].number_value == 3.0
-    assert settings["adapter/adapter_settings/layers"].string_value == "a, b"
+    assert settings["adapter/schedule/ends"].string_value == "a, b"
+    assert settings["adapter/rank"].number_value == 2
     assert "adapter/output" not in settings
     shown = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
     assert {metric.name.tag for metric in shown.metric_infos} == set(found)
