@@ -99,6 +99,7 @@ def test_marginals_of_two_attributes_are_the_scores_of_each() -> None:
     prompts, first, second = (torch.randint(high, (50,), generator=generator) for high in (2, 2, 3))
     score = IntersectionalBias(2, 2, 3)
     score.update(prompts, first, second)
+    assert pickle.loads(pickle.dumps(score)).marginals().keys() == {"first", "second"}
     for name, labels, classes in (("first", first, 2), ("second", second, 3)):
         alone = BiasScore(2, classes)
         alone.update(prompts, labels)
