@@ -57,6 +57,7 @@ from invdiff_pl.quiet import silence
 PROMPTS = ("a photo of a mallard", "a photo of a common raven")
 CLASSES = ("land", "water")
 BATCH = 128
+EMBEDDING = 512  # of CLIP ViT-B/32
 Row = tuple[str, str, float, float]
 
 
@@ -268,12 +269,14 @@ def print_agreement() -> None:
         print(f"| {measure} | {reference} | {ours:.8g} | {theirs:.8g} | {difference:.1e} |")
 
 
-def stand_ins() -> Scorers:
+def stand_ins(side: int, clip: bool) -> Scorers:
     """All networks, those that no package carries with random weights of the real shape."""
     torch.manual_seed(0)
     facts = {"held_out_accuracy": {}, "held_out_confusion": {"attribute": [[90, 10], [10, 90]]}}
     scorers = Scorers(SampleClassifier(2, len(PROMPTS)).eval(), facts)
-    scorers.extractors[MAIN] = build_extractor("efficientnet_lite0", input_size=96)
+    scorers.extractors[MAIN] = build_extractor("efficientnet_lite0", input_size=side)
+    if not clip:
+        return scorers
     with tempfile.TemporaryDirectory() as name:
         scorers.clip = ClipEncoder(str(_save_clip(CLIPConfig(), Path(name), 224)))  # ViT-B/32
     return scorers
@@ -296,7 +299,7 @@ def random_inception() -> FeatureExtractor:
 
 def speed(count: int, inception: bool) -> None:
     """Seconds by part, and of all."""
-    scorers = stand_ins()
+    scorers = stand_ins(96, clip=True)
     if inception:
         scorers.extractors[FID] = random_inception()
     scores = SampleScores(scorers, PROMPTS, CLASSES, 3, None, torch.device("cpu"))
@@ -331,40 +334,33 @@ def speed(count: int, inception: bool) -> None:
 
 
 def peak(count: int, parts: str) -> None:
-    """Peak memory in MiB of scoring so many samples against 1000 reference images."""
-    scorers = stand_ins()
-    scorers.extractors[MAIN] = build_extractor("efficientnet_lite0", input_size=32)
-    if parts == "sums":
-        scorers.clip = None  # CMMD keeps embeddings, as precision and recall keep features
+    """Print the peak memory in MiB of scoring so many samples against 1000 reference images.
+
+    CMMD is fed with embeddings out of thin air: what is measured is what metrics keep.
+    """
+    scorers = stand_ins(32, clip=False)
     scores = SampleScores(scorers, PROMPTS, CLASSES, 3, None, torch.device("cpu"))
+    cmmd = MaximumMeanDiscrepancy(EMBEDDING)
     if parts == "sums":
         scores.manifold = None
-    for start in range(0, 1000, 64):
-        images = pictures(64, start)
+
+    def embed(images: Tensor, real: bool) -> None:
+        if parts == "all":
+            random = torch.randn((len(images), EMBEDDING))
+            cmmd.update(functional.normalize(random, dim=1), real=real)
+
+    for start in range(0, 1000, 50):
+        images = pictures(50, start)
         scores.update_reference(MAIN, scorers.extractors[MAIN](images))
-        if scorers.clip is not None:
-            scores.update_reference(CMMD, functional.normalize(torch.randn(64, 512), dim=1))
-    for start in range(0, count, 64):
-        images = pictures(min(64, count - start), 10**6 + start, top=220)
-        prompts = torch.arange(len(images)) % len(PROMPTS)
-        if scorers.clip is None:
-            scores.update(prompts, images)
-        else:
-            feed_without_clip(scores, prompts, images)
+        embed(images, real=True)
+    for start in range(0, count, 50):
+        images = pictures(min(50, count - start), 10**6 + start, top=220)
+        scores.update(torch.arange(len(images)) % len(PROMPTS), images)
+        embed(images, real=False)
     scores.figures()
+    if parts == "all":
+        cmmd.compute()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-
-
-def feed_without_clip(scores: SampleScores, prompts: Tensor, images: Tensor) -> None:
-    """Embeddings out of thin air: what is measured is what the metrics keep of them."""
-    clip, encoder = scores.clip, scores.scorers.clip
-    scores.clip = scores.scorers.clip = None
-    scores.update(prompts, images)
-    scores.clip, scores.scorers.clip = clip, encoder
-    embeddings = functional.normalize(torch.randn(len(images), 512), dim=1)
-    assert clip is not None
-    clip.update_embeddings(prompts, embeddings)
-    scores.cmmd.update(embeddings, real=False)
 
 
 def memory(counts: list[int]) -> None:
