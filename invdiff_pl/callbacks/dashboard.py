@@ -50,7 +50,9 @@ def layout(attribute: str, *, invariant: bool) -> dict[str, dict[str, list[objec
                 "Margin",
                 [f"bias/{attribute}", *(f"interval/{attribute}_{end}" for end in ("low", "high"))],
             ],
-            "Fréchet distance": ["Multiline", ["val/samples/frechet_distance"]],
+            # A margin of no width: multiline charts leave outliers out of their range, and of two
+            # large values both.
+            "Fréchet distance": ["Margin", ["val/samples/frechet_distance"] * 3],
             "prompt accuracy, precision, recall": [
                 "Multiline",
                 [f"val/samples/{name}" for name in ("prompt_accuracy", "precision", "recall")],

@@ -99,10 +99,10 @@ def test_the_layout_names_tags_that_are_there(events) -> None:
     (bias, *_) = layout.category[1].chart
     (band,) = bias.margin.series
     assert {band.value, band.lower, band.upper} <= present
-    lines = [chart.multiline.tag for category in layout.category for chart in category.chart]
-    assert {"train/mean_risk", "train/risk_variance", "val/samples/frechet_distance"} <= {
-        tag for tags in lines for tag in tags
-    }
+    charts = [chart for category in layout.category for chart in category.chart]
+    tags = {tag for chart in charts for tag in chart.multiline.tag}
+    tags |= {series.value for chart in charts for series in chart.margin.series}
+    assert {"train/mean_risk", "train/risk_variance", "val/samples/frechet_distance"} <= tags
 
 
 def test_environment_scores_are_there_as_histograms(events) -> None:
