@@ -22,7 +22,7 @@ OPTIONS = --experiment $(EXP) --scale $(SCALE) --run-dir $(RUN_DIR) \
   $(if $(DEVICES),--devices $(DEVICES)) --seed_everything=$(SEED) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train backbone check-data sweep export ablation tensorboard test test-slow lint format type clean
+.PHONY: help setup train augment compare docs-reports backbone check-data sweep export ablation tensorboard test test-slow lint format type clean
 
 help: ## list the targets and variables
 	@echo "targets:"
@@ -50,6 +50,12 @@ setup: $(READY) ## create the environment (.venv) with the pinned versions
 train: setup ## the whole experiment: environments, adapter, samples, report
 	$(PYTHON) -m invdiff_pl train $(OPTIONS)
 
+augment: setup ## train, and a classifier with the debiased samples: accuracy in its worst group
+	$(PYTHON) -m invdiff_pl augment $(OPTIONS)
+
+compare: setup ## figures of several runs in one table: RUNS="runs/a/mini runs/b/mini"
+	$(PYTHON) -m invdiff_pl compare $(RUNS) $(ARGS)
+
 backbone: setup ## train a small backbone on the data set and measure its bias
 	$(PYTHON) -m invdiff_pl backbone $(OPTIONS)
 
@@ -64,6 +70,11 @@ export: setup ## write backbone, adapter and model card of RUN_DIR into the fold
 
 ablation: setup ## what each part of the method is worth, on the run in RUN_DIR (hours)
 	$(PYTHON) benchmarks/ablation.py $(RUN_DIR) $(ARGS)
+
+docs-reports: setup ## copy the reports of the three experiments into docs/reports, small
+	for name in waterbirds celeba fairface; do \
+	  $(PYTHON) -m invdiff_pl report --run-dir runs/$$name/$(SCALE) --into docs/reports/$$name || exit 1; \
+	done
 
 tensorboard: setup ## open the run's dashboard
 	$(VENV)/bin/tensorboard --logdir $(RUN_DIR)/tensorboard

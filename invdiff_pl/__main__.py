@@ -12,14 +12,17 @@ usage: python -m invdiff_pl COMMAND [OPTIONS]
 
 whole experiments (each says which stage commands it runs):
   train      infer environments, train the adapter, sample, report
+  augment    the same, and what debiased samples do for a classifier's worst group
   backbone   train a small backbone on a data set and measure its bias
 stages, by the Lightning command line:
   fit        train a LightningModule:  --config FILE … --model.… --data.… --trainer.…
   predict    run one over its data:    the same
+  test       the same as predict for the samples stage: draw, and score
 helpers:
   check      look over a data set: what is there, what is broken, what to mend
   render     draw a stand-in data set
   report     write a run's report anew
+  compare    figures of several runs in one table
   card       write a new backbone's model card
   export     write a run's backbone, adapter and model card into a folder to take away
   sweep      bias against quality over invariant and guidance scales, of one or several runs
@@ -59,11 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dispatch(command: str, words: list[str]) -> int:
     # Imported late: torch and Lightning take seconds, which help and errors should not wait for.
-    if command in ("train", "backbone"):
+    if command in ("train", "augment", "backbone"):
         from invdiff_pl.run import run  # noqa: PLC0415
 
         run(command, words)
-    elif command in ("fit", "predict"):
+    elif command in ("fit", "predict", "test"):
         from invdiff_pl.cli import run as run_lightning  # noqa: PLC0415
 
         run_lightning([command, *words])
@@ -79,6 +82,10 @@ def _dispatch(command: str, words: list[str]) -> int:
         from invdiff_pl.report.command import run as run_report  # noqa: PLC0415
 
         run_report(command, words)
+    elif command == "compare":
+        from invdiff_pl.report.compare import run as run_compare  # noqa: PLC0415
+
+        run_compare(words)
     elif command == "export":
         from invdiff_pl.export import run as run_export  # noqa: PLC0415
 
@@ -89,8 +96,8 @@ def _dispatch(command: str, words: list[str]) -> int:
         run_sweep(words)
     else:
         raise InvDiffError(
-            f"there is no command {command!r}: expected train, backbone, fit, predict, check, "
-            "render, report, card, export or sweep."
+            f"there is no command {command!r}: expected train, augment, backbone, fit, predict, "
+            "test, check, render, report, compare, card, export or sweep."
         )
     return 0
 

@@ -1,4 +1,4 @@
-"""The Lightning command line: ``fit`` and ``predict`` of any stage from YAML files and flags."""
+"""The Lightning command line: ``fit``, ``predict`` and ``test`` of stages, from YAML and flags."""
 
 import argparse
 from collections.abc import Sequence
@@ -121,7 +121,7 @@ def _call(cli: type[InvDiffCLI], args: Sequence[str]) -> InvDiffCLI:
             subclass_mode_data=True,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs=dict.fromkeys(("fit", "predict"), _OPTIONS) | _OPTIONS,
+            parser_kwargs=dict.fromkeys(("fit", "predict", "test"), _OPTIONS) | _OPTIONS,
             args=list(args),
         )
     except argparse.ArgumentError as error:

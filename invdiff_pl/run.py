@@ -92,7 +92,7 @@ def _experiment(command: str, options: argparse.Namespace, overrides: Sequence[s
     if options.backbone:
         setting = "start" if command == "backbone" else "backbone"
         flags.append(f"--experiment.{setting}={options.backbone}")
-    elif command == "train" and own_backbone.is_dir():
+    elif command in ("train", "augment") and own_backbone.is_dir():
         flags.append(f"--experiment.backbone={own_backbone}")
     if options.devices:
         flags.append(f"--trainer.devices={options.devices}")

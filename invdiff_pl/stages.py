@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from invdiff_pl.diffusion.assets import resolve_backbone
 from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import digest_folder, digest_json, read_json, write_json
+from invdiff_pl.files import digest_file, digest_folder, digest_json, read_json, write_json
 
 RECORD = "stage.json"
 STARTED = "started.json"
@@ -63,17 +63,33 @@ STAGES = {
             True,
             "sample before and after, and measure",
         ),
+        Stage(
+            "augmentation",
+            "fit",
+            ("data", "samples"),
+            False,
+            "train a classifier with debiased samples, and look at its worst group",
+        ),
         Stage("report", "report", ("environments", "samples"), False, "tables and pictures"),
     )
 }
 PLANS = {
     "train": ("data", "classifier", "environments", "adapter", "samples", "report"),
+    "augment": (
+        *("data", "classifier", "environments", "adapter", "samples"),
+        *("augmentation", "report"),
+    ),
     "backbone": ("data", "autoencoder", "backbone", "classifier", "backbone_samples", "card"),
 }
 # Flags without a stage's name go to the stage that a command is about.
-MAIN_STAGE = {"train": "adapter", "backbone": "backbone"}
+MAIN_STAGE = {"train": "adapter", "augment": "adapter", "backbone": "backbone"}
 LIGHTNING = ("fit", "predict")
-_WATCHING = ("invdiff_pl.callbacks.SampleGrid", "pytorch_lightning.callbacks.ModelCheckpoint")
+_WATCHING = (
+    "invdiff_pl.callbacks.Dashboard",
+    "invdiff_pl.callbacks.FitEvaluation",
+    "invdiff_pl.callbacks.SampleGrid",
+    "pytorch_lightning.callbacks.ModelCheckpoint",
+)
 
 
 @dataclass(frozen=True)
@@ -173,6 +189,9 @@ def fingerprint(experiment: Experiment, stage: Stage) -> str:
         "needs": {name: _input_digest(experiment, STAGES[name]) for name in stage.needs},
         "experiment": shared["name"],
     }
+    if stage.name == "report":
+        extra = Path(shared["run_dir"]) / "augmentation" / "augmentation.json"
+        key["augmentation"] = digest_file(extra) if extra.is_file() else None
     if stage.reads_backbone:
         key["backbone"] = _pipeline_digest(shared["backbone"])
     return digest_json(key)

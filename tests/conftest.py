@@ -1,17 +1,20 @@
-"""What the tests share: a tiny data set and a tiny untrained backbone."""
+"""What the tests share: a tiny data set, a tiny untrained backbone, an untrained classifier."""
 
 import os
+import shutil
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from invdiff_pl.data.synthetic.waterbirds import RenderedWaterbirds, render_waterbirds
+from invdiff_pl.data.waterbirds import WaterbirdsDataModule
 from invdiff_pl.diffusion.architecture import Architecture, new_pipeline
+from invdiff_pl.metrics.classifier import SampleClassifier
 
 TINY = Architecture(
     vae_channels=(8, 8), unet_channels=(16, 16), attention_levels=1, heads=2, text_width=16
@@ -41,4 +44,49 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory, birds: Path) -> Path
     names = sorted(path.name for path in birds.iterdir() if path.is_dir())
     prompts = [f"a photo of a {name.split('.')[1].replace('_', ' ').lower()}" for name in names]
     new_pipeline(TINY, prompts, seed=0).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def five(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set without one species, so that 5 x 5 samples divide by neither 2 nor 3."""
+    root = tmp_path_factory.mktemp("five") / "images"
+    shutil.copytree(birds, root)
+    table = root / "metadata.csv"
+    lines = table.read_text().splitlines()
+    dropped = sorted(path.name for path in birds.iterdir() if path.is_dir())[0]
+    table.write_text("\n".join(line for line in lines if dropped not in line) + "\n")
+    return root
+
+
+@pytest.fixture(scope="session")
+def module_of(
+    five: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., WaterbirdsDataModule]:
+    """Makes DataModules of the five prompts that share a cache."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def make(**settings) -> WaterbirdsDataModule:
+        shared = {"backbone": str(tiny_backbone), "resolution": 32, "cache_dir": str(cache)}
+        return WaterbirdsDataModule(root=str(five), **{**shared, **settings})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def classifier(
+    module_of: Callable[..., WaterbirdsDataModule], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An untrained classifier that tells all classes."""
+    folder = tmp_path_factory.mktemp("classifier")
+    data = module_of()
+    torch.manual_seed(0)
+    network = SampleClassifier(attributes=2, prompts=len(data.prompts))
+    facts = {
+        "prompts": list(data.prompts),
+        "attribute_names": list(data.attribute_names),
+        "held_out_accuracy": {"attribute": 0.9, "prompt": 0.2},
+        "held_out_confusion": {"attribute": [[45, 5], [5, 45]]},
+    }
+    network.save(folder, facts)
     return folder

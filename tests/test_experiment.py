@@ -26,6 +26,7 @@ TINY = [
     "--scale.sampling_batch=4",
     "--evaluation.resolution=32",
     "--environments.model.timesteps=2",
+    "--model.train_without_bias=true",
     "--experiment.cache_dir=cache",
 ]
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -174,3 +175,37 @@ def test_help_lists_the_commands_without_loading_torch(
     text = capsys.readouterr().out
     for command in ("train", "backbone", "fit", "predict", "render", "report"):
         assert command in text
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        (["EXP=celeba"], "runs/celeba/mini/tensorboard"),
+        (["EXP=fairface", "SCALE=sd14"], "runs/fairface/sd14/tensorboard"),
+        (["RUN_DIR=elsewhere"], "elsewhere/tensorboard"),
+    ],
+)
+def test_make_tensorboard_opens_the_folder_that_stages_write_to(
+    words: list[str], folder: str
+) -> None:
+    told = subprocess.run(
+        ["make", "-n", "tensorboard", *words],
+        check=True,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert told.stdout.strip().endswith(f"--logdir {folder}")
+
+
+def test_worst_group_accuracy_is_an_extra_that_makes_only_the_report_due(workspace: Path) -> None:
+    names = [stage.name for stage in _experiment(command="augment").plan("augment")]
+    assert names[-2:] == ["augmentation", "report"]
+    assert "augmentation" not in PLANS["train"]
+    experiment = _experiment()
+    before = {name: fingerprint(experiment, STAGES[name]) for name in PLANS["train"]}
+    extra = experiment.folder(STAGES["augmentation"]) / "augmentation.json"
+    extra.parent.mkdir(parents=True)
+    extra.write_text("{}")
+    after = {name: fingerprint(experiment, STAGES[name]) for name in PLANS["train"]}
+    assert {name for name in before if before[name] != after[name]} == {"report"}

@@ -1,14 +1,18 @@
 """Lightning callbacks: evaluation, image grids, averaging."""
 
+from invdiff_pl.callbacks.dashboard import Dashboard
 from invdiff_pl.callbacks.ema import ExponentialMovingAverage
 from invdiff_pl.callbacks.evaluation import SampleEvaluation
+from invdiff_pl.callbacks.fit_evaluation import FitEvaluation
 from invdiff_pl.callbacks.grids import SampleGrid
 from invdiff_pl.callbacks.heldout import HeldOutSelection
 from invdiff_pl.callbacks.sheets import EnvironmentSheets
 
 __all__ = [
+    "Dashboard",
     "EnvironmentSheets",
     "ExponentialMovingAverage",
+    "FitEvaluation",
     "HeldOutSelection",
     "SampleEvaluation",
     "SampleGrid",

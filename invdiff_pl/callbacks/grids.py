@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from invdiff_pl.callbacks.ema import ExponentialMovingAverage
+from invdiff_pl.callbacks.live import live_pipeline
 from invdiff_pl.diffusion.pipeline import sample_images
 from invdiff_pl.images import image_grid
 
@@ -60,24 +60,15 @@ class SampleGrid(pl.Callback):
         if not (trainer.is_global_zero and fresh and isinstance(logger, TensorBoardLogger)):
             return
         self._drawn_at = trainer.global_step
-        averages = [c for c in trainer.callbacks if isinstance(c, ExponentialMovingAverage)]  # type: ignore[attr-defined]
-        for average in averages:
-            average.swap(pl_module)
-        try:
-            images = self._sample(pl_module)
-        finally:
-            for average in averages:
-                average.restore(pl_module)
+        with live_pipeline(trainer, pl_module) as pipeline:
+            images = self._sample(pipeline, pl_module)
         grid = image_grid(images, self.columns)
         logger.experiment.add_image("samples/grid", grid, trainer.global_step)
 
-    def _sample(self, module: pl.LightningModule) -> Tensor:
+    def _sample(self, pipeline: Any, module: pl.LightningModule) -> Tensor:
         embeddings: Tensor = module.embeddings  # type: ignore[assignment]
         count = min(self.prompts, len(embeddings) - 1)
-        pipeline: Any = module.pipeline
-        pipeline.to(module.device)
-        pipeline.unet.eval()
-        images = sample_images(
+        return sample_images(
             pipeline,
             embeddings[:count].repeat_interleave(self.columns, dim=0),
             embeddings[-1:],
@@ -86,5 +77,3 @@ class SampleGrid(pl.Callback):
             steps=self.steps,
             guidance_scale=self.guidance_scale,
         )
-        pipeline.unet.train()
-        return images

@@ -114,6 +114,8 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         self._contents: dict[Split, str] = {}
         self._inferred: Environments | None = None
 
+    attribute = "attribute"  # what figures of it are called
+
     @property
     @abstractmethod
     def attribute_names(self) -> Sequence[str]:
@@ -240,6 +242,10 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
             )
         return ShardedTensor(folder)
 
+    def content_key(self, split: Split) -> str:
+        """Digest of a split's images as :meth:`images` gives them."""
+        return self._folder("images", split).name
+
     def labels(self, split: Split) -> tuple[Tensor, Tensor | None]:
         """Prompt and attribute of each image of a split, for scoring only."""
         rows = self.index.rows(split)
@@ -287,6 +293,10 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         if self.content != "labelled_images":
             return []
         return self._image_loader("test", labelled=True, shuffled=False)
+
+    def test_dataloader(self) -> DataLoader:
+        """What :meth:`predict_dataloader` gives."""
+        return self.predict_dataloader()
 
     def predict_dataloader(self) -> DataLoader:
         """Every latent of the train split once, or every sample to draw, shared by the ranks."""

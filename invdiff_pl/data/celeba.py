@@ -31,6 +31,7 @@ class CelebADataModule(RatioDataModule):
         **settings: of :class:`RatioDataModule`.
     """
 
+    attribute = "gender"
     attribute_names = ("female", "male")
 
     def __init__(self, *, ratio: str = "1:4:4:1", **settings: Any) -> None:

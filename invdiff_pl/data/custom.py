@@ -74,6 +74,7 @@ class TableDataModule(BiasedDataModule):
         self.prompt_column = prompt_column
         self.split_column = split_column
         self.attribute_column = attribute_column
+        self.attribute = attribute_column or "attribute"
         self.given_names = attribute_names
         self.val_share = val_share
         self.test_share = test_share

@@ -41,6 +41,7 @@ class FairFaceDataModule(RatioDataModule):
         **settings: of :class:`RatioDataModule`.
     """
 
+    attribute = "race"
     attribute_names = ("white/latino/middle eastern", "asian", "indian", "black")
 
     def __init__(self, *, ratio: str = "3:2:1:1:1:1:2:3", **settings: Any) -> None:

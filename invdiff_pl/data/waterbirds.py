@@ -27,6 +27,7 @@ class WaterbirdsDataModule(BiasedDataModule):
         **settings: of :class:`BiasedDataModule`.
     """
 
+    attribute = "background"
     attribute_names = ("land", "water")
 
     def __init__(

@@ -3,9 +3,13 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from invdiff_pl.environments.cuts import two_means
 from invdiff_pl.environments.pursuit import HiddenAttribute
 
-# Two halves of the images must find the same attribute: correlation of their scores.
+# Both halves of the images must find the attribute: correlation of their scores.
 LEAST_AGREEMENT = 0.9
 # It must fall into groups: share of variance explained by a cut beyond a normal distribution's.
 LEAST_CLARITY = 0.08
@@ -22,37 +26,40 @@ class Evidence:
         reason: for people.
         agreement: correlation of the scores found on two halves of the images, in [0, 1].
         clarity: of the groups on images that the direction was not found on.
-        share_spread: by how much the prompts' shares of the groups differ there.
         likelihood_ratio: of different against equal shares there.
+        share_spread: by how much the prompts' shares of the groups differ, of all images: twice
+            the standard deviation over prompts, in [0, 1].
     """
 
     bias_found: bool | None
     reason: str
     agreement: float | None = None
     clarity: float | None = None
-    share_spread: float | None = None
     likelihood_ratio: float | None = None
+    share_spread: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The same, JSON-ready."""
         return asdict(self)
 
 
-def weigh(found: HiddenAttribute | None) -> Evidence:
+def weigh(found: HiddenAttribute | None, scores: Tensor, prompts: Tensor) -> Evidence:
     """Judge what the pursuit found.
 
     Args:
         found: its result; ``None`` if there was nothing to compare.
+        scores: of all images ``[N]``, as clear as they could be made, turned alike in all prompts.
+        prompts: int64 ``[N]``.
     """
     if found is None:
         return Evidence(None, "one prompt, or too few images, to compare: bias is not tested for")
-    told = found.held_out
+    clarity, spread = found.held_out.clarity, share_spread(scores, prompts)
     shortcomings = [
         text
         for value, least, text in (
-            (found.agreement, LEAST_AGREEMENT, "two halves of the images disagree on it"),
-            (told.clarity, LEAST_CLARITY, "its values do not fall into clear groups"),
-            (told.share_spread, LEAST_SHARE_SPREAD, "all prompts have much the same share of it"),
+            (found.agreement, LEAST_AGREEMENT, "only one half of the images shows it"),
+            (clarity, LEAST_CLARITY, "its values do not fall into clear groups"),
+            (spread, LEAST_SHARE_SPREAD, "all prompts have much the same share of it"),
         )
         if value < least
     ]
@@ -61,7 +68,17 @@ def weigh(found: HiddenAttribute | None) -> Evidence:
         bias_found=not shortcomings,
         reason=reason,
         agreement=found.agreement,
-        clarity=told.clarity,
-        share_spread=told.share_spread,
-        likelihood_ratio=told.likelihood_ratio,
+        clarity=clarity,
+        likelihood_ratio=found.held_out.likelihood_ratio,
+        share_spread=spread,
     )
+
+
+def share_spread(scores: Tensor, prompts: Tensor) -> float:
+    """Twice the standard deviation over prompts, by size, of the share above the best cut."""
+    counts = prompts.bincount().double()
+    weights = counts / counts.sum()
+    shares = torch.zeros(len(counts), dtype=torch.float64)
+    for prompt in prompts.unique().tolist():
+        shares[prompt] = two_means(scores[prompts == prompt]).upper
+    return 2 * float((weights * (shares - (weights * shares).sum()).square()).sum().sqrt())

@@ -59,15 +59,12 @@ class Direction:
             in the less clear prompts; above 0 if there are groups.
         likelihood_ratio: twice the gain in log-likelihood of a mixture in prompts' own
             proportions over one in equal proportions.
-        share_spread: twice the standard deviation over prompts of a group's share: with two
-            prompts of equal size the difference of shares, in [0, 1].
     """
 
     weights: Tensor
     skew_spread: float
     clarity: float
     likelihood_ratio: float
-    share_spread: float
 
     @property
     def evidence(self) -> float:
@@ -88,10 +85,10 @@ class HiddenAttribute:
     Attributes:
         scores: float64 ``[N]``, of mean 0 in every prompt; they fall into two groups, the same in
             all prompts.
-        held_out: the direction found on one half of the images, as the other half has it; the
-            weaker one of both ways round.
-        agreement: absolute correlation, over all images, of the scores found on either half,
-            in [0, 1].
+        held_out: the direction of most evidence, found on one half of the images, with its figures
+            on the other.
+        agreement: how well the other half has found it too: the largest absolute correlation of
+            its scores with those of any candidate from there, in [0, 1].
     """
 
     scores: Tensor
@@ -117,24 +114,28 @@ def hidden_attribute(table: Tensor, prompts: Tensor, seed: int = 0) -> HiddenAtt
     rows = torch.randperm(len(table), generator=generator(seed, "halves"))[:count]
     values, numbers = table[rows].double(), prompts[rows].unique(return_inverse=True)[1]
     halves = torch.arange(count).split((count + 1) // 2)
-    chosen = []
-    for fit, check in (halves, halves[::-1]):
-        found = candidates(values[fit], numbers[fit], seed)
-        if found is None:
+    found: list[Direction] = []
+    origins: list[int] = []
+    for half, (fit, check) in enumerate((halves, halves[::-1])):
+        weights = candidates(values[fit], numbers[fit], seed)
+        if weights is None:
             return None
-        chosen.append(max(_told(values[check], numbers[check], found), key=lambda d: d.evidence))
-    scores = torch.stack([values @ direction.weights for direction in chosen], dim=1)
-    scores = scores - _prompt_means(scores, numbers)[numbers]
-    weights = max(chosen, key=lambda direction: direction.evidence).weights
+        told = _told(values[check], numbers[check], weights)
+        found += told
+        origins += [half] * len(told)
+    best = max(range(len(found)), key=lambda number: found[number].evidence)
     centred = values - _prompt_means(values, numbers)[numbers]
+    scores = centred @ torch.stack([direction.weights for direction in found], dim=1)
+    likeness = torch.corrcoef(scores.T)[best].abs()
+    other_half = torch.tensor([origin != origins[best] for origin in origins])
     whitening = _whitening(centred)
-    start = torch.linalg.lstsq(whitening, weights[:, None]).solution
+    start = torch.linalg.lstsq(whitening, found[best].weights[:, None]).solution
     final = whitening @ _sharpen(centred @ whitening, start, numbers)
     projected = table.double() @ final
     return HiddenAttribute(
         scores=(projected - _prompt_means(projected, prompts)[prompts])[:, 0],
-        held_out=min(chosen, key=lambda direction: direction.evidence),
-        agreement=float(torch.corrcoef(scores.T)[0, 1].abs()),
+        held_out=found[best],
+        agreement=float(likeness[other_half].max()),
     )
 
 
@@ -177,7 +178,7 @@ def _told(values: Tensor, prompts: Tensor, weights: Tensor) -> list[Direction]:
     figures = (
         skew_spread(scores, prompts),
         _clarity(scores, prompts),
-        *shares_differ(scores, prompts),
+        likelihood_ratios(scores, prompts),
     )
     return [
         Direction(column, *map(float, told))
@@ -206,27 +207,14 @@ def skew_spread(scores: Tensor, prompts: Tensor) -> Tensor:
     return ((leaning - mean).square() * weights).sum(0).clamp(min=1e-16).sqrt()
 
 
-def shares_differ(scores: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
-    """How differently the prompts share out two common groups.
-
-    Args:
-        scores: ``[N, C]``, of mean 0 in every prompt.
-        prompts: int64 ``[N]``, without gaps.
-
-    Returns:
-        twice the gain in log-likelihood of prompts' own shares over equal ones in a mixture of
-        two, and twice the standard deviation of the shares over prompts, both ``[C]``.
-    """
+def likelihood_ratios(scores: Tensor, prompts: Tensor) -> Tensor:
+    """Twice the gain of prompts' own shares over equal ones in a mixture of two, ``[C]``."""
     start = torch.zeros(*scores.shape, 2, dtype=torch.float64)
     start[..., 1] = _upper(scores, prompts).double()
     start[..., 0] = 1 - start[..., 1]
     own = fit_mixture(scores, prompts, start)
     equal = fit_mixture(scores, prompts, start, equal_shares=True)
-    weights = (prompts.bincount().double() / len(prompts))[:, None]
-    shares = own.shares[..., 1]
-    deviations = (shares - (weights * shares).sum(0)).square()
-    spread = 2 * (weights * deviations).sum(0).sqrt()
-    return 2 * (own.log_likelihood - equal.log_likelihood), spread
+    return 2 * (own.log_likelihood - equal.log_likelihood)
 
 
 def _prompt_means(values: Tensor, prompts: Tensor) -> Tensor:

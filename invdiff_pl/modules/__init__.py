@@ -1,6 +1,7 @@
 """Thin LightningModules, one a stage."""
 
 from invdiff_pl.modules.attribute_classifier import AttributeClassifier
+from invdiff_pl.modules.augmented_classifier import AugmentedClassifier
 from invdiff_pl.modules.autoencoder import Autoencoder
 from invdiff_pl.modules.backbone import Backbone
 from invdiff_pl.modules.conditional_sampler import ConditionalSampler
@@ -9,6 +10,7 @@ from invdiff_pl.modules.invariant_adapter import InvariantAdapter
 
 __all__ = [
     "AttributeClassifier",
+    "AugmentedClassifier",
     "Autoencoder",
     "Backbone",
     "ConditionalSampler",

@@ -52,8 +52,8 @@ class AttributeClassifier(pl.LightningModule):
         self.seed = seed
         self.network: SampleClassifier | None = None
         self.labelled = True
+        self.confusion: Tensor
         self.correct: Tensor
-        self.seen: Tensor
 
     def configure_model(self) -> None:
         """Build the network once the classes are known."""
@@ -81,8 +81,9 @@ class AttributeClassifier(pl.LightningModule):
 
     def zero_counts(self) -> None:
         """Forget what validation has counted."""
-        self.correct = torch.zeros(2, device=self.device)
-        self.seen = torch.zeros((), device=self.device)
+        classes = len(data_module(self).attribute_names)
+        self.confusion = torch.zeros((classes, classes), dtype=torch.int64, device=self.device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
 
     def training_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor:
         """Cross-entropy of both heads on augmented images."""
@@ -102,21 +103,22 @@ class AttributeClassifier(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:
-        """Count correct answers."""
+        """Count answers: the attribute's by true and told class, and right prompts."""
         assert self.network is not None
         attribute_logits, prompt_logits = self.network(to_float(batch["images"]))
-        right = [
-            (attribute_logits.argmax(1) == batch["attribute"]).sum(),
-            (prompt_logits.argmax(1) == batch["prompt"]).sum(),
-        ]
-        self.correct += torch.stack(right)
-        self.seen += len(batch["images"])
+        cells = batch["attribute"] * len(self.confusion) + attribute_logits.argmax(1)
+        counts = cells.bincount(minlength=self.confusion.numel())
+        self.confusion += counts.view_as(self.confusion)
+        self.correct += (prompt_logits.argmax(1) == batch["prompt"]).sum()
 
     def on_validation_epoch_end(self) -> None:
         """Accuracy over all ranks."""
-        counts = torch.cat([self.correct, self.seen[None]])
-        attribute, prompt, seen = self.trainer.strategy.reduce(counts, reduce_op="sum")
-        self.accuracies = {"attribute": float(attribute / seen), "prompt": float(prompt / seen)}
+        counts = torch.cat([self.confusion.flatten(), self.correct[None]])
+        *cells, correct = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        confusion = torch.tensor(cells).view_as(self.confusion)
+        self.held_out_confusion = confusion.tolist()
+        seen = int(confusion.sum())
+        self.accuracies = {"attribute": int(confusion.trace()) / seen, "prompt": correct / seen}
         for name, accuracy in self.accuracies.items():
             self.log(f"val/{name}_accuracy", accuracy, prog_bar=True, rank_zero_only=True)
         self.zero_counts()
@@ -144,6 +146,8 @@ class AttributeClassifier(pl.LightningModule):
             "prompts": list(data.prompts),
             "resolution": data.resolution,
             "held_out_accuracy": self.accuracies,
+            # True class by told class, of the attribute.
+            "held_out_confusion": {"attribute": self.held_out_confusion},
             "held_out_images": len(data.index.rows("test")),
         }
         with atomic_path(output_folder(self.output) / "classifier") as partial:

@@ -82,6 +82,10 @@ class ConditionalSampler(pl.LightningModule):
         images = {scale: self._images(batch, scale) for scale in self.scales}
         return SampledBatch(index=batch["index"], prompt=batch["prompt"], images=images)
 
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> SampledBatch:
+        """The same as :meth:`predict_step`."""
+        return self.predict_step(batch, batch_idx)
+
     def _images(self, batch: PromptBatch, scale: float) -> Tensor:
         indices = batch["index"].tolist()
         files = [Path(self.output) / sample_file(scale, index) for index in indices]
@@ -121,6 +125,9 @@ class ConditionalSampler(pl.LightningModule):
         self.trainer.strategy.barrier()
         if self.trainer.is_global_zero:
             self._write_manifest()
+
+    on_test_batch_end = on_predict_batch_end  # type: ignore[assignment]
+    on_test_end = on_predict_end
 
     def _write_manifest(self) -> None:
         data = data_module(self)

@@ -17,7 +17,8 @@ from invdiff_pl.environments.partition import partition
 from invdiff_pl.environments.quality import environment_report
 from invdiff_pl.environments.scores import (
     Losses,
-    attribute_of,
+    attribute_scores,
+    by_group,
     contrast_table,
     score,
     split_half_rank_correlation,
@@ -146,8 +147,10 @@ class EnvironmentInference(pl.LightningModule):
         own, null = self.table.read(self.count)[0].unbind(1)
         losses = Losses(own[..., : self.own_draws], null)
         prompts, attributes = data.labels("train")
-        evidence = weigh(attribute_of(losses, prompts))
-        scores = score(losses, prompts, self.score)
+        found, refined = attribute_scores(losses, prompts)
+        evidence = weigh(found, refined, prompts)
+        pursued = self.score == "prompt_pursuit"
+        scores = by_group(refined, prompts) if pursued else score(losses, prompts, self.score)
         groups, criteria = self._groups(scores, prompts)
         result = assign(
             scores,

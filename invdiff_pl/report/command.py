@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from invdiff_pl.report.card import write_card
+from invdiff_pl.report.copy import copy_report
 from invdiff_pl.report.run import write_report
 
 
@@ -20,5 +21,11 @@ def run(command: str, arguments: Sequence[str]) -> None:
         write_card(parser.parse_args(arguments).run_dir)
         return
     parser.add_argument("--seed", type=int, default=0, help="of the run, to be told")
+    parser.add_argument(
+        "--into", type=Path, metavar="FOLDER", help="a small copy for documentation, instead"
+    )
     options = parser.parse_args(arguments)
-    write_report(options.run_dir, options.seed)
+    if options.into is None:
+        write_report(options.run_dir, options.seed)
+    else:
+        copy_report(options.run_dir, options.into)

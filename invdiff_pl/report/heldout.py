@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from invdiff_pl.files import read_json
+from invdiff_pl.report.blocks import Block, Heading, Table, Text
 
 
 def read_held_out(run_dir: Path) -> dict[str, Any]:
@@ -18,10 +19,11 @@ def read_held_out(run_dir: Path) -> dict[str, Any]:
     return held
 
 
-def held_out_section(held: dict[str, Any]) -> list[str]:
-    """Paragraphs of the report."""
+def held_out_section(held: dict[str, Any]) -> list[Block]:
+    """Blocks of the report."""
+    title = Heading("Held-out risks")
     if "bins" not in held:
-        return ["## Held-out risks", f"Not measured: {held['reason']}."]
+        return [title, Text(f"Not measured: {held['reason']}.")]
     header = ["timesteps"]
     for name in ("mean", "worst", "bound"):
         header += [f"{name}, before", f"{name}, after"]
@@ -36,16 +38,19 @@ def held_out_section(held: dict[str, Any]) -> list[str]:
         ]
         for row in held["bins"]
     ]
-    lines = [header, ["---"] * len(header), *rows]
     chosen = held["selection"]["chosen_step"]
     steps = ", ".join(str(candidate["step"]) for candidate in held["selection"]["candidates"])
-    untrained = [f"**Nothing was trained:** {held['untrained']}."] if "untrained" in held else []
+    untrained = (
+        [Text(f"**Nothing was trained:** {held['untrained']}.")] if "untrained" in held else []
+    )
     return [
-        "## Held-out risks",
+        title,
         *untrained,
-        "\n".join("| " + " | ".join(cells) + " |" for cells in lines),
-        "Mean and worst denoising risk of the inferred environments on training images that the "
-        "adapter never saw, and the bound: worst ≤ mean + √((G − 1) Var), Var over the G "
-        f"environments. Of the steps {steps}, {chosen} is kept: the last whose held-out objective "
-        "is within one standard error of the lowest; labels are not read.",
+        Table(header, rows),
+        Text(
+            "Mean and worst denoising risk of the inferred environments on training images that "
+            "the adapter never saw, and the bound: worst ≤ mean + √((G − 1) Var), Var over the G "
+            f"environments. Of the steps {steps}, {chosen} is kept: the last whose held-out "
+            "objective is within one standard error of the lowest; labels are not read."
+        ),
     ]

@@ -45,7 +45,7 @@ def plot_bias(metrics: dict[str, Any], path: Path) -> None:
     axes.set_ylim(0, 1.05)
     axes.set_ylabel("Bias")
     axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.15))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_environments(folder: Path, prompts: list[str], path: Path) -> None:
@@ -63,7 +63,7 @@ def plot_environments(folder: Path, prompts: list[str], path: Path) -> None:
     axes.set_ylabel("images")
     axes.set_title(f"{len(scores)} images of {len(prompts)} prompts", fontsize=10)
     axes.legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def write_grids(samples: Path, path: Path, columns: int = _COLUMNS) -> None:
@@ -109,7 +109,8 @@ def _row(folder: Path, samples: list[Sample]) -> NDArray[np.uint8]:
     return np.concatenate(tiles, axis=1)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, atomically, and close it."""
     figure.tight_layout()
     with atomic_path(path) as partial:
         figure.savefig(partial, format="png", dpi=130)

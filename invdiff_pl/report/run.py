@@ -1,18 +1,22 @@
-"""A run's report: ``report.json`` for scripts, ``report.md`` and pictures for people."""
+"""A run's report: ``report.json`` for scripts; Markdown, HTML and pictures for people."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from invdiff_pl.files import read_json, write_json, write_text
+from invdiff_pl.files import digest_file, read_json, write_json, write_text
 from invdiff_pl.provenance import provenance
+from invdiff_pl.report.blocks import to_html, to_markdown
+from invdiff_pl.report.content import report_blocks
+from invdiff_pl.report.curves import pareto_points, plot_curves, plot_pareto
 from invdiff_pl.report.heldout import read_held_out
+from invdiff_pl.report.hparams import write_hparams
 from invdiff_pl.report.plots import plot_bias, plot_environments, write_grids
-from invdiff_pl.report.tables import markdown
 from invdiff_pl.stages import RECORD
 
 OLDER = {"reason": "measured by later versions only: remove the samples folder and rerun"}
 MANIFOLD = ("precision", "recall", "density", "coverage")
-TIMED = ("data", "classifier", "environments", "adapter", "samples")
+TIMED = ("data", "classifier", "environments", "adapter", "samples", "augmentation")
 
 
 def write_report(run_dir: Path, seed: int) -> dict[str, Any]:
@@ -30,12 +34,34 @@ def write_report(run_dir: Path, seed: int) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     report = collect(run_dir, metrics, environments, seed)
     write_json(folder / "report.json", report)
+    blocks = report_blocks(report, _draw(run_dir, folder, metrics, environments))
+    write_text(folder / "report.md", to_markdown(blocks))
+    write_text(folder / "report.html", to_html(blocks, folder))
+    write_hparams(run_dir, report, read_json(run_dir / "samples" / RECORD))
+    return report
+
+
+def _draw(
+    run_dir: Path, folder: Path, metrics: dict[str, Any], environments: dict[str, Any]
+) -> dict[str, Sequence[str]]:
+    """Draw what there is to draw; files by what they show, relative to the report's folder."""
+    for name in ("bias", "pareto", "curves"):
+        (folder / f"{name}.png").unlink(missing_ok=True)
     if is_scored(metrics):
         plot_bias(metrics, folder / "bias.png")
+    points = pareto_points(metrics)
+    if len(points) > 2:  # before and after alone are in the table
+        plot_pareto(points, folder / "pareto.png")
     plot_environments(run_dir / "environments", environments["prompts"], folder / "scores.png")
     write_grids(run_dir / "samples", folder / "grid.png")
-    write_text(folder / "report.md", markdown(report))
-    return report
+    attribute = metrics.get("attribute", "attribute")
+    plot_curves(run_dir / "tensorboard" / "adapter", attribute, folder / "curves.png")
+    names = ("bias", "pareto", "scores", "grid", "curves")
+    drawn = {name: [f"{name}.png"] if (folder / f"{name}.png").is_file() else [] for name in names}
+    if (run_dir / "sweep" / "sweep.png").is_file():
+        drawn["pareto"].append("../sweep/sweep.png")
+    sheets = sorted((run_dir / "environments").glob("sheet-*.png"))
+    return {**drawn, "sheets": [f"../environments/{sheet.name}" for sheet in sheets]}
 
 
 def collect(
@@ -62,9 +88,10 @@ def collect(
             "split_half_rank_correlation": environments["split_half_rank_correlation"],
             "auc": quality.get("auc"),
             "worst_group_recall": quality.get("worst_group_recall"),
-            "bias_found": None,
-            "reason": "whether there is a bias at all is not tested by this version"
-            + ("" if is_scored(metrics) else f"; AUC and recall: {metrics['reason']}"),
+            "bias_found": environments.get("bias_found"),
+            "evidence": environments.get("evidence"),
+            "prompts": environments["prompts"],
+            "reason": _environment_reason(metrics, environments),
             "quality": quality,
         },
         "adapter": {
@@ -74,8 +101,29 @@ def collect(
             "share": adapter["share"],
         },
         "held_out": read_held_out(run_dir),
+        **augmentation(run_dir),
         "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
     }
+
+
+def _environment_reason(metrics: dict[str, Any], environments: dict[str, Any]) -> str | None:
+    reasons = []
+    if environments.get("bias_found") is None:
+        reasons.append("whether there is a bias at all is not tested by this version")
+    if not is_scored(metrics):
+        reasons.append(f"AUC and recall: {metrics['reason']}")
+    return "; ".join(reasons) or None
+
+
+def augmentation(run_dir: Path) -> dict[str, Any]:
+    """Worst-group accuracy with debiased samples, if the stage has run on these samples."""
+    file = run_dir / "augmentation" / "augmentation.json"
+    if not file.is_file():
+        return {}
+    found = read_json(file)
+    if found["samples"] != digest_file(run_dir / "samples" / "metrics.json"):
+        return {}  # measured on samples that have been drawn anew since
+    return {"augmentation": found}
 
 
 def is_scored(metrics: dict[str, Any]) -> bool:
@@ -91,14 +139,17 @@ def figures(metrics: dict[str, Any]) -> dict[str, Any]:
         return {
             "bias": {**nothing, "data": None, **count},
             **dict.fromkeys(("prompt_accuracy", "frechet_distance", *MANIFOLD, "clip_t"), nothing),
+            "distances": {},
             "classifier": None,
         }
     first, *_, last = list(metrics["scales"].values())
     return {
         "bias": {
+            "attribute": metrics.get("attribute"),
             "before": first["bias"],
             "after": last["bias"],
             "data": metrics["data"]["bias"],
+            **intersection(first, last),
             **count,
         },
         "prompt_accuracy": {
@@ -109,13 +160,36 @@ def figures(metrics: dict[str, Any]) -> dict[str, Any]:
         },
         "frechet_distance": {
             **metrics["frechet_distance"],
-            "before": first["frechet_distance"],
-            "after": last["frechet_distance"],
+            **before_and_after(first["frechet_distance"], last["frechet_distance"]),
+        },
+        "distances": {
+            name: {
+                **metrics["distances"].get(name, {}),
+                **before_and_after(found, last["distances"][name]),
+            }
+            for name, found in first.get("distances", {}).items()
         },
         **manifold_figures(metrics),
         "clip_t": clip_figures(metrics),
         "classifier": metrics["classifier"],
     }
+
+
+def before_and_after(first: Any, last: Any) -> dict[str, Any]:
+    """A figure before and after, or why it is not there."""
+    for found in (first, last):
+        if isinstance(found, dict):
+            return absent(found["reason"])
+    return {"before": first, "after": last}
+
+
+def intersection(first: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
+    """Bias over two attributes at once, if a second classifier was given."""
+    if "intersection" not in first:
+        return {}
+    before, after = first["intersection"], last["intersection"]
+    names = before["second_attribute"]
+    return {"intersection": {"second_attribute": names, "before": before, "after": after}}
 
 
 def manifold_figures(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -125,7 +199,7 @@ def manifold_figures(metrics: dict[str, Any]) -> dict[str, Any]:
         return dict.fromkeys(MANIFOLD, absent(before["reason"]))
     named = {
         "neighbours": metrics["manifold"]["neighbours"],
-        "extractor": metrics["frechet_distance"]["extractor"],
+        "extractor": metrics["frechet_distance"].get("extractor"),
     }
     return {name: {"before": before[name], "after": after[name], **named} for name in MANIFOLD}
 

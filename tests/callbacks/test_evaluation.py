@@ -5,14 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 from pytorch_lightning import Trainer
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, Dinov2Config, Dinov2Model
 
-from invdiff_pl.callbacks.evaluation import SampleEvaluation, balanced_rows, bias_figures
+from invdiff_pl.callbacks.evaluation import SampleEvaluation
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
+from invdiff_pl.diffusion.architecture import Architecture, new_pipeline
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import read_json
 from invdiff_pl.metrics import BiasScore
 from invdiff_pl.metrics.classifier import SampleClassifier
+from invdiff_pl.metrics.reference import balanced_rows, reference_features, reference_rows
+from invdiff_pl.metrics.sample_scores import bias_figures
+from invdiff_pl.metrics.scorers import encoder_identity
 from invdiff_pl.modules import ConditionalSampler
+from invdiff_pl.settings import EvaluationSettings
 
 
 def test_the_balanced_set_has_equally_many_of_each_cell() -> None:
@@ -65,9 +71,8 @@ def test_samples_are_scored_while_they_are_drawn(birds, tiny_backbone, tmp_path,
         "held_out_accuracy": {"attribute": 0.5, "prompt": 1 / 6},
     }
     network.save(classifier, facts)
-    callback = SampleEvaluation(
-        str(tmp_path), str(classifier), extractor_resolution=32, clip=str(tmp_path / "no-model")
-    )
+    scoring = EvaluationSettings(resolution=32, clip=str(tmp_path / "no-model"))
+    callback = SampleEvaluation(str(tmp_path), str(classifier), scoring)
     module = ConditionalSampler(str(tiny_backbone), str(tmp_path / "samples"), steps=1)
     Trainer(
         accelerator="cpu",
@@ -89,4 +94,106 @@ def test_samples_are_scored_while_they_are_drawn(birds, tiny_backbone, tmp_path,
     assert set(figures["manifold"]) == {"precision", "recall", "density", "coverage"}
     assert report["manifold"] == {"neighbours": 3}
     assert "no-model" in figures["clip_t"]["reason"]
-    assert "CLIP-T is left out" in capsys.readouterr().out
+    assert "CLIP-T (and CMMD) is left out" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small CLIP and DINOv2 models with random weights."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    text = {**sizes, "num_attention_heads": 2, "vocab_size": 1024, "eos_token_id": 1}
+    vision = {**sizes, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    CLIPModel(config).save_pretrained(folder / "clip")
+    pipeline = new_pipeline(Architecture(), ["a photo of a bird"], 0)
+    pipeline.tokenizer.save_pretrained(folder / "clip")
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    CLIPImageProcessor(**size).save_pretrained(folder / "clip")
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=224, patch_size=56
+    )
+    Dinov2Model(config).save_pretrained(folder / "dinov2")
+    return folder
+
+
+@pytest.mark.parametrize("run", ["predict", "test"])
+def test_given_weights_bring_figures_of_their_own_names(
+    module_of, tiny_backbone, classifier, weights, tmp_path, run: str
+) -> None:
+    scoring = EvaluationSettings(
+        resolution=32,
+        clip=str(weights / "clip"),
+        dinov2=str(weights / "dinov2"),
+        inception=str(weights / "nowhere.pth"),
+        second_classifier=str(classifier),  # the same attribute twice
+        target=[0.25, 0.75],
+    )
+    callback = SampleEvaluation(str(tmp_path), str(classifier), scoring)
+    data = module_of(content="prompts", samples_per_prompt=4, batch_size=7)
+    module = ConditionalSampler(str(tiny_backbone), str(tmp_path / "samples"), steps=1)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+        callbacks=[callback],
+    )
+    getattr(trainer, run)(module, datamodule=data)
+    report = read_json(tmp_path / "metrics.json")
+    (figures,) = report["scales"].values()
+    assert figures["distances"]["fd_dinov2"] > 0
+    assert figures["distances"]["cmmd"] > 0
+    assert -100 <= figures["clip_t"]["mean"] <= 100
+    assert "nowhere.pth cannot be read" in figures["distances"]["fid"]["reason"]
+    assert "--evaluation.inception=" in figures["distances"]["fid"]["reason"]
+    told = {name: facts["extractor"] for name, facts in report["distances"].items()}
+    assert told == {"fd_dinov2": "dinov2", "cmmd": f"clip {weights / 'clip'}"}
+    assert report["distances"]["fd_dinov2"]["resize"] == 224
+    for both, alone in zip(
+        figures["intersection"]["per_prompt"].values(),
+        figures["bias"]["per_prompt"].values(),
+        strict=True,
+    ):
+        land, water = alone["counts"].values()
+        assert list(both["counts"].values()) == [land, 0, 0, water]
+        share = land / 4
+        assert alone["total_variation"] == pytest.approx(abs(share - 0.25))
+    assert figures["bias"]["target"] == [[0.25, 0.75]] * 5
+    assert 0 <= figures["bias"]["classifier_corrected"]["mean"] <= 1
+    assert (tmp_path / "samples" / "manifest.jsonl").is_file()
+
+
+def test_reference_features_are_computed_once_and_told_apart(module_of, tmp_path) -> None:
+    data = module_of(cache_dir=str(tmp_path))
+    rows, seen = reference_rows(data), []
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images))
+        return images.flatten(1)[:, :7].float()
+
+    def features(name: str, **settings) -> torch.Tensor:
+        settings = {"build": True, "barrier": lambda: None, **settings}
+        found = reference_features(data, rows, encode, {"name": name}, **settings)
+        return found.gather(torch.arange(len(rows)))
+
+    first = features("one")
+    assert torch.equal(first, data.images("test").gather(rows).flatten(1)[:, :7].float())
+    assert sum(seen) == len(rows)
+    assert torch.equal(features("one"), first)
+    assert torch.equal(features("one", build=False), first)
+    assert sum(seen) == len(rows)
+    features("another")
+    assert sum(seen) == 2 * len(rows)
+    with pytest.raises(InvDiffError, match="missing"):
+        features("a third", build=False)
+
+
+def test_encoders_are_told_apart_by_their_weights() -> None:
+    one, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    assert encoder_identity("a", one, 8) == encoder_identity("a", one, 8)
+    assert encoder_identity("a", one, 8) != encoder_identity("a", other, 8)
+    assert encoder_identity("a", one, 8) != encoder_identity("a", one, 16)

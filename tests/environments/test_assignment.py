@@ -37,9 +37,16 @@ def test_no_method_spreads_the_risks_further_than_the_exact_partition(
     table = torch.randn(80, 3, generator=source)
     prompts = torch.zeros(80, dtype=torch.int64)
     for objective in ("between", "std"):
-        settings = {"minimum_share": 0.0, "objective": objective, "table": table, "seed": seed}
-        exact = assign(scores, prompts, **settings)
-        other = assign(scores, prompts, method=method, **settings)
+        exact = assign(scores, prompts, minimum_share=0.0, objective=objective)
+        other = assign(
+            scores,
+            prompts,
+            method=method,
+            minimum_share=0.0,
+            objective=objective,
+            table=table,
+            seed=seed,
+        )
         assert other.objective <= exact.objective + 1e-9
 
 

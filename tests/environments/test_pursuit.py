@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from invdiff_pl.environments.evidence import weigh
+from invdiff_pl.environments.evidence import share_spread, weigh
 from invdiff_pl.environments.pursuit import hidden_attribute, skew_spread
 
 
-def _readings(shares: list[float], count: int = 1600, width: int = 10, seed: int = 0):
+def _readings(shares: list[float], count: int = 1000, width: int = 10, seed: int = 0):
     """Mixed readings of a hidden attribute, of what the prompt names and of four nuisances.
 
     The first nuisance falls into two groups too, alike in both prompts.
@@ -38,15 +38,15 @@ def test_an_attribute_that_goes_along_with_prompts_is_found(shares: list[float])
     found = hidden_attribute(table, prompts)
     assert found is not None
     assert _agreement(found.scores, prompts, hidden) > 0.9
-    assert weigh(found).bias_found
+    assert weigh(found, found.scores, prompts).bias_found
 
 
-def test_an_attribute_that_all_prompts_share_alike_is_no_bias() -> None:
-    verdicts = [
-        weigh(hidden_attribute(*_readings([0.5, 0.5], seed=seed)[:2])).bias_found
-        for seed in range(3)
-    ]
-    assert verdicts == [False, False, False]
+@pytest.mark.parametrize("seed", range(2))
+def test_an_attribute_that_all_prompts_share_alike_is_no_bias(seed: int) -> None:
+    table, prompts, _ = _readings([0.5, 0.5], seed=seed)
+    found = hidden_attribute(table, prompts)
+    assert found is not None
+    assert weigh(found, found.scores, prompts).bias_found is False
 
 
 def test_one_prompt_or_too_few_images_cannot_be_tested() -> None:
@@ -56,7 +56,13 @@ def test_one_prompt_or_too_few_images_cannot_be_tested() -> None:
         hidden_attribute(table[:20], prompts[:20]),
     ):
         assert found is None
-    assert weigh(None).bias_found is None
+    assert weigh(None, table[:, 0], prompts).bias_found is None
+
+
+def test_the_spread_of_shares_is_their_difference_between_two_prompts_of_equal_size() -> None:
+    scores = torch.tensor([0.0, 0, 0, 1, 0, 1, 1, 1])
+    prompts = torch.tensor([0] * 4 + [1] * 4)
+    assert share_spread(scores, prompts) == pytest.approx(0.5)
 
 
 def test_the_order_of_readings_and_shifts_of_a_prompt_do_not_matter() -> None:

@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.errors import InvDiffError
-from invdiff_pl.metrics import BiasScore, bias_statistics, pairwise_bias, small_sample_bias
+from invdiff_pl.metrics import (
+    BiasScore,
+    IntersectionalBias,
+    bias_statistics,
+    pairwise_bias,
+    small_sample_bias,
+)
 
 
 def labels_of(counts: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -57,6 +63,51 @@ def test_distances_to_uniform_equal_the_values_worked_out_by_hand() -> None:
     torch.testing.assert_close(result["kl"].tolist(), [kl.item(), torch.tensor(2.0).log().item()])
 
 
+def test_distances_to_a_stated_target_equal_the_values_worked_out_by_hand() -> None:
+    target = torch.tensor([[0.9, 0.1], [0.5, 0.5]])
+    score = BiasScore(num_prompts=2, num_classes=2, target=target)
+    score.update(*labels_of([[9, 1], [3, 1]]))
+    result = score.compute()
+    torch.testing.assert_close(result["total_variation"].tolist(), [0.0, 0.25], atol=1e-7, rtol=0)
+    expected = 0.75 * torch.tensor(1.5).log() + 0.25 * torch.tensor(0.5).log()
+    torch.testing.assert_close(result["kl"].tolist(), [0.0, expected.item()], atol=1e-6, rtol=0)
+    assert result["bias"].tolist() == pytest.approx([0.8, 0.5])  # Bias is always to balance
+    one = BiasScore(num_prompts=2, num_classes=2, target=torch.tensor([0.75, 0.25]))
+    one.update(*labels_of([[3, 1], [6, 2]]))
+    assert pickle.loads(pickle.dumps(one)).compute()["total_variation"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("target", [[0.5, 0.6], [1.0, 0.0], [0.5, 0.25, 0.25], [[0.5, 0.5]] * 3])
+def test_targets_that_are_no_positive_distribution_are_refused(target: list[Any]) -> None:
+    with pytest.raises(InvDiffError, match="target distribution must"):
+        BiasScore(num_prompts=2, num_classes=2, target=torch.tensor(target))
+
+
+def test_bias_over_two_attributes_sees_what_either_alone_hides() -> None:
+    # Old men and young women only: balanced over age and over gender.
+    score = IntersectionalBias(num_prompts=1, first_classes=2, second_classes=2)
+    gender = torch.tensor([0, 1] * 10)
+    score.update(torch.zeros(20, dtype=torch.long), gender, gender)
+    joint, marginals = score.compute(), score.marginals()
+    assert joint["counts"].tolist() == [[10, 0, 0, 10]]
+    assert joint["bias"].item() == pytest.approx(2 / (4 * 3) * 4 * 0.5)  # four of six pairs differ
+    assert [marginals[name]["bias"].item() for name in ("first", "second")] == [0, 0]
+
+
+def test_marginals_of_two_attributes_are_the_scores_of_each() -> None:
+    generator = torch.Generator().manual_seed(0)
+    prompts, first, second = (torch.randint(high, (50,), generator=generator) for high in (2, 2, 3))
+    score = IntersectionalBias(2, 2, 3)
+    score.update(prompts, first, second)
+    assert pickle.loads(pickle.dumps(score)).marginals().keys() == {"first", "second"}
+    for name, labels, classes in (("first", first, 2), ("second", second, 3)):
+        alone = BiasScore(2, classes)
+        alone.update(prompts, labels)
+        assert torch.equal(score.marginals()[name]["bias"], alone.compute()["bias"])
+    with pytest.raises(InvDiffError, match=r"second attribute labels must lie in 0\.\.2, found 3"):
+        score.update(prompts, first, torch.full((50,), 3))
+
+
 def test_mean_and_population_deviation_leave_out_prompts_without_samples() -> None:
     result = score_of([[90, 10], [0, 0], [70, 30]]).compute()
     assert result["bias"].isnan().tolist() == [False, True, False]
@@ -82,6 +133,8 @@ def test_one_prompt_keeps_its_dimension() -> None:
         "std": [],
         "interval": [1, 2],
         "mean_interval": [2],
+        "corrected": [1],
+        "corrected_mean": [],
         "total_variation": [1],
         "kl": [1],
         "small_sample_bias": [1],

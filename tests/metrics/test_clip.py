@@ -1,5 +1,6 @@
 """CLIP-T, with an untrained CLIP model."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,18 @@ def test_scores_are_the_cosines_of_the_models_own_forward_pass(clip_folder: Path
     for prompt in (0, 1):
         own = expected[prompts == prompt].mean()
         assert float(found["per_prompt"][prompt]) == pytest.approx(float(own), abs=1e-3)
+
+
+def test_a_pickled_or_cloned_score_goes_on_on_its_own(clip_folder: Path) -> None:
+    images = torch.zeros((2, 3, 32, 32), dtype=torch.uint8)
+    metric = ClipScore(ClipEncoder(str(clip_folder)), PROMPTS)
+    metric.update(torch.tensor([0, 1]), images)
+    assert not metric.state_dict()
+    for copy in (pickle.loads(pickle.dumps(metric)), metric.clone()):
+        assert copy.compute()["mean"] == metric.compute()["mean"]
+        copy.update(torch.tensor([0, 0]), images)
+        assert copy.count.tolist() == [3, 1]
+    assert metric.count.tolist() == [1, 1]
 
 
 def test_a_missing_model_is_named_with_the_flag(tmp_path: Path) -> None:

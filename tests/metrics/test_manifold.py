@@ -90,10 +90,19 @@ def test_batches_add_up() -> None:
     assert metric.compute() == manifold_scores(REAL, GENERATED, 3)
 
 
+def test_reset_keeps_real_images_and_forgets_generated_ones() -> None:
+    metric = ManifoldScores(6)
+    metric.update(REAL, real=True)
+    metric.update(REAL + 100, real=False)
+    metric.reset()
+    metric.update(GENERATED, real=False)
+    assert metric.compute() == manifold_scores(REAL, GENERATED, 3)
+
+
 def test_too_few_images_and_wrong_shapes_are_refused() -> None:
     metric = ManifoldScores(6)
     metric.update(REAL, real=True)
-    with pytest.raises(InvDiffError, match="more than 3 generated images, found 0"):
+    with pytest.raises(InvDiffError, match="at least 4 generated images, found 0"):
         metric.compute()
     with pytest.raises(InvDiffError, match=r"\[N, 6\], found \[83, 5\]"):
         metric.update(REAL[:, :5], real=True)

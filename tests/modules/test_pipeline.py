@@ -52,7 +52,9 @@ def _infer(root: Path, backbone: Path, folder: Path, **settings) -> dict[str, to
 def _train(
     root: Path, backbone: Path, environments: Path, folder: Path, resume: Path | None = None
 ) -> dict[str, torch.Tensor]:
-    module = InvariantAdapter(str(backbone), str(folder), learning_rate=0.01, warmup_steps=1)
+    module = InvariantAdapter(
+        str(backbone), str(folder), learning_rate=0.01, warmup_steps=1, train_without_bias=True
+    )
     data = _data(root, backbone, folder / "cache", environments=str(environments))
     checkpoints = ModelCheckpoint(
         folder / "checkpoints", filename="{step}", every_n_train_steps=2, save_top_k=-1

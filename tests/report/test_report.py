@@ -6,11 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pytorch_lightning.loggers import TensorBoardLogger
 from safetensors.numpy import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from invdiff_pl.__main__ import main
 from invdiff_pl.errors import InvDiffError
+from invdiff_pl.files import digest_file
 from invdiff_pl.report.card import card
+from invdiff_pl.report.curves import pareto_front, read_scalars
 from invdiff_pl.report.plots import LABEL_WIDTH
 from invdiff_pl.report.run import write_report
 from invdiff_pl.samples import Sample, manifest_text, read_manifest, sample_file
@@ -25,11 +30,19 @@ def _bias(mean: float) -> dict:
         "counts": {"land": 60, "water": 4},
         "total_variation": mean / 2,
         "kl": mean / 3,
+        "corrected": mean - 0.01,
         "balanced_sampler_would_show": 0.1,
     }
     per_prompt = dict.fromkeys(PROMPTS, entry)
     interval = [mean - 0.04, mean + 0.04]
-    return {"mean": mean, "std": 0.0, "interval": interval, "per_prompt": per_prompt}
+    return {
+        "mean": mean,
+        "std": 0.0,
+        "interval": interval,
+        "corrected_mean": mean - 0.01,
+        "target": "even",
+        "per_prompt": per_prompt,
+    }
 
 
 def _figures(bias: float, accuracy: float, distance: float) -> dict:
@@ -37,6 +50,7 @@ def _figures(bias: float, accuracy: float, distance: float) -> dict:
         "bias": _bias(bias),
         "prompt_accuracy": {"mean": accuracy, "interval": [accuracy - 0.01, 1.0]},
         "frechet_distance": distance,
+        "distances": {"fid": {"reason": "no weights"}, "cmmd": distance / 100},
         "manifold": {"precision": 0.7, "recall": bias, "density": 0.6, "coverage": 0.5},
         "clip_t": {"reason": "no CLIP model"},
     }
@@ -55,7 +69,9 @@ METRICS: dict = {
         "reference_images": 12,
         "n": 4,
     },
+    "distances": {"cmmd": {"backend": "invdiff-pl", "extractor": "clip", "n": 4}},
     "manifold": {"neighbours": 3},
+    "attribute": "background",
 }
 
 
@@ -119,6 +135,95 @@ def test_the_table_shows_them_with_intervals_and_escapes_prompts(run_dir: Path) 
     assert "efficientnet_lite0" in text
     assert "0.9876" in text
     assert "a \\| strange" in text
+
+
+def test_the_page_holds_figures_pictures_and_escaped_prompts(run_dir: Path) -> None:
+    Image.new("RGB", (8, 8), "blue").save(run_dir / "environments" / "sheet-0 <b>.png")
+    write_report(run_dir, seed=3)
+    page = (run_dir / "report" / "report.html").read_text()
+    assert ">0.080 [0.040, 0.120]</td>" in page
+    assert "a | strange &lt;prompt&gt;" in page
+    assert page.count("data:image/png;base64,") == 4  # bias, grid, scores, sheet
+    assert "<script" not in page
+    assert "sheet-0%20%3Cb%3E.png" in (run_dir / "report" / "report.md").read_text()
+
+
+def test_figures_without_weights_are_listed_with_the_reason_and_never_replaced(
+    run_dir: Path,
+) -> None:
+    report = write_report(run_dir, seed=3)
+    assert report["distances"]["fid"] == {"before": None, "after": None, "reason": "no weights"}
+    assert report["distances"]["cmmd"]["after"] == 4.2
+    text = (run_dir / "report" / "report.md").read_text()
+    assert "| FID | no weights |" in text
+    assert "| CLIP-T | no CLIP model |" in text
+    assert "| CMMD (clip) |  | 4.50 | 4.20 |" in text
+
+
+def test_curves_and_several_scales_are_drawn(run_dir: Path) -> None:
+    logger = TensorBoardLogger(run_dir, name="tensorboard", version="adapter")
+    for step in range(3):
+        figures = {"train/mean_risk": 1.0 / (step + 1), "bias/background": 0.9 - step / 10}
+        logger.log_metrics(figures, step)
+    logger.finalize("success")
+    metrics = json.loads(json.dumps(METRICS))
+    metrics["scales"]["0.5"] = _figures(0.5, 0.99, 430.0)
+    (run_dir / "samples" / "metrics.json").write_text(json.dumps(metrics))
+    (run_dir / "sweep").mkdir()
+    Image.new("RGB", (8, 8), "blue").save(run_dir / "sweep" / "sweep.png")
+    write_report(run_dir, seed=3)
+    assert "(../sweep/sweep.png)" in (run_dir / "report" / "report.md").read_text()
+    for name in ("curves", "pareto"):
+        assert min(Image.open(run_dir / "report" / f"{name}.png").size) > 100
+        assert f"({name}.png)" in (run_dir / "report" / "report.md").read_text()
+    steps, values = read_scalars(run_dir / "tensorboard" / "adapter")["bias/background"]
+    assert steps.tolist() == [0, 1, 2]
+    assert values.tolist() == pytest.approx([0.9, 0.8, 0.7])
+
+
+def test_settings_and_final_figures_are_in_the_event_files(run_dir: Path) -> None:
+    logged = run_dir / "tensorboard" / "adapter" / "hparams.yaml"
+    logged.parent.mkdir(parents=True)
+    logged.write_text("lambda_: 3.0\nschedule: {kind: cosine, ends: [a, b]}\noutput: x\n")
+    for _ in range(2):  # the second report replaces the first one's
+        write_report(run_dir, seed=3)
+    events = EventAccumulator(str(run_dir / "tensorboard" / "result"))
+    events.Reload()
+    found = {
+        tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+    }
+    assert found["final/bias/background_after"] == pytest.approx([0.08])
+    assert found["final/frechet_distance"] == [420.0]
+    assert "final/clip_t" not in found
+    content = events.PluginTagToContent("hparams")
+    start = HParamsPluginData.FromString(content["_hparams_/session_start_info"])
+    settings = start.session_start_info.hparams
+    assert settings["adapter/lambda_"].number_value == 3.0
+    assert settings["adapter/schedule/ends"].string_value == "a, b"
+    assert settings["adapter/rank"].number_value == 2
+    assert "adapter/output" not in settings
+    shown = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
+    assert {metric.name.tag for metric in shown.metric_infos} == set(found)
+
+
+def test_the_front_holds_the_points_that_none_beats() -> None:
+    names = {"a": (1.0, 0.9), "b": (2.0, 0.5), "c": (2.5, 0.6), "d": (3.0, 0.1), "e": (1.0, 0.95)}
+    points = [{"label": n, "distance": d, "bias": b} for n, (d, b) in names.items()]
+    assert [point["label"] for point in pareto_front(points)] == ["a", "b", "d"]
+
+
+def test_worst_group_accuracy_is_told_only_for_the_samples_it_was_measured_on(
+    run_dir: Path,
+) -> None:
+    group = {"worst_group": 0.6, "worst_group_interval": [0.5, 0.7], "mean": 0.9}
+    group["worst_group_name"] = "raven, water"
+    found = {"real": group, "augmented": group}
+    folder = run_dir / "augmentation"
+    folder.mkdir()
+    for digest, told in ((digest_file(run_dir / "samples" / "metrics.json"), True), ("x", False)):
+        (folder / "augmentation.json").write_text(json.dumps({**found, "samples": digest}))
+        assert ("augmentation" in write_report(run_dir, seed=3)) == told
+        assert ("raven, water" in (run_dir / "report" / "report.md").read_text()) == told
 
 
 def test_a_weak_classifier_is_warned_of_beside_the_figures(run_dir: Path) -> None:
@@ -189,6 +294,23 @@ def test_plots_are_written(run_dir: Path) -> None:
     for name in ("bias.png", "scores.png"):
         image = Image.open(run_dir / "report" / name)
         assert min(image.size) > 100
+
+
+def test_a_copy_for_documentation_is_small_and_complete(run_dir: Path, capsys) -> None:
+    assert main(["report", "--run-dir", str(run_dir), "--into", str(run_dir / "docs")]) == 2
+    assert "report.md is missing" in capsys.readouterr().err
+    Image.new("RGB", (2000, 1000), "red").save(run_dir / "environments" / "sheet-1.png")
+    write_report(run_dir, seed=3)
+    for _ in range(2):  # a second copy replaces the first
+        assert main(["report", "--run-dir", str(run_dir), "--into", str(run_dir / "docs")]) == 0
+    text = (run_dir / "docs" / "README.md").read_text()
+    links = [part.split(")")[0] for part in text.split("](")[1:]]
+    files = {path.name for path in (run_dir / "docs").iterdir()}
+    assert len(links) == 4
+    assert files == {*links, "README.md"}
+    widths = [Image.open(run_dir / "docs" / link).width for link in links]
+    assert max(widths) == 900
+    assert text.split("](")[0].startswith("# InvDiff on waterbirds")
 
 
 def test_the_command_tells_which_stage_is_missing(run_dir: Path, capsys) -> None:

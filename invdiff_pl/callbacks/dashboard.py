@@ -1,0 +1,61 @@
+"""What makes TensorBoard's pages of a training run readable."""
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import TensorBoardLogger
+from safetensors.torch import load_file
+
+from invdiff_pl.data.base import BiasedDataModule
+
+
+class Dashboard(pl.Callback):
+    """Writes the custom scalars' layout, and histograms of the environments' scores if there are.
+
+    The layout puts the parts of the loss together, and Bias, with its interval, next to Fréchet
+    distance and prompt accuracy.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write both."""
+        logger = trainer.logger
+        if not (trainer.is_global_zero and isinstance(logger, TensorBoardLogger)):
+            return
+        data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        invariant = data.environments is not None
+        logger.experiment.add_custom_scalars(layout(data.attribute, invariant=invariant))
+        if data.environments is None:
+            return
+        found = load_file(data.environments / "environments.safetensors")
+        writer, scores, assignments = logger.experiment, found["scores"], found["assignments"]
+        writer.add_histogram("environments/scores", scores, trainer.global_step)
+        for number in assignments.unique().tolist():
+            chosen = scores[assignments == number]
+            writer.add_histogram(f"environments/scores_of_{number}", chosen, trainer.global_step)
+
+
+def layout(attribute: str, *, invariant: bool) -> dict[str, dict[str, list[object]]]:
+    """TensorBoard's custom scalars: categories of charts of tags.
+
+    Args:
+        attribute: that Bias is about.
+        invariant: whether the loss has the parts of the invariant objective.
+    """
+    parts: dict[str, list[object]] = {
+        "risks": ["Multiline", ["train/mean_risk", "train/risk/.*"]],
+        "variance of the risks": ["Multiline", ["train/risk_variance"]],
+    }
+    return {
+        "loss": parts if invariant else {"loss": ["Multiline", ["train/loss"]]},
+        "bias and quality": {
+            f"Bias ({attribute}) with 95 % interval": [
+                "Margin",
+                [f"bias/{attribute}", *(f"interval/{attribute}_{end}" for end in ("low", "high"))],
+            ],
+            # A margin of no width: multiline charts leave outliers out of their range, and of two
+            # large values both.
+            "Fréchet distance": ["Margin", ["val/samples/frechet_distance"] * 3],
+            "prompt accuracy, precision, recall": [
+                "Multiline",
+                [f"val/samples/{name}" for name in ("prompt_accuracy", "precision", "recall")],
+            ],
+        },
+    }

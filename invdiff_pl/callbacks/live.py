@@ -1,0 +1,37 @@
+"""Drawing samples with the modules that are being trained."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+
+from invdiff_pl.adapters import Adapter
+from invdiff_pl.callbacks.ema import ExponentialMovingAverage
+
+
+@contextmanager
+def live_pipeline(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[Any]:
+    """The module's own pipeline, ready to sample: there is no second backbone in memory.
+
+    Where an average of the weights is kept, it is the average that draws. An adapter that wraps the
+    denoiser takes its place. Afterwards weights, modes and denoiser are what they were.
+    """
+    averages = [c for c in trainer.callbacks if isinstance(c, ExponentialMovingAverage)]  # type: ignore[attr-defined]
+    pipeline: Any = module.pipeline
+    pipeline.to(module.device)
+    adapter, own = getattr(module, "adapter", None), pipeline.unet
+    if isinstance(adapter, Adapter):
+        pipeline.unet = adapter.denoiser
+    modes = {part: part.training for part in pipeline.unet.modules()}
+    pipeline.unet.eval()
+    for average in averages:
+        average.swap(module)
+    try:
+        yield pipeline
+    finally:
+        for average in averages:
+            average.restore(module)
+        for part, training in modes.items():
+            part.training = training
+        pipeline.unet = own

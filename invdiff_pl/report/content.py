@@ -1,0 +1,301 @@
+"""What a run's report says, from the content of ``report.json``."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from invdiff_pl.report.blocks import Block, Heading, Picture, Table, Text
+from invdiff_pl.report.heldout import held_out_section
+
+# Held-out accuracy below which the classifier's figures are called untrustworthy.
+TRUSTED_ACCURACY = 0.95
+TITLES = {"fid": "FID", "fd_dinov2": "FD-DINOv2", "cmmd": "CMMD"}
+
+
+def report_blocks(report: dict[str, Any], pictures: dict[str, Sequence[str]]) -> list[Block]:
+    """The report for people.
+
+    Args:
+        report: the content of ``report.json``.
+        pictures: files relative to the report's folder: ``bias``, ``pareto``, ``grid``, ``scores``,
+            ``sheets`` and ``curves``, each with none, one or several.
+    """
+    scored = report["bias"]["after"] is not None
+    return [
+        Heading(f"InvDiff on {report['experiment']} ({report['scale']}, seed {report['seed']})", 1),
+        *(_scores(report) if scored else [Text(f"**Not scored:** {report['bias']['reason']}.")]),
+        Text(_adapter(report["adapter"])),
+        *(_bias_by_prompt(report, pictures["bias"]) if scored else []),
+        *_shown(
+            "Bias against quality",
+            pictures["pareto"],
+            "Every scale that was sampled: the lower and the further left the better.",
+        ),
+        *_augmentation(report),
+        *_shown(
+            "The same seeds before and after",
+            pictures["grid"],
+            "Each pair of rows is one prompt: above the backbone, below the adapted model, from "
+            "the same noise.",
+        ),
+        Heading("Environments"),
+        _environments(report["environments"]),
+        *_environments_by_prompt(report["environments"]),
+        *(Picture(file, "Scores by environment") for file in pictures["scores"]),
+        *(
+            Picture(file, f"Contact sheet {number}")
+            for number, file in enumerate(pictures["sheets"], start=1)
+        ),
+        *held_out_section(report["held_out"]),
+        *_shown(
+            "Training",
+            pictures["curves"],
+            "From TensorBoard's event files. Bias and distances during training are of few "
+            "samples: they tell a course, the table above tells figures.",
+        ),
+        Heading("Time"),
+        Table(["stage", "seconds"], [[k, f"{v:.0f}"] for k, v in report["seconds"].items()]),
+        *([Text(_small_print(report))] if scored else []),
+        *_left_out(report),
+        Text(
+            f"Hardware: {report['hardware']}. Revision {report['revision']}, {report['created']}."
+        ),
+    ]
+
+
+def _shown(title: str, files: Sequence[str], caption: str) -> list[Block]:
+    return [Heading(title), *(Picture(file, caption) for file in files)] if files else []
+
+
+def _adapter(adapter: dict[str, Any]) -> str:
+    return (
+        f"Adapter: {adapter['kind']}, {adapter['parameters']:,} parameters, "
+        f"{100 * adapter['share']:.2f} % of the denoiser's."
+    )
+
+
+def _scores(report: dict[str, Any]) -> list[Block]:
+    rows = [*_bias_rows(report["bias"]), *_quality_rows(report)]
+    table = Table(["", "training data", "before", "after"], rows)
+    return [table, *(Text(warning) for warning in _warnings(report))]
+
+
+def _bias_rows(bias: dict[str, Any]) -> list[list[str]]:
+    keys = ("data", "before", "after")
+    rows = [["Bias, mean over prompts", *(_estimate(bias[key]) for key in keys)]]
+    if "corrected_mean" in bias["after"]:
+        cells = [f"{bias[key]['corrected_mean']:.3f}" for key in keys]
+        rows.append(["— less what few samples add", *cells])
+    corrected = [bias[key].get("classifier_corrected", {}) for key in keys[1:]]
+    if all("mean" in found for found in corrected):
+        rows.append(["— classifier's errors taken out", "", *map(_estimate, corrected)])
+    aim = bias["after"].get("target", "even")
+    shares = "even shares" if aim == "even" else "the target shares"
+    for name, title in (("total_variation", "Total variation"), ("kl", "KL divergence, nats,")):
+        cells = [f"{_mean(bias[key], name):.3f}" for key in keys]
+        rows.append([f"{title} to {shares}", *cells])
+    if (both := bias.get("intersection")) is not None:
+        title = f"Bias over both attributes at once (second: {', '.join(both['second_attribute'])})"
+        rows.append([title, "", *(_estimate(both[key]) for key in keys[1:])])
+    return rows
+
+
+def _quality_rows(report: dict[str, Any]) -> list[list[str]]:
+    accuracy, distance = report["prompt_accuracy"], report["frechet_distance"]
+    cells = [
+        f"{100 * accuracy[key]:.1f} % {interval_text(accuracy[f'interval_{key}'], 100, 1)}"
+        for key in ("before", "after")
+    ]
+    rows = [["Prompt accuracy", "", *cells]]
+    main = {
+        **distance,
+        "title": f"Fréchet distance ({distance.get('extractor')}) to a balanced set",
+    }
+    others = [
+        {**found, "title": f"{TITLES[name]} ({found.get('extractor')})"}
+        for name, found in report.get("distances", {}).items()
+    ]
+    rows += [
+        [found["title"], "", f"{found['before']:.2f}", f"{found['after']:.2f}"]
+        for found in (main, *others)
+        if found["before"] is not None
+    ]
+    rows += [
+        [
+            f"{name.capitalize()} (k = {report[name]['neighbours']}, same features)",
+            "",
+            f"{report[name]['before']:.3f}",
+            f"{report[name]['after']:.3f}",
+        ]
+        for name in ("precision", "recall")
+        if report[name]["before"] is not None
+    ]
+    clip = report["clip_t"]
+    if clip["before"] is not None:
+        rows.append(["CLIP-T", "", f"{clip['before']:.2f}", f"{clip['after']:.2f}"])
+    return rows
+
+
+def _warnings(report: dict[str, Any]) -> list[str]:
+    """What keeps the figures from being trusted."""
+    weak = [
+        f"{100 * accuracy:.1f} % ({name})"
+        for name, accuracy in report["classifier"].items()
+        if accuracy < TRUSTED_ACCURACY
+    ]
+    if not weak:
+        return []
+    return [
+        f"**Warning:** on held-out images the classifier is right on only {', '.join(weak)}, so "
+        "figures that rest on it (Bias, prompt accuracy) are not to be trusted: train it on more "
+        "labelled images."
+    ]
+
+
+def _bias_by_prompt(report: dict[str, Any], pictures: Sequence[str]) -> list[Block]:
+    return [
+        Heading("Bias by prompt"),
+        _per_prompt(report),
+        Text(
+            "Bias 0 is balanced, 1 is one attribute class only. "
+            f"{report['bias']['samples_per_prompt']} samples a prompt; 95 % intervals. Balanced "
+            "sampler is the Bias that a perfectly balanced sampler would show at this number of "
+            "samples."
+        ),
+        *(Picture(file, "Bias by prompt, with 95 % intervals") for file in pictures),
+    ]
+
+
+def _per_prompt(report: dict[str, Any]) -> Table:
+    bias = report["bias"]
+    rows = []
+    for prompt, after in bias["after"]["per_prompt"].items():
+        before = bias["before"]["per_prompt"][prompt]
+        own = bias["data"]["per_prompt"][prompt]
+        rows.append(
+            [
+                prompt,
+                f"{own['bias']:.2f}",
+                _prompt_bias(before),
+                _counts(before["counts"]),
+                _prompt_bias(after),
+                _counts(after["counts"]),
+                f"{after['balanced_sampler_would_show']:.2f}",
+            ]
+        )
+    header = ["prompt", "data", "before", "counts", "after", "counts", "balanced sampler"]
+    return Table(header, rows)
+
+
+def _augmentation(report: dict[str, Any]) -> list[Block]:
+    found = report.get("augmentation")
+    if found is None:
+        return []
+    rows = [
+        [
+            title,
+            f"{100 * found[name]['worst_group']:.1f} % "
+            f"{interval_text(found[name]['worst_group_interval'], 100, 1)}",
+            found[name]["worst_group_name"],
+            f"{100 * found[name]['mean']:.1f} %",
+        ]
+        for name, title in (("real", "real images"), ("augmented", "real and debiased images"))
+    ]
+    text = (
+        "Prompts read off test images by a classifier trained without attribute labels, on the "
+        "biased training split alone and with debiased samples: accuracy in the worst (prompt, "
+        "attribute) group."
+    )
+    table = Table(["trained on", "worst group", "which", "mean over groups"], rows)
+    return [Heading("A classifier trained on debiased samples"), Text(text), table]
+
+
+def _environments(environments: dict[str, Any]) -> Table:
+    auc, agreement = environments["auc"], environments["split_half_rank_correlation"]
+    rows = [["groups", str(environments["groups"])], ["score", environments["score"]]]
+    if environments.get("bias_found") is not None:
+        verdict = "yes" if environments["bias_found"] else "no"
+        rows.append(["bias found", f"{verdict}: {environments['evidence']['reason']}"])
+    if agreement is not None:
+        rows.append(["rank correlation of scores between noise draws", f"{agreement:.3f}"])
+    if auc is not None:
+        rows.append(["AUC for bias-conflicting images (labels used here only)", f"{auc:.4f}"])
+    return Table(["", ""], rows)
+
+
+def _environments_by_prompt(environments: dict[str, Any]) -> list[Block]:
+    """A row a (prompt, environment): size, risk and how sure its images are of it."""
+    entries = environments["quality"]["per_prompt"]
+    prompts = environments["prompts"]
+    if not entries or not all("risks" in entry for entry in entries):
+        return []
+    rows = []
+    for prompt, entry in zip(prompts, entries, strict=True):
+        sure = f"{entry['confidence']:.3f}" if "confidence" in entry else ""
+        area = "" if entry.get("auc") is None else f"{entry['auc']:.4f}"
+        for number, risk in enumerate(entry["risks"]):
+            told = "" if risk["risk"] is None else f"{risk['risk']:.4f}"
+            if risk["interval"] is not None:
+                told += f" [{risk['interval'][0]:.4f}, {risk['interval'][1]:.4f}]"
+            first = number == 0
+            rows.append(
+                [
+                    prompt if first else "",
+                    str(number),
+                    str(risk["size"]),
+                    told,
+                    sure if first else "",
+                    area if first else "",
+                ]
+            )
+    header = ["prompt", "environment", "images", "risk (own prompt)", "confidence", "AUC"]
+    return [Table(header, rows)]
+
+
+def _small_print(report: dict[str, Any]) -> str:
+    distance, classifier = report["frechet_distance"], report["classifier"]
+    told = (
+        f"Attributes and prompts were read off by a classifier of held-out accuracy "
+        f"{100 * classifier['attribute']:.1f} % (attribute) and {100 * classifier['prompt']:.1f} % "
+        "(prompt)."
+    )
+    if distance["before"] is None:
+        return told
+    return (
+        f"{told} Fréchet distance: backend {distance['backend']}, extractor "
+        f"{distance['extractor']}, images resized to {distance['resize']}, {distance['n']} samples "
+        f"against {distance['reference_images']} images ({distance['reference']})."
+    )
+
+
+def _left_out(report: dict[str, Any]) -> list[Block]:
+    figures = {
+        "Fréchet distance": report["frechet_distance"],
+        **{TITLES[name]: found for name, found in report.get("distances", {}).items()},
+        "CLIP-T": report["clip_t"],
+    }
+    scored = report["bias"]["after"] is not None
+    missing = [[n, f["reason"]] for n, f in figures.items() if f["before"] is None and scored]
+    return [Heading("Left out"), Table(["figure", "why"], missing)] if missing else []
+
+
+def _mean(bias: dict[str, Any], name: str) -> float:
+    values = [entry[name] for entry in bias["per_prompt"].values()]
+    return sum(values) / len(values)
+
+
+def _estimate(bias: dict[str, Any]) -> str:
+    return f"{bias['mean']:.3f} {interval_text(bias['interval'])}"
+
+
+def _prompt_bias(bias: dict[str, Any]) -> str:
+    return f"{bias['bias']:.2f} {interval_text(bias['interval'], digits=2)}"
+
+
+def interval_text(interval: Sequence[float], factor: float = 1, digits: int = 3) -> str:
+    """An interval in brackets."""
+    low, high = (f"{factor * value:.{digits}f}" for value in interval)
+    return f"[{low}, {high}]"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
