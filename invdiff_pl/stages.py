@@ -3,7 +3,6 @@
 Knows nothing of torch, so that saying "up to date" takes no longer than reading a few files.
 """
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from invdiff_pl.diffusion.assets import resolve_backbone
 from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import digest_folder, digest_json, read_json, write_json
-
-RECORD = "stage.json"
-STARTED = "started.json"
+from invdiff_pl.files import digest_folder, digest_json, remove_leftovers
+from invdiff_pl.records import (
+    FILES,
+    RECORD,
+    STARTED,
+    find_problems,
+    read_listing,
+    read_record,
+    remove_damaged,
+    require_intact,
+    write_listing,
+    write_record,
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,8 @@ class Stage:
         needs: stages whose output it reads.
         reads_backbone: whether it reads the experiment's backbone.
         explains: one line for the user.
+        one_device: runs on one device whatever the others run on: batch normalisation would make
+            its result depend on their number.
     """
 
     name: str
@@ -37,6 +47,7 @@ class Stage:
     needs: tuple[str, ...]
     reads_backbone: bool
     explains: str
+    one_device: bool = False
 
 
 STAGES = {
@@ -45,7 +56,14 @@ STAGES = {
         Stage("data", "render", (), False, "draw the stand-in pictures"),
         Stage("autoencoder", "fit", ("data",), False, "train a new backbone's autoencoder"),
         Stage("backbone", "fit", ("data", "autoencoder"), False, "train a new backbone"),
-        Stage("classifier", "fit", ("data",), False, "train the classifier that scores samples"),
+        Stage(
+            "classifier",
+            "fit",
+            ("data",),
+            False,
+            "train the classifier that scores samples",
+            one_device=True,
+        ),
         Stage(
             "backbone_samples",
             "predict",
@@ -73,6 +91,10 @@ PLANS = {
 # Flags without a stage's name go to the stage that a command is about.
 MAIN_STAGE = {"train": "adapter", "backbone": "backbone"}
 LIGHTNING = ("fit", "predict")
+ONE_DEVICE = ("--trainer.devices=1", "--trainer.num_nodes=1")
+# Holds what a stage had trained before its settings changed.
+PREVIOUS = "previous"
+_WHERE = ("devices", "num_nodes", "accelerator", "strategy", "plugins")
 _WATCHING = ("invdiff_pl.callbacks.SampleGrid", "pytorch_lightning.callbacks.ModelCheckpoint")
 
 
@@ -84,6 +106,7 @@ class Experiment:
         files: YAML files all stages read, in order.
         stage_folder: holds one YAML file a stage.
         flags: ``--experiment.…`` and other settings that all stages get.
+        devices: flags that tell on how many devices stages run.
         overrides: further flags by stage.
         rendered: whether the data set is drawn, not given.
         fine_tunes: whether a new backbone starts from a given pipeline, not from an autoencoder
@@ -96,6 +119,7 @@ class Experiment:
     overrides: dict[str, tuple[str, ...]]
     rendered: bool
     fine_tunes: bool = False
+    devices: tuple[str, ...] = ()
 
     def plan(self, command: str) -> list[Stage]:
         """The stages of a command, in order, less those whose output is given."""
@@ -110,7 +134,9 @@ class Experiment:
         """The stage's command line after ``python -m invdiff_pl``."""
         if stage.command in LIGHTNING:
             configs = [f"--config={path}" for path in self.stage_files(stage)]
-            return [stage.command, *configs, *self.flags, *self.overrides.get(stage.name, ())]
+            devices = ONE_DEVICE if stage.one_device and self.devices else self.devices
+            overrides = self.overrides.get(stage.name, ())
+            return [stage.command, *configs, *self.flags, *devices, *overrides]
         run_dir = self.settings["experiment"]["run_dir"]
         name = self.settings["experiment"]["name"]
         extra = ["--experiment", name] if stage.command == "render" else []
@@ -153,9 +179,14 @@ class Experiment:
         """What is shared by all stages."""
         return self.config()
 
+    @property
+    def run_dir(self) -> Path:
+        """The run folder."""
+        return Path(self.settings["experiment"]["run_dir"])
+
     def folder(self, stage: Stage) -> Path:
         """Where the stage's output lies."""
-        return Path(self.settings["experiment"]["run_dir"]) / stage.name
+        return self.run_dir / stage.name
 
 
 def fingerprint(experiment: Experiment, stage: Stage) -> str:
@@ -170,12 +201,20 @@ def fingerprint(experiment: Experiment, stage: Stage) -> str:
     key: dict[str, Any] = {
         "config": config,
         "overrides": experiment.overrides.get(stage.name, ()),
-        "needs": {name: _input_digest(experiment, STAGES[name]) for name in stage.needs},
         "experiment": shared["name"],
+        **inputs(experiment, stage),
+    }
+    return digest_json(key)
+
+
+def inputs(experiment: Experiment, stage: Stage) -> dict[str, Any]:
+    """Digests of what a stage reads: the stages it needs and the backbone."""
+    found: dict[str, Any] = {
+        "needs": {name: _input_digest(experiment, STAGES[name]) for name in stage.needs}
     }
     if stage.reads_backbone:
-        key["backbone"] = _pipeline_digest(shared["backbone"])
-    return digest_json(key)
+        found["backbone"] = _pipeline_digest(experiment.settings["experiment"]["backbone"])
+    return found
 
 
 def _pipeline_digest(backbone: str) -> str:
@@ -185,7 +224,7 @@ def _pipeline_digest(backbone: str) -> str:
 
 def _drop_what_only_watches(trainer: dict[str, Any]) -> None:
     """Take out what changes neither weights nor samples: where it runs and who looks on."""
-    for name in ("logger", "default_root_dir", "devices", "num_nodes", "accelerator"):
+    for name in (*_WHERE, "logger", "default_root_dir"):
         trainer.pop(name, None)
     callbacks = trainer.get("callbacks", [])
     trainer["callbacks"] = [c for c in callbacks if c["class_path"] not in _WATCHING]
@@ -210,37 +249,79 @@ def _listing_digest(root: Path) -> str:
 
 
 def is_current(experiment: Experiment, stage: Stage) -> bool:
-    """Whether the stage's output is complete and what it depends on is unchanged."""
-    record = experiment.folder(stage) / RECORD
-    return record.is_file() and read_json(record)["fingerprint"] == fingerprint(experiment, stage)
+    """Whether the stage's output is complete and what it depends on is unchanged.
+
+    Raises:
+        InvDiffError: if the stage's record is damaged or was changed by hand.
+    """
+    folder = experiment.folder(stage)
+    record = read_record(folder / RECORD)
+    if record is None or record["fingerprint"] != fingerprint(experiment, stage):
+        return False
+    listing = read_listing(folder, record)
+    return listing is None or not any(find_problems(folder, listing, contents=False))
 
 
 def begin(experiment: Experiment, stage: Stage) -> bool:
     """Make the stage's folder ready; an interrupted start with the same settings is kept.
 
+    So is a finished stage of which files are missing or cut: it is taken up where they are. What
+    was trained with other settings is put aside in ``RUN/previous``.
+
     Returns:
         whether there is such an interrupted start to go on from.
+
+    Raises:
+        InvDiffError: if a record is damaged, or the output of a stage that is needed was altered.
     """
+    for name in stage.needs:
+        require_intact(experiment.folder(STAGES[name]))
     folder = experiment.folder(stage)
-    started = folder / STARTED
     current = fingerprint(experiment, stage)
-    if started.is_file() and json.loads(started.read_text())["fingerprint"] == current:
+    record = read_record(folder / RECORD)
+    if record is not None and record["fingerprint"] == current:
+        problems = remove_damaged(folder, read_listing(folder, record) or {})
+        names = ", ".join(f"{problem.file} ({problem.what})" for problem in problems[:3])
+        print(f"      incomplete: {len(problems)} files, such as {names}", flush=True)
+        write_record(folder / STARTED, {"fingerprint": current})
+        (folder / RECORD).unlink()
+    started = read_record(folder / STARTED)
+    if started is not None and started["fingerprint"] == current:
+        remove_leftovers(folder)
         return True
-    if folder.exists():
-        shutil.rmtree(folder)
-    write_json(started, {"fingerprint": current})
+    _clear(folder, keep=stage.command == "fit")
+    write_record(folder / STARTED, {"fingerprint": current})
     return False
+
+
+def _clear(folder: Path, *, keep: bool) -> None:
+    """Empty a stage's folder; records go first, lest half a folder be taken for a whole one."""
+    if not folder.exists():
+        return
+    for name in (RECORD, STARTED, FILES):
+        (folder / name).unlink(missing_ok=True)
+    if keep and any(path.is_file() for path in folder.rglob("*")):
+        previous = folder.parent / PREVIOUS / folder.name
+        previous.parent.mkdir(exist_ok=True)
+        shutil.rmtree(previous, ignore_errors=True)
+        folder.rename(previous)
+        print(f"      what it had trained before is kept in {previous}", flush=True)
+    else:
+        shutil.rmtree(folder)
 
 
 def finish(experiment: Experiment, stage: Stage, facts: dict[str, Any]) -> None:
     """Record that the stage's output is complete, and how it came about."""
     folder = experiment.folder(stage)
+    remove_leftovers(folder)
     record = {
         "stage": stage.name,
         "fingerprint": fingerprint(experiment, stage),
         "config": experiment.config(stage),
-        "overrides": experiment.overrides.get(stage.name, ()),
+        "overrides": list(experiment.overrides.get(stage.name, ())),
+        "inputs": inputs(experiment, stage),
+        "files": write_listing(folder),
         **facts,
     }
-    write_json(folder / RECORD, record)
+    write_record(folder / RECORD, record)
     (folder / STARTED).unlink(missing_ok=True)

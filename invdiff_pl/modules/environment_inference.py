@@ -4,7 +4,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from invdiff_pl.data.datasets import LatentBatch
@@ -15,8 +14,10 @@ from invdiff_pl.environments.partition import partition
 from invdiff_pl.environments.quality import environment_report
 from invdiff_pl.environments.scores import Losses, score, split_half_rank_correlation
 from invdiff_pl.environments.table import LossTable
-from invdiff_pl.files import atomic_path, write_json
+from invdiff_pl.errors import InvDiffError
+from invdiff_pl.files import write_json
 from invdiff_pl.modules.common import data_module, output_folder
+from invdiff_pl.tensors import write_tensors
 
 
 class EnvironmentInference(pl.LightningModule):
@@ -111,7 +112,13 @@ class EnvironmentInference(pl.LightningModule):
 
     def _infer(self) -> None:
         data = data_module(self)
-        losses = Losses(*self.table.read(self.count)[0].unbind(1))
+        table, present = self.table.read(self.count)
+        if not present.all():
+            raise InvDiffError(
+                f"{self.table.folder} lacks the losses of {int((~present).sum())} of {self.count} "
+                "images: run the same command again, which scores them."
+            )
+        losses = Losses(*table.unbind(1))
         prompts, attributes = data.labels("train")
         scores = score(losses, prompts, self.score)
         result = partition(
@@ -121,11 +128,10 @@ class EnvironmentInference(pl.LightningModule):
         tensors = {
             "assignments": result.assignments,
             "scores": scores,
-            "losses": losses.own.contiguous(),
-            "null_losses": losses.null.contiguous(),
+            "losses": losses.own,
+            "null_losses": losses.null,
         }
-        with atomic_path(folder / "environments.safetensors") as partial:
-            save_file(tensors, partial)
+        write_tensors(folder / "environments.safetensors", tensors)
         quality = environment_report(scores, result.assignments, prompts, attributes)
         agreement = split_half_rank_correlation(losses, prompts, self.score)
         report: dict[str, Any] = {

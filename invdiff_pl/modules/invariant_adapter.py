@@ -104,7 +104,10 @@ class InvariantAdapter(pl.LightningModule):
             reduce=lambda sums: self.trainer.strategy.reduce(sums, reduce_op="sum"),
             world_size=self.trainer.world_size,
         )
-        check_finite(objective.loss, self)
+        risks = enumerate(objective.risks)
+        check_finite(
+            objective.loss, self, {str(n): risk for n, risk in risks if weights[:, n].any()}
+        )
         self._log(objective)
         return objective.loss
 
