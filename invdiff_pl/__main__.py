@@ -55,10 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end_with_parent()
     try:
         return _dispatch(command, words[1:])
-    except InvDiffError as error:
-        return _refused(str(error))
-    except OSError as error:
-        return _refused(_system_error(error))
+    except (InvDiffError, OSError) as error:
+        return _refused(_system_error(error) if isinstance(error, OSError) else str(error))
     except Terminated:
         print("\nended by SIGTERM; the same command goes on from here", file=sys.stderr)
         return TERMINATED

@@ -123,8 +123,10 @@ def run_lock(run_dir: Path, command: str) -> Iterator[int]:
         if holder is not None:
             print(f"an earlier run was killed here: {holder}", flush=True)
         Holder.here(command).write(descriptor)
-        yield descriptor
-        os.ftruncate(descriptor, 0)
+        try:
+            yield descriptor
+        finally:
+            os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 

@@ -93,8 +93,8 @@ def diverged(
     wrong = [n for n, risk in (risks or {}).items() if not bool(torch.isfinite(risk).all())]
     environments = f" (environment {', '.join(wrong)})" if wrong else ""
     return InvDiffError(
-        f"stage {stage}, step {trainer.global_step}: {what}{environments}; nothing of this step was "
-        f"kept, and {_last_checkpoint(trainer)}; lower --{stage}.model.learning_rate, or use "
+        f"stage {stage}, step {trainer.global_step}: {what}{environments}; nothing of this step "
+        f"was kept, and {_last_checkpoint(trainer)}; lower --{stage}.model.learning_rate, or use "
         f"--{stage}.trainer.precision=32-true, and run again."
     )
 
