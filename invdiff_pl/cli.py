@@ -16,6 +16,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.rank_zero import _get_rank
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from safetensors import SafetensorError
 
 from invdiff_pl.callbacks import StopOnDivergence, StopOnSigterm
 from invdiff_pl.checkpoints import SafeCheckpointIO
@@ -24,6 +25,7 @@ from invdiff_pl.errors import InvDiffError
 from invdiff_pl.locks import run_lock
 from invdiff_pl.processes import LOCKED, Terminated, raise_on_sigterm
 from invdiff_pl.settings import EvaluationSettings, ExperimentSettings, ScaleSettings
+from invdiff_pl.tensors import system_error
 
 _OPTIONS: dict[str, Any] = {
     "parser_mode": "omegaconf+",
@@ -93,6 +95,8 @@ def run(args: Sequence[str]) -> None:
         _call(InvDiffCLI, args)
     except SIGTERMException:  # Lightning's has exit status 0, as if all were done
         raise Terminated from None
+    except SafetensorError as error:  # from libraries that write such files
+        raise system_error(error) from None
 
 
 def check(args: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ Knows nothing of torch, so that saying "up to date" takes no longer than reading
 
 import shutil
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ class Experiment:
         merged = DictConfig({})
         for path in files:
             try:
-                merged = OmegaConf.merge(merged, OmegaConf.load(path))  # type: ignore[assignment]
+                merged = OmegaConf.merge(merged, _yaml(path, path.stat().st_mtime_ns))  # type: ignore[assignment]
             except FileNotFoundError:
                 raise InvDiffError(f"there is no file {path}.") from None
             except Exception as error:
@@ -187,6 +188,12 @@ class Experiment:
     def folder(self, stage: Stage) -> Path:
         """Where the stage's output lies."""
         return self.run_dir / stage.name
+
+
+@lru_cache(maxsize=64)
+def _yaml(path: Path, modified: int) -> Any:
+    """A YAML file, parsed once for as long as it is not written to; not to be changed."""
+    return OmegaConf.load(path)
 
 
 def fingerprint(experiment: Experiment, stage: Stage) -> str:

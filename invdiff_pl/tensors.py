@@ -1,5 +1,7 @@
 """Tensors in safetensors files: written whole or not at all, checked when they are read."""
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,7 +24,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         try:
             save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
         except SafetensorError as error:
-            raise OSError(f"{path} cannot be written: {error}") from None
+            raise system_error(error, path) from None
+
+
+def system_error(error: SafetensorError, path: Path | None = None) -> OSError:
+    """What the system refused when a file was to be written: no space left, and so on."""
+    found = re.search(r"os error (\d+)", str(error))
+    if found is None:
+        return OSError(f"{path or 'tensors'} cannot be written: {error}")
+    number = int(found[1])
+    return OSError(number, os.strerror(number), *([str(path)] if path else []))
 
 
 def read_tensors(path: Path, remedy: str, **dimensions: int) -> dict[str, Tensor]:

@@ -126,6 +126,15 @@ def refuse(wrong: Any, values: pd.Series, column: str, expected: str, path: Path
     )
 
 
+def refuse_repeated(values: pd.Series, column: str, path: Path) -> None:
+    """Refuse a value that an earlier row of a column of :func:`read_table` has, too.
+
+    Raises:
+        InvDiffError: naming the first row that repeats one.
+    """
+    refuse(values.duplicated(), values, column, "what no row above it names", path)
+
+
 def place(path: Path, row: int) -> str:
     """Where a row of a table stands in its file: ``line 7``.
 

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -67,8 +68,8 @@ BACKBONE = (
 
 def _live(words: Sequence[str], folder: str, log: str, file_limit: int | None) -> None:
     """Run a command in a forked child, as ``python -m invdiff_pl`` would."""
+    descriptor = os.open(log, os.O_WRONLY)
     os.chdir(folder)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -115,13 +116,22 @@ class Subject:
         return self.folder / "run"
 
     def start(self, file_limit: int | None = None) -> "multiprocessing.process.BaseProcess":
-        """Start a life."""
+        """Start a life; what it prints goes through a pipe, which no limit holds up."""
         _SERVER.set_forkserver_preload(_PRELOADED)
+        pipe = self.log.with_suffix(".pipe")
+        pipe.unlink(missing_ok=True)
+        os.mkfifo(pipe)
+        self._reader = threading.Thread(target=self._drain, args=(pipe,), daemon=True)
+        self._reader.start()
         life = _SERVER.Process(
-            target=_live, args=(self.words, str(self.folder), str(self.log), file_limit)
+            target=_live, args=(self.words, str(self.folder), str(pipe), file_limit)
         )
         life.start()
         return life
+
+    def _drain(self, pipe: Path) -> None:
+        with pipe.open("rb") as stream, self.log.open("ab") as log:
+            shutil.copyfileobj(stream, log)
 
     def finish(self) -> None:
         """A life that nobody disturbs; it must succeed."""
@@ -177,6 +187,7 @@ class Subject:
         return self._told(life.exitcode, before, errno.ENOSPC, "disk full")
 
     def _told(self, status: int | None, before: int, number: int, what: str) -> bool:
+        self._reader.join(30)
         if status == 0:
             return False
         said = self.log.read_text()[before:]
@@ -262,6 +273,6 @@ def disturb(
         elif kind in ("limit", "disk"):
             subject.starve(int(2 ** source.uniform(8, 18)))
         else:
-            # Mostly the next stage; now and then one further on, after others were not disturbed.
-            target = due[0] if source.random() < 0.7 else source.choice(due)
+            # Mostly the next stage; now and then the one after it.
+            target = due[0] if source.random() < 0.85 else due[min(1, len(due) - 1)]
             subject.kill(signal.Signals[kind], target, source.uniform(0, 1.1 * seconds[target]))
