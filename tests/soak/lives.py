@@ -35,16 +35,16 @@ _PRELOADED = [
 ]
 TINY = (
     "--render.fraction=0.02",
-    "--scale.classifier_steps=8",
+    "--scale.classifier_steps=4",
     "--scale.sampling_steps=2",
-    "--scale.samples_per_prompt=6",
+    "--scale.samples_per_prompt=4",
     "--scale.sampling_batch=4",
     "--evaluation.resolution=32",
     "--experiment.cache_dir=cache",
 )
 TRAIN = (
     *TINY,
-    "--scale.adapter_steps=30",
+    "--scale.adapter_steps=18",
     "--scale.adapter_batch=12",
     "--scale.scoring_batch=16",
     "--environments.model.timesteps=2",
@@ -58,16 +58,23 @@ _ARCHITECTURE = {
 }
 BACKBONE = (
     *TINY,
-    "--scale.autoencoder_steps=20",
+    "--scale.autoencoder_steps=12",
     "--scale.autoencoder_batch=8",
-    "--scale.backbone_steps=30",
+    "--scale.backbone_steps=18",
     "--scale.backbone_batch=8",
     *(f"--autoencoder.model.architecture.{key}={value}" for key, value in _ARCHITECTURE.items()),
 )
 
 
-def _live(words: Sequence[str], folder: str, log: str, file_limit: int | None) -> None:
+def _live(
+    words: Sequence[str],
+    folder: str,
+    log: str,
+    file_limit: int | None,
+    environment: Mapping[str, str],
+) -> None:
     """Run a command in a forked child, as ``python -m invdiff_pl`` would."""
+    os.environ.update(environment)
     descriptor = os.open(log, os.O_WRONLY)
     os.chdir(folder)
     os.dup2(descriptor, 1)
@@ -102,12 +109,14 @@ class Subject:
         folder: working directory of its lives.
         words: its command line.
         log: what its lives print; outside the folder, whose disk may be full.
+        environment: variables of its lives.
         events: what was done to it, by (how, stage).
     """
 
     folder: Path
     words: Sequence[str]
     log: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
     events: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     @property
@@ -124,7 +133,8 @@ class Subject:
         self._reader = threading.Thread(target=self._drain, args=(pipe,), daemon=True)
         self._reader.start()
         life = _SERVER.Process(
-            target=_live, args=(self.words, str(self.folder), str(pipe), file_limit)
+            target=_live,
+            args=(self.words, str(self.folder), str(pipe), file_limit, dict(self.environment)),
         )
         life.start()
         return life

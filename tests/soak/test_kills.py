@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -87,3 +88,35 @@ def test_killed_again_and_again_it_ends_at_the_undisturbed_result(
         with capsys.disabled():
             print(f"\n{plan}, seed {seed}: {total.total()} events in {rounds} runs survived")
             print(json.dumps(counts, indent=1), flush=True)
+
+
+@pytest.mark.soak
+def test_a_slurm_job_that_is_queued_again_goes_on_from_the_checkpoint_of_its_last_step(
+    experiments, tiny_backbone, undisturbed, tmp_path
+) -> None:
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text('#!/bin/sh\necho "$@" >> "$(dirname "$0")/calls"\n')
+    scontrol.chmod(0o755)
+    ids = dict.fromkeys(("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"), "0")
+    job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", **ids}
+    job |= {"SLURM_JOB_NAME": "invdiff", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
+    ground = tmp_path / "ground"
+    ground.mkdir()
+    words = lives.words_of("train", experiments, tiny_backbone, lives.TRAIN)
+    subject = lives.Subject(ground, words, tmp_path / "slurm.log", job)
+    life = subject.start()
+    adapter = subject.run / "adapter"
+    while life.exitcode is None and not (adapter / "checkpoints" / "last.ckpt").exists():
+        time.sleep(0.005)
+    assert life.pid is not None
+    os.kill(life.pid, signal.SIGUSR1)
+    while life.exitcode is None and not (scontrol.parent / "calls").exists():
+        time.sleep(0.005)
+    life.kill()  # as SLURM does
+    life.join()
+    assert (scontrol.parent / "calls").read_text() == "requeue 7\n"
+    (checkpoint,) = adapter.glob("hpc_ckpt_*.ckpt")
+    subject.finish()
+    assert f"--ckpt_path=run/adapter/{checkpoint.name}" in subject.log.read_text()
+    assert len(compare(undisturbed["train"].run, subject.run, PLANS["train"])[1]) == 0
