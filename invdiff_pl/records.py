@@ -111,11 +111,15 @@ def read_listing(folder: Path, record: Mapping[str, Any]) -> Listing | None:
     if facts is None:
         return None
     path = folder / FILES
-    listing = read_object(path)
+    try:
+        listing = read_object(path)
+    except InvDiffError:
+        listing = {}
     if not isinstance(facts, dict) or facts.get("digest") != digest_json(listing):
         raise InvDiffError(
-            f"{path} is not the list that {RECORD} beside it vouches for: remove {folder} and run "
-            "the same command again."
+            f"{path} is missing, or not the list that {RECORD} beside it vouches for: restore it, "
+            f"or remove the folder {folder} and run the same command again, which repeats the "
+            "stage."
         )
     return {name: (entry["bytes"], entry["digest"]) for name, entry in listing.items()}
 

@@ -4,6 +4,7 @@ Knows nothing of torch, so that saying "up to date" takes no longer than reading
 """
 
 import shutil
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -156,24 +157,9 @@ class Experiment:
         files = list(self.files)
         if stage is not None and stage.command in LIGHTNING:
             files = self.stage_files(stage)
-        merged = DictConfig({})
-        for path in files:
-            try:
-                merged = OmegaConf.merge(merged, _yaml(path, path.stat().st_mtime_ns))  # type: ignore[assignment]
-            except FileNotFoundError:
-                raise InvDiffError(f"there is no file {path}.") from None
-            except Exception as error:
-                reason = str(error).replace("\n", " ")
-                raise InvDiffError(f"{path} is not readable YAML: {reason}") from None
-        flags = [flag.removeprefix("--") for flag in self.flags]
-        try:
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(flags))  # type: ignore[assignment]
-            resolved = OmegaConf.to_container(merged, resolve=True)
-        except OmegaConfBaseException as error:
-            reason = str(error).splitlines()[0]
-            raise InvDiffError(f"the settings cannot be resolved: {reason}") from None
-        assert isinstance(resolved, dict)
-        return {str(key): value for key, value in resolved.items()}
+        # A path that is not there is told when it is read.
+        states = tuple((p, p.stat().st_mtime_ns if p.exists() else 0) for p in files)
+        return deepcopy(_resolved(states, self.flags))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -191,9 +177,26 @@ class Experiment:
 
 
 @lru_cache(maxsize=64)
-def _yaml(path: Path, modified: int) -> Any:
-    """A YAML file, parsed once for as long as it is not written to; not to be changed."""
-    return OmegaConf.load(path)
+def _resolved(states: tuple[tuple[Path, int], ...], flags: tuple[str, ...]) -> dict[str, Any]:
+    """Files and flags merged, once for as long as no file is written to; not to be changed."""
+    merged = DictConfig({})
+    for path, _ in states:
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.load(path))  # type: ignore[assignment]
+        except FileNotFoundError:
+            raise InvDiffError(f"there is no file {path}.") from None
+        except Exception as error:
+            reason = str(error).replace("\n", " ")
+            raise InvDiffError(f"{path} is not readable YAML: {reason}") from None
+    dotlist = [flag.removeprefix("--") for flag in flags]
+    try:
+        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(dotlist))  # type: ignore[assignment]
+        resolved = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise InvDiffError(f"the settings cannot be resolved: {reason}") from None
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
 
 
 def fingerprint(experiment: Experiment, stage: Stage) -> str:
