@@ -76,7 +76,8 @@ def _refused(message: str) -> int:
 def _system_error(error: OSError) -> str:
     """What the system refused: no space left, no permission, and so on."""
     reason = error.strerror or str(error)
-    where = f"{error.filename}: " if error.filename else ""
+    path = error.filename2 or error.filename
+    where = f"{path}: " if path else ""
     remedy = "make room" if error.errno in _NO_ROOM else "mend that"
     return (
         f"{where}{reason}; {remedy} and run the same command again: it goes on from what is "
