@@ -187,7 +187,7 @@ def _record_run(
     words = ["--experiment", options.experiment, "--scale", options.scale]
     if options.data:
         words += ["--data", options.data]
-    if command == "train":
+    if command != "backbone":
         words += ["--backbone", str(experiment.settings["experiment"]["backbone"])]
     elif options.backbone:
         words += ["--backbone", options.backbone]

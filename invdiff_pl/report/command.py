@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from invdiff_pl.records import refresh, require_intact
 from invdiff_pl.report.card import write_card
 from invdiff_pl.report.run import write_report
 
@@ -12,7 +13,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
     """Write a run's report, or a new backbone's model card.
 
     Raises:
-        InvDiffError: if a stage that it tells of has not run.
+        InvDiffError: if a stage that it tells of has not run, or its files were altered since.
     """
     parser = argparse.ArgumentParser(prog=f"python -m invdiff_pl {command}", allow_abbrev=False)
     parser.add_argument("--run-dir", type=Path, required=True, help="run folder")
@@ -21,4 +22,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
         return
     parser.add_argument("--seed", type=int, default=0, help="of the run, to be told")
     options = parser.parse_args(arguments)
+    for stage in ("environments", "adapter", "samples"):
+        require_intact(options.run_dir / stage)
     write_report(options.run_dir, options.seed)
+    refresh(options.run_dir / "report")
