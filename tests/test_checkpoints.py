@@ -21,11 +21,12 @@ class _Malicious:
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
-    content = {"state_dict": {"w": torch.arange(6.0).reshape(2, 3)}, "global_step": 7}
+    weights = torch.arange(6.0).reshape(2, 3)
+    content = {"state_dict": {"w": weights}, "global_step": 7}
     SafeCheckpointIO().save_checkpoint(content, tmp_path / "last.ckpt")
     found = SafeCheckpointIO().load_checkpoint(tmp_path / "last.ckpt", weights_only=False)
     assert found["global_step"] == 7
-    assert torch.equal(found["state_dict"]["w"], content["state_dict"]["w"])
+    assert torch.equal(found["state_dict"]["w"], weights)
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 

@@ -114,8 +114,11 @@ def _yaml(path: Path) -> None:
 
 
 def _table(path: Path) -> None:
-    settings = {"backbone": "", "resolution": 8, "cache_dir": str(path.parent)}
-    _ = TableDataModule(root=str(path.parent), table=path.name, **settings).index
+    folder = str(path.parent)
+    data = TableDataModule(
+        root=folder, table=path.name, backbone="", resolution=8, cache_dir=folder
+    )
+    assert len(data.index)
 
 
 def _clip_folder(path: Path) -> None:
@@ -138,7 +141,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "file.jsonl": _table,
     "file.parquet": _table,
     "file.png": lambda path: read_image(path, 8),
-    "adapter.json": lambda path: load_adapter(path.parent, torch.nn.Identity()),  # type: ignore[arg-type]
+    "adapter.json": lambda path: load_adapter(path.parent, torch.nn.Identity()),
     "classifier.json": lambda path: SampleClassifier.load(path.parent),
     "model_index.json": lambda path: load_pipeline(str(path.parent)),
     "inception.pth": lambda path: build_extractor("inception_v3", path),

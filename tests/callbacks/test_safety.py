@@ -62,8 +62,8 @@ def _train(folder: Path, model: _Model, resume: Path | None = None) -> pl.Traine
         callbacks=[StopOnDivergence(), StopOnSigterm(), checkpoints],
     )
     trainer.strategy.checkpoint_io = SafeCheckpointIO()
-    data = torch.utils.data.DataLoader(torch.ones(20, 1))
-    trainer.fit(model, data, ckpt_path=resume, weights_only=True)
+    batches = torch.ones(20, 1)
+    trainer.fit(model, batches, ckpt_path=resume, weights_only=True)
     return trainer
 
 
