@@ -25,6 +25,8 @@ except ImportError:  # pragma: no cover - Windows
 LOCK = ".lock"
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 _WAIT_SECONDS = 0.5
+# Longer than a stage has to tidy up once its parent is gone.
+_ORPHAN_SECONDS = 90.0
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def run_lock(run_dir: Path, command: str) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         holder = Holder.read(descriptor)
-        if not _take(descriptor, holder):
+        if not _take(descriptor, holder) and not _outlast(descriptor, holder):
             raise InvDiffError(
                 f"{run_dir} is in use by {holder or 'another process'}: wait for it to end, or "
                 f"give another folder with RUN_DIR= (--run-dir). If that process is gone for "
@@ -143,6 +145,23 @@ def _take(descriptor: int, holder: Holder | None) -> bool:
             if error.errno not in _NO_LOCKS:
                 raise
     return holder is None or holder.is_gone()
+
+
+def _outlast(descriptor: int, holder: Holder | None) -> bool:
+    """Wait for the stages of a killed run, which end with it but take a moment.
+
+    Returns:
+        whether the lock has been taken.
+    """
+    if holder is None or not holder.is_gone():
+        return False
+    print(f"waiting for what is left of {holder} to end", flush=True)
+    deadline = time.monotonic() + _ORPHAN_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(_WAIT_SECONDS)
+        if _take(descriptor, holder):
+            return True
+    return False
 
 
 @contextmanager

@@ -52,6 +52,20 @@ def test_a_second_run_is_told_who_holds_the_folder_and_a_killed_one_frees_it(
     assert (tmp_path / ".lock").read_text() == ""
 
 
+def test_a_run_waits_for_what_is_left_of_a_killed_one(tmp_path: Path, capsys) -> None:
+    child = "import subprocess; subprocess.Popen(['sleep', '3'], pass_fds=[lock])\n    "
+    script = HOLD.replace('"):', '") as lock:')
+    script = script.replace('print("held"', child + 'print("held"')
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    process.kill()
+    process.wait()
+    with run_lock(tmp_path, "second"):
+        assert "waiting for what is left of process" in capsys.readouterr().out
+
+
 def test_a_folder_is_free_after_a_run_that_failed(tmp_path: Path, capsys) -> None:
     with pytest.raises(ValueError, match="failed"), run_lock(tmp_path, "first"):
         raise ValueError("failed")

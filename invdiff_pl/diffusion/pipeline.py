@@ -171,6 +171,9 @@ def sample_images(
 
     Returns:
         uint8 images ``[B, 3, H, W]`` on the CPU.
+
+    Raises:
+        InvDiffError: if pixels are not finite.
     """
     latents, generators = initial_latents(pipeline, indices, seed)
     images = pipeline(
@@ -182,4 +185,12 @@ def sample_images(
         guidance_scale=guidance_scale,
         output_type="pt",
     ).images
+    finite = images.isfinite().flatten(1).all(1).tolist()
+    if not all(finite):
+        first = list(indices)[finite.index(False)]
+        raise InvDiffError(
+            f"sample {first} has pixels that are not finite (so have {finite.count(False) - 1} "
+            "others of its batch); samples drawn before are kept; use "
+            "--samples.trainer.precision=32-true, a lower guidance scale or another scheduler."
+        )
     return (images.float() * 255).round().clamp(0, 255).to("cpu", torch.uint8)

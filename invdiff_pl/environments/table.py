@@ -29,7 +29,20 @@ class LossTable:
         self._losses: list[Tensor] = []
 
     def append(self, rows: Tensor, losses: Tensor) -> None:
-        """Add losses ``[B, 2, T, R]`` of row numbers ``[B]``."""
+        """Add losses ``[B, 2, T, R]`` of row numbers ``[B]``.
+
+        Raises:
+            InvDiffError: if a loss is not finite; nothing of these rows is kept.
+        """
+        finite = losses.isfinite().flatten(1).all(1)
+        if not finite.all():
+            row = int(rows[int((~finite).int().argmax())])
+            raise InvDiffError(
+                f"stage environments: the denoising loss of image {row} of the train split is not "
+                f"finite (nor of {int((~finite).sum()) - 1} others of its batch); losses written "
+                f"before are kept in {self.folder}; use --environments.trainer.precision=32-true, "
+                "and run again."
+            )
         self._rows.append(rows.cpu())
         self._losses.append(losses.float().cpu())
         if sum(map(len, self._rows)) >= self.flush_rows:
