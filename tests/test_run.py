@@ -200,10 +200,13 @@ def test_several_nodes_need_a_launcher(workspace: Path) -> None:
 def test_the_launcher_starts_what_runs_on_all_devices(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    commands = []
-    monkeypatch.setattr(
-        runner.processes, "call", lambda command, lock, tied: commands.append((command, tied)) or 0
-    )
+    commands: list[tuple[list[str], bool]] = []
+
+    def call(command: list[str], lock: int, *, tied: bool) -> int:
+        commands.append((command, tied))
+        return 0
+
+    monkeypatch.setattr(runner.processes, "call", call)
     runner._run_stage(_experiment(), STAGES[name], ["srun", "--x"])
     ((command, tied),) = commands
     assert (command[:2] == ["srun", "--x"]) is (name == "adapter")
