@@ -23,7 +23,7 @@ from invdiff_pl.checkpoints import SafeCheckpointIO
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.locks import run_lock
-from invdiff_pl.processes import LOCKED, Terminated, raise_on_sigterm
+from invdiff_pl.processes import LOCKED, Terminated, raising_on_sigterm
 from invdiff_pl.settings import EvaluationSettings, ExperimentSettings, ScaleSettings
 from invdiff_pl.tensors import system_error
 
@@ -89,10 +89,11 @@ def run(args: Sequence[str]) -> None:
     Raises:
         InvDiffError: if a key or a value is wrong, or the stage's input is.
     """
-    if not SLURMEnvironment.detect():  # there Lightning saves and asks to be queued again
-        raise_on_sigterm()
+    # Under SLURM Lightning saves on another signal and asks to be queued again.
+    handling = nullcontext() if SLURMEnvironment.detect() else raising_on_sigterm()
     try:
-        _call(InvDiffCLI, args)
+        with handling:
+            _call(InvDiffCLI, args)
     except SIGTERMException:  # Lightning's has exit status 0, as if all were done
         raise Terminated from None
     except SafetensorError as error:  # from libraries that write such files

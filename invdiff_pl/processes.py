@@ -5,7 +5,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
 # Names the pipe whose far end the parent holds; a stage of a killed run ends when it closes.
@@ -37,9 +38,18 @@ class _Sigterm:
 _handler = _Sigterm()
 
 
-def raise_on_sigterm() -> None:
+@contextmanager
+def raising_on_sigterm() -> Iterator[None]:
     """Let SIGTERM raise :class:`Terminated` in the main thread; Lightning's handlers keep it."""
-    signal.signal(signal.SIGTERM, _handler)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, _handler)
+    try:
+        yield
+    finally:
+        _handler.deferred = False
+        signal.signal(signal.SIGTERM, previous)
 
 
 def defer_sigterm(deferred: bool) -> None:

@@ -40,10 +40,10 @@ def run(command: str, arguments: Sequence[str]) -> None:
     options, overrides = _parser(command).parse_known_args(arguments)
     experiment = _experiment(command, options, overrides)
     plan = experiment.plan(command)
+    due = [stage for stage in plan if not is_current(experiment, stage)]
+    if overrides and any(stage.command in LIGHTNING for stage in due):
+        _check_arguments(experiment, due)
     with run_lock(experiment.run_dir, shlex.join([command, *arguments])) as lock:
-        due = [stage for stage in plan if not is_current(experiment, stage)]
-        if overrides and any(stage.command in LIGHTNING for stage in due):
-            _check_arguments(experiment, due)
         _record_run(command, experiment, options, overrides)
         started = time.monotonic()
         for number, stage in enumerate(plan, start=1):
@@ -242,8 +242,7 @@ def replay_command(run_dir: Path) -> str:
 
 def _latest_checkpoint(folder: Path) -> Path | None:
     """The newest of the regular checkpoint and those that Lightning writes before a requeue."""
-    found = [folder / "checkpoints" / "last.ckpt", *folder.glob("hpc_ckpt_*.ckpt")]
-    found = [path for path in found if path.is_file()]
+    found = [*folder.glob("checkpoints/last*.ckpt"), *folder.glob("hpc_ckpt_*.ckpt")]
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 

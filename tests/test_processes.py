@@ -14,17 +14,17 @@ from invdiff_pl import processes
 # A stage that tidies up on SIGTERM, or is deaf to it.
 STAGE = """
 import pathlib, signal, sys, time
-from invdiff_pl.processes import end_with_parent, raise_on_sigterm
+from invdiff_pl.processes import end_with_parent, raising_on_sigterm
 folder = pathlib.Path(sys.argv[1])
-raise_on_sigterm()
 end_with_parent()
-if "deaf" in sys.argv:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-(folder / "begun").touch()
-try:
-    time.sleep(60)
-finally:
-    (folder / "tidied").touch()
+with raising_on_sigterm():
+    if "deaf" in sys.argv:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    (folder / "begun").touch()
+    try:
+        time.sleep(60)
+    finally:
+        (folder / "tidied").touch()
 """
 PARENT = """
 import os, sys

@@ -68,7 +68,9 @@ class StopOnSigterm(pl.Callback):
             return
         callback = trainer.checkpoint_callback
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
-            trainer.save_checkpoint(Path(callback.dirpath) / "last.ckpt")
+            # Said beforehand, so that a resumed run goes on writing to this file, not beside it.
+            callback.last_model_path = str(Path(callback.dirpath) / "last.ckpt")
+            trainer.save_checkpoint(callback.last_model_path)
         raise SIGTERMException
 
     def on_predict_batch_end(self, trainer: pl.Trainer, *unused: Any) -> None:

@@ -108,28 +108,24 @@ def test_a_fault_before_the_first_checkpoint_says_that_there_is_none(tmp_path) -
         _train(tmp_path, _Model(tmp_path / "adapter", "loss", at=0))
 
 
-def test_sigterm_saves_the_step_it_arrived_in(tmp_path) -> None:
-    previous = signal.getsignal(signal.SIGTERM)
-    processes.raise_on_sigterm()
-    try:
-        with pytest.raises(SIGTERMException):
-            _train(tmp_path, _Model(tmp_path / "adapter", "signal"))
-        checkpoint = tmp_path / "adapter" / "checkpoints" / "last.ckpt"
-        content = SafeCheckpointIO().load_checkpoint(checkpoint)
-        assert content["global_step"] == FAULT + 1
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-        processes.defer_sigterm(False)
+def test_sigterm_saves_the_step_it_arrived_in_and_a_resumed_run_writes_to_the_same_file(
+    tmp_path,
+) -> None:
+    with processes.raising_on_sigterm(), pytest.raises(SIGTERMException):
+        _train(tmp_path, _Model(tmp_path / "adapter", "signal", at=0))
+    checkpoint = tmp_path / "adapter" / "checkpoints" / "last.ckpt"
+    assert SafeCheckpointIO().load_checkpoint(checkpoint)["global_step"] == 1
+    _train(tmp_path, _Model(tmp_path / "adapter"), checkpoint)
+    assert SafeCheckpointIO().load_checkpoint(checkpoint)["global_step"] == 10
+    assert not list(checkpoint.parent.glob("last-*"))
 
 
 def test_a_second_sigterm_ends_the_process_at_once() -> None:
     previous = signal.getsignal(signal.SIGTERM)
-    processes.raise_on_sigterm()
-    try:
+    with processes.raising_on_sigterm():
         processes.defer_sigterm(True)
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(processes.Terminated) as ended:
             signal.raise_signal(signal.SIGTERM)
-        assert ended.value.code == 143
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is previous
