@@ -124,7 +124,7 @@ class SampleEvaluation(pl.Callback):
         *unused: Any,
     ) -> None:
         """Count the attributes and right prompts of a batch, add up its features."""
-        if not self.scored:
+        if not self.scored or len(outputs["prompt"]) == 0:
             return
         prompts = outputs["prompt"].to(pl_module.device)
         for scale, pixels in outputs["images"].items():

@@ -50,11 +50,13 @@ class SequentialBatches(Sampler[Selection]):
     """Every row once, unflipped, in order; each rank takes every ``world_size``-th batch.
 
     Ranks share out whole batches: which rows are computed together changes the last bits of what
-    comes out, and must not depend on the number of ranks.
+    comes out, and must not depend on the number of ranks. A rank for which there is none gets one
+    of no rows, since Lightning would leave it out of the loop, whose end the others wait at.
     """
 
     def __init__(self, count: int, batch_size: int, rank: int, world_size: int) -> None:
-        self.batches = torch.arange(count).split(batch_size)[rank::world_size]
+        own = torch.arange(count).split(batch_size)[rank::world_size]
+        self.batches = own or (torch.arange(0),)
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -7,6 +7,7 @@ from typing import TypedDict
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -86,6 +87,8 @@ class ConditionalSampler(pl.LightningModule):
     def _images(self, batch: PromptBatch, scale: float) -> Tensor:
         indices = batch["index"].tolist()
         files = [Path(self.output) / sample_file(scale, index) for index in indices]
+        if not files:  # the share of a rank for which there is no batch
+            return torch.empty((0, 3, self._side, self._side), dtype=torch.uint8)
         if (drawn := self._drawn(files)) is not None:
             return drawn
         if self.adapter is not None:

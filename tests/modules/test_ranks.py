@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from invdiff_pl.data.datasets import SequentialBatches
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
-from invdiff_pl.files import digest_folder
+from invdiff_pl.files import digest_file, digest_folder
 from invdiff_pl.modules import Backbone, ConditionalSampler, EnvironmentInference, InvariantAdapter
 
 STEPS = 3
@@ -94,6 +94,35 @@ def test_samples_are_the_same_files_byte_for_byte(
     assert len(list((tmp_path / "1").rglob("*.png"))) == 18
 
 
+def test_ranks_for_which_there_is_no_batch_wait_for_the_others(
+    birds, tiny_backbone, inferred, tmp_path
+) -> None:
+    for ranks in (1, 2):
+        environments = tmp_path / f"environments-{ranks}"
+        module = EnvironmentInference(
+            str(tiny_backbone), str(environments), timesteps=1, noise_draws=1
+        )
+        data = _data(birds, tiny_backbone, inferred[1] / "cache", batch_size=500)
+        trainer = _trainer(environments, ranks)
+        trainer.predict(module, datamodule=data, return_predictions=False)
+        sampler = ConditionalSampler(str(tiny_backbone), str(tmp_path / f"{ranks}"), steps=1)
+        data = _data(
+            birds,
+            tiny_backbone,
+            inferred[1] / "cache",
+            content="prompts",
+            samples_per_prompt=1,
+            batch_size=500,
+        )
+        trainer = _trainer(tmp_path, ranks)
+        trainer.predict(sampler, datamodule=data, return_predictions=False)
+    file = "environments.safetensors"
+    assert digest_file(tmp_path / "environments-1" / file) == digest_file(
+        tmp_path / "environments-2" / file
+    )
+    assert digest_folder(tmp_path / "1") == digest_folder(tmp_path / "2")
+
+
 def _adapter(backbone: Path, folder: Path) -> InvariantAdapter:
     return InvariantAdapter(str(backbone), str(folder), learning_rate=0.01, warmup_steps=1)
 
@@ -135,3 +164,4 @@ def test_ranks_share_out_whole_batches() -> None:
     ]
     assert sorted(batch for share in shares for batch in share) == whole
     assert shares[2] == [[10, 11, 12, 13, 14]]
+    assert [batch.rows.tolist() for batch in SequentialBatches(5, 5, 1, 2)] == [[]]
