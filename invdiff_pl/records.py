@@ -7,7 +7,7 @@ the files. Knows nothing of torch.
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from invdiff_pl.errors import InvDiffError
@@ -121,7 +121,17 @@ def read_listing(folder: Path, record: Mapping[str, Any]) -> Listing | None:
             f"or remove the folder {folder} and run the same command again, which repeats the "
             "stage."
         )
-    return {name: (entry["bytes"], entry["digest"]) for name, entry in listing.items()}
+    try:
+        found = {
+            name: (int(entry["bytes"]), str(entry["digest"])) for name, entry in listing.items()
+        }
+    except (TypeError, KeyError, ValueError):
+        raise InvDiffError(f"{path} is no list of files: remove {folder} and rerun.") from None
+    for name in found:
+        # A run folder may come from elsewhere, and damaged files are removed by their names.
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise InvDiffError(f"{path} names {name!r}, outside its folder: remove {folder}.")
+    return found
 
 
 def find_problems(folder: Path, listing: Listing, *, contents: bool) -> Iterator[Problem]:

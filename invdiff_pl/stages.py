@@ -196,7 +196,33 @@ def _resolved(states: tuple[tuple[Path, int], ...], flags: tuple[str, ...]) -> d
         reason = str(error).splitlines()[0]
         raise InvDiffError(f"the settings cannot be resolved: {reason}") from None
     assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}
+    config = {str(key): value for key, value in resolved.items()}
+    _require_form(config, states[-1][0])
+    return config
+
+
+def _require_form(config: dict[str, Any], last: Path) -> None:
+    """Refuse settings that are not of the form that stages are told apart by.
+
+    Raises:
+        InvDiffError: naming the key.
+    """
+    for group in ("experiment", "scale", "evaluation", "trainer", "model", "data"):
+        if not isinstance(config.get(group, {}), dict):
+            raise InvDiffError(f"{last} and the files before it: {group} is no group of settings.")
+    for key in ("name", "run_dir", "data_root", "backbone", "start"):
+        if not isinstance(config.get("experiment", {}).get(key), str):
+            raise InvDiffError(f"{last} and the files before it: experiment.{key} is no text.")
+    if "seed_everything" not in config:
+        raise InvDiffError(f"{last} and the files before it: seed_everything is missing.")
+    callbacks = config.get("trainer", {}).get("callbacks", [])
+    if not isinstance(callbacks, list) or not all(
+        isinstance(entry, dict) and "class_path" in entry for entry in callbacks
+    ):
+        raise InvDiffError(
+            f"{last} and the files before it: trainer.callbacks is no list of entries with a "
+            "class_path."
+        )
 
 
 def fingerprint(experiment: Experiment, stage: Stage) -> str:

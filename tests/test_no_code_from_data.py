@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import invdiff_pl
 from invdiff_pl.adapters import load_adapter
@@ -183,4 +184,17 @@ def test_a_pipeline_that_names_other_libraries_is_refused(tiny_backbone, tmp_pat
     index = folder / "model_index.json"
     index.write_text(index.read_text().replace('"diffusers"', '"antigravity"'))
     with pytest.raises(InvDiffError, match="antigravity"):
+        load_pipeline(str(folder))
+
+
+def test_a_backbone_that_lacks_a_weight_is_refused_rather_than_filled_up(
+    tiny_backbone, tmp_path
+) -> None:
+    folder = tmp_path / "pipeline"
+    shutil.copytree(tiny_backbone, folder)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    del tensors["conv_in.bias"]
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(InvDiffError, match=r"lacks 1 weights of its unet, such as 'conv_in.bias'"):
         load_pipeline(str(folder))

@@ -9,6 +9,7 @@ import pytest
 
 from invdiff_pl.__main__ import main
 from invdiff_pl.errors import InvDiffError
+from invdiff_pl.files import digest_json
 from invdiff_pl.records import read_record, refresh, require_intact, write_listing, write_record
 from invdiff_pl.stages import STAGES, Experiment, begin, finish, is_current
 
@@ -97,6 +98,32 @@ def test_a_record_changed_by_hand_is_refused(finished) -> None:
     path.write_text(json.dumps({**record, "seconds": 2.0}))
     with pytest.raises(InvDiffError, match="was changed after the stage had written it"):
         is_current(finished, STAGES["adapter"])
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        {"../precious.txt": {"bytes": 1, "digest": "x"}},
+        {"/etc/passwd": {"bytes": 1, "digest": "x"}},
+        {"a": 3},
+        {"a": {"bytes": "many"}},
+    ],
+)
+def test_a_list_of_files_from_elsewhere_cannot_reach_out_of_its_folder(
+    listing, finished, tmp_path
+) -> None:
+    precious = Path("run/precious.txt")
+    precious.write_text("mine")
+    folder, stage = Path("run/adapter"), STAGES["adapter"]
+    record = read_record(folder / "stage.json")
+    assert record is not None
+    (folder / "files.json").write_text(json.dumps(listing))
+    write_record(
+        folder / "stage.json", {**record, "files": {"digest": digest_json(listing), "count": 1}}
+    )
+    with pytest.raises(InvDiffError, match=r"files\.json"):
+        begin(finished, stage)
+    assert precious.read_text() == "mine"
 
 
 def test_altered_output_is_refused_by_the_stage_that_would_read_it(finished) -> None:

@@ -18,6 +18,7 @@ from invdiff_pl.tensors import write_tensors
 
 SHARD_ROWS = 1024
 _HEADER = "shards.json"
+_MOST_ROWS = 1 << 40
 _DTYPES = {"U8": torch.uint8, "F16": torch.float16, "F32": torch.float32, "I64": torch.int64}
 
 
@@ -122,7 +123,7 @@ class ShardedTensor:
         header = read_object(folder / _HEADER, rows=int, shard_rows=int)
         self.rows: int = header["rows"]
         self._shard_rows: int = header["shard_rows"]
-        if self.rows < 1 or self._shard_rows < 1:
+        if not (1 <= self.rows < _MOST_ROWS and 1 <= self._shard_rows < _MOST_ROWS):
             raise _damaged(folder / _HEADER, "its numbers are out of range")
         self._shards: list[_Shard] = []
         for number in range(-(-self.rows // self._shard_rows)):

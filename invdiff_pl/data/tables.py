@@ -191,6 +191,8 @@ def _read_csv(
 
 def _tidy(chunk: pd.DataFrame, wanted: list[str]) -> pd.DataFrame:
     """The wanted columns, stripped, without the rows of blank lines."""
+    if chunk.shape[1] == 0:  # a header of nothing but blanks
+        return chunk
     chunk = chunk.rename(columns=lambda name: str(name).strip())
     present = [name for name in wanted if name in chunk.columns]
     first = chunk.iloc[:, 0].fillna("")

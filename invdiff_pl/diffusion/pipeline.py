@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from invdiff_pl.diffusion.assets import resolve_backbone
@@ -34,6 +35,8 @@ def load_pipeline(backbone: str, dtype: torch.dtype = torch.float32) -> StableDi
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
             source,
+            unet=_whole(UNet2DConditionModel, source, "unet", dtype),
+            vae=_whole(AutoencoderKL, source, "vae", dtype),
             dtype=dtype,
             safety_checker=None,
             requires_safety_checker=False,
@@ -51,6 +54,23 @@ def load_pipeline(backbone: str, dtype: torch.dtype = torch.float32) -> StableDi
         part.requires_grad_(False).eval()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _whole(kind: type[Any], source: str, part: str, dtype: torch.dtype) -> Any:
+    """A part of a pipeline all of whose weights are there; others would be drawn at random.
+
+    Raises:
+        InvDiffError: naming the first missing weight.
+    """
+    model, found = kind.from_pretrained(
+        source, subfolder=part, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
+    )
+    if missing := sorted(found["missing_keys"]):
+        raise InvDiffError(
+            f"the backbone {source!r} lacks {len(missing)} weights of its {part}, such as "
+            f"{missing[0]!r}: its file is damaged or not of this model."
+        )
+    return model
 
 
 def _require_plain_parts(folder: Path) -> None:
