@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from invdiff_pl.records import refresh, require_intact
+from invdiff_pl.records import FILES, refresh, require_intact
 from invdiff_pl.report.card import write_card
 from invdiff_pl.report.run import write_report
 
@@ -23,6 +23,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the run, to be told")
     options = parser.parse_args(arguments)
     for stage in ("environments", "adapter", "samples"):
-        require_intact(options.run_dir / stage)
+        if (options.run_dir / stage / FILES).is_file():  # earlier versions recorded no digests
+            require_intact(options.run_dir / stage)
     write_report(options.run_dir, options.seed)
     refresh(options.run_dir / "report")
