@@ -6,6 +6,8 @@ SCALE    ?= mini
 DATA     ?=
 BACKBONE ?=
 DEVICES  ?=
+NUM_NODES ?=
+LAUNCHER ?=
 RUN_DIR  ?= runs/$(EXP)/$(SCALE)
 SEED     ?= 0
 ARGS     ?=
@@ -19,10 +21,11 @@ READY    := $(VENV)/.installed
 
 OPTIONS = --experiment $(EXP) --scale $(SCALE) --run-dir $(RUN_DIR) \
   $(if $(DATA),--data $(DATA)) $(if $(BACKBONE),--backbone $(BACKBONE)) \
-  $(if $(DEVICES),--devices $(DEVICES)) --seed_everything=$(SEED) $(ARGS)
+  $(if $(DEVICES),--devices $(DEVICES)) $(if $(NUM_NODES),--num-nodes $(NUM_NODES)) \
+  $(if $(LAUNCHER),--launcher "$(LAUNCHER)") --seed_everything=$(SEED) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train augment compare docs-reports backbone check-data sweep export ablation tensorboard test test-slow lint format type clean
+.PHONY: help setup train augment compare docs-reports backbone check-data sweep export ablation tensorboard verify replay test test-slow soak lint format type clean
 
 help: ## list the targets and variables
 	@echo "targets:"
@@ -34,6 +37,8 @@ help: ## list the targets and variables
 	@echo "  DATA=$(DATA)                    folder of the data set; drawn stand-ins if empty"
 	@echo "  BACKBONE=$(BACKBONE)                pipeline folder or hub id; the shipped one if empty"
 	@echo "  DEVICES=$(DEVICES)                 devices a node, as Lightning takes them"
+	@echo "  NUM_NODES=$(NUM_NODES)                number of machines; needs LAUNCHER, see docs/cluster.md"
+	@echo "  LAUNCHER=$(LAUNCHER)                 starts a stage's processes, such as srun; one machine needs none"
 	@echo "  RUN_DIR=$(RUN_DIR)  run folder"
 	@echo "  RUNS=$(RUNS)     run folders to sweep"
 	@echo "  OUTPUT=$(OUTPUT)  folder to export to"
@@ -79,11 +84,20 @@ docs-reports: setup ## copy the reports of the three experiments into docs/repor
 tensorboard: setup ## open the run's dashboard
 	$(VENV)/bin/tensorboard --logdir $(RUN_DIR)/tensorboard
 
+verify: setup ## check every file of RUN_DIR against the digests on record
+	$(PYTHON) -m invdiff_pl verify $(RUN_DIR)
+
+replay: setup ## make the results of RUN_DIR anew in another folder, and compare
+	$(PYTHON) -m invdiff_pl replay $(RUN_DIR)
+
 test: setup ## the tests, without the slow ones
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest
 
 test-slow: setup ## the tests that train for minutes
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -m slow
+
+soak: setup ## kills, full disks and damaged input in large numbers (half an hour)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m soak -p no:xdist
 
 lint: setup ## ruff: style and formatting
 	$(PYTHON) -m ruff check .

@@ -1,12 +1,16 @@
 """``python -m invdiff_pl COMMAND …`` and the console script ``invdiff``."""
 
+import errno
+import os
 import sys
 from collections.abc import Sequence
 
 from invdiff_pl import __version__
 from invdiff_pl.errors import InvDiffError
+from invdiff_pl.processes import TERMINATED, Terminated, end_with_parent
 from invdiff_pl.quiet import silence
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HELP = """\
 usage: python -m invdiff_pl COMMAND [OPTIONS]
 
@@ -23,6 +27,8 @@ helpers:
   render     draw a stand-in data set
   report     write a run's report anew
   compare    figures of several runs in one table
+  verify     check every file of a run folder against the digests on record
+  replay     make a run folder's results anew in another folder, and compare
   card       write a new backbone's model card
   export     write a run's backbone, adapter and model card into a folder to take away
   sweep      bias against quality over invariant and guidance scales, of one or several runs
@@ -38,8 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; ``sys.argv`` if not given.
 
     Returns:
-        exit status: 0 on success, 1 if ``check`` finds something to mend, 2 on bad input, 130 if
-        interrupted.
+        exit status: 0 on success, 1 if ``check`` finds something to mend, ``verify`` a file that is
+        missing or altered, or ``replay`` another result, 2 on bad input, 130 if interrupted, 143
+        if ended by SIGTERM.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = words[0] if words else "--help"
@@ -50,14 +57,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     silence()
+    end_with_parent()
     try:
         return _dispatch(command, words[1:])
-    except InvDiffError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (InvDiffError, OSError) as error:
+        return _refused(_system_error(error) if isinstance(error, OSError) else str(error))
+    except Terminated:
+        print("\nended by SIGTERM; the same command goes on from here", file=sys.stderr)
+        return TERMINATED
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def _refused(message: str) -> int:
+    # On every rank but the first it is told who says so: all may stumble over the same input.
+    rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
+    told = "error" if rank == "0" else f"error (rank {rank})"
+    print(f"{told}: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _system_error(error: OSError) -> str:
+    """What the system refused: no space left, no permission, and so on."""
+    reason = error.strerror or str(error)
+    path = error.filename2 or error.filename
+    where = f"{path}: " if path else ""
+    remedy = "make room" if error.errno in _NO_ROOM else "mend that"
+    return (
+        f"{where}{reason}; {remedy} and run the same command again: it goes on from what is "
+        "complete."
+    )
 
 
 def _dispatch(command: str, words: list[str]) -> int:
@@ -78,6 +108,14 @@ def _dispatch(command: str, words: list[str]) -> int:
         from invdiff_pl.data.synthetic.command import run as run_render  # noqa: PLC0415
 
         run_render(words)
+    elif command == "verify":
+        from invdiff_pl.verify import run as run_verify  # noqa: PLC0415
+
+        return run_verify(words)
+    elif command == "replay":
+        from invdiff_pl.replay import run as run_replay  # noqa: PLC0415
+
+        return run_replay(words)
     elif command in ("report", "card"):
         from invdiff_pl.report.command import run as run_report  # noqa: PLC0415
 
@@ -97,7 +135,7 @@ def _dispatch(command: str, words: list[str]) -> int:
     else:
         raise InvDiffError(
             f"there is no command {command!r}: expected train, augment, backbone, fit, predict, "
-            "test, check, render, report, compare, card, export or sweep."
+            "test, check, render, report, compare, verify, replay, card, export or sweep."
         )
     return 0
 

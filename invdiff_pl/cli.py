@@ -1,18 +1,31 @@
 """The Lightning command line: ``fit``, ``predict`` and ``test`` of stages, from YAML and flags."""
 
 import argparse
+import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import jsonargparse
 import pytorch_lightning as pl
 import transformers
+from lightning_fabric.plugins.environments import SLURMEnvironment
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning_fabric.utilities.rank_zero import _get_rank
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+from safetensors import SafetensorError
 
+from invdiff_pl.callbacks import StopOnDivergence, StopOnSigterm
+from invdiff_pl.checkpoints import SafeCheckpointIO
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.errors import InvDiffError
+from invdiff_pl.locks import run_lock
+from invdiff_pl.processes import LOCKED, Terminated, raising_on_sigterm
 from invdiff_pl.settings import EvaluationSettings, ExperimentSettings, ScaleSettings
+from invdiff_pl.tensors import system_error
 
 _OPTIONS: dict[str, Any] = {
     "parser_mode": "omegaconf+",
@@ -37,6 +50,24 @@ class InvDiffCLI(LightningCLI):
         """Add the groups that stage files interpolate."""
         for group, settings in _GROUPS.items():
             parser.add_argument(f"--{group}", type=settings, default=settings())
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Build the trainer; its checkpoints are written and read safely."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = SafeCheckpointIO()
+        return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it, as the only one that writes to the run folder."""
+        with self._lock(subcommand):
+            super()._run_subcommand(subcommand)
+
+    def _lock(self, subcommand: str) -> AbstractContextManager[object]:
+        if os.environ.get(LOCKED) or _get_rank():  # `train` or the first rank has it
+            return nullcontext()
+        run_dir = Path(self.config[subcommand]["experiment"]["run_dir"])
+        return run_lock(run_dir, f"python -m invdiff_pl {subcommand} …")
 
     def _parse_ckpt_path(self) -> None:
         """Keep files' and flags' settings; Lightning would let a checkpoint's override them."""
@@ -65,7 +96,15 @@ def run(args: Sequence[str]) -> None:
     Raises:
         InvDiffError: if a key or a value is wrong, or the stage's input is.
     """
-    _call(InvDiffCLI, args)
+    # Under SLURM Lightning saves on another signal and asks to be queued again.
+    handling = nullcontext() if SLURMEnvironment.detect() else raising_on_sigterm()
+    try:
+        with handling:
+            _call(InvDiffCLI, args)
+    except SIGTERMException:  # Lightning's has exit status 0, as if all were done
+        raise Terminated from None
+    except SafetensorError as error:  # from libraries that write such files
+        raise system_error(error) from None
 
 
 def check(args: Sequence[str]) -> None:
@@ -121,6 +160,7 @@ def _call(cli: type[InvDiffCLI], args: Sequence[str]) -> InvDiffCLI:
             subclass_mode_data=True,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
+            trainer_defaults={"callbacks": [StopOnDivergence(), StopOnSigterm()]},
             parser_kwargs=dict.fromkeys(("fit", "predict", "test"), _OPTIONS) | _OPTIONS,
             args=list(args),
         )

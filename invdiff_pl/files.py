@@ -3,44 +3,89 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from invdiff_pl.errors import InvDiffError
 
+# What a killed writer may leave beside its target; never an artefact.
+_LEFTOVERS = (".*.partial-*", ".*.retired-*")
+DAY = 24 * 3600.0
+
 
 @contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
+def atomic_path(target: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a path beside ``target`` to write a file or folder to; rename it on success.
 
     A folder that already stands at ``target`` is replaced. If the body raises, whatever it had
-    written is removed and ``target`` stays as it was.
+    written is removed and ``target`` stays as it was. The name written to is random: process
+    numbers repeat from machine to machine and from container to container.
+
+    Args:
+        target: file or folder.
+        durable: force the content to disk before the rename, so that not even a power cut leaves
+            an empty file under the final name. Not worth its time for files that are checked
+            before they are used again.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    _remove(partial)
+    token = secrets.token_hex(4)
+    partial = target.with_name(f".{target.name}.partial-{token}")
     try:
         yield partial
+        if durable:
+            _force_to_disk(partial)
         if target.is_dir() and not target.is_symlink():
-            retired = target.with_name(f".{target.name}.retired-{os.getpid()}")
-            _remove(retired)
+            retired = target.with_name(f".{target.name}.retired-{token}")
             target.rename(retired)
             partial.rename(target)
-            _remove(retired)
+            remove(retired)
         else:
             partial.replace(target)
     finally:
-        _remove(partial)
+        remove(partial)
 
 
-def _remove(path: Path) -> None:
+def _force_to_disk(path: Path) -> None:
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, if it is there; links are not followed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, *, older_than: float = 0.0) -> None:
+    """Remove what killed writers left below a folder.
+
+    Args:
+        folder: whose writers are known to be gone, unless an age is given.
+        older_than: age in seconds; younger ones may belong to a writer that is still at work.
+    """
+    limit = time.time() - older_than
+    for pattern in _LEFTOVERS:
+        for path in list(folder.rglob(pattern)):
+            with suppress(FileNotFoundError):  # another process may be at it, too
+                if older_than == 0 or path.stat().st_mtime < limit:
+                    remove(path)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a name is one that a killed writer leaves."""
+    return any(path.match(pattern) for pattern in _LEFTOVERS)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -64,8 +109,41 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InvDiffError(f"{path} is missing: run the stage that writes it first.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
         raise InvDiffError(f"{path} is not valid JSON ({error}): delete it and rerun.") from None
+    except OSError as error:
+        raise InvDiffError(f"{path} cannot be read ({error.strerror or error}).") from None
+
+
+def read_object(path: Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
+    """Read a JSON object that must have certain keys.
+
+    Args:
+        path: of the file.
+        kinds: type or types of the value of each key.
+
+    Raises:
+        InvDiffError: if the file is missing or is not JSON, or a key is missing or of another type.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InvDiffError(f"{path} holds no JSON object: delete it and rerun.")
+    for key, kind in kinds.items():
+        # JSON's true and false are integers to Python, and to nobody else.
+        found = value.get(key)
+        if not isinstance(found, kind) or (isinstance(found, bool) and kind is int):
+            wanted = kind if isinstance(kind, tuple) else (kind,)
+            names = " or ".join(k.__name__ for k in wanted)
+            raise InvDiffError(
+                f"{path}: {key} is {_short(found) if key in value else 'missing'}, expected "
+                f"{names}: delete the file and rerun."
+            )
+    return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def sort_safetensors_header(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import sys
+import threading
 import warnings
 
 _WARNINGS = (
@@ -24,6 +26,19 @@ def silence() -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: record.levelno >= logging.WARNING
     )
+    threading.excepthook = _tell_thread_error
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+
+def _tell_thread_error(failed: threading.ExceptHookArgs) -> None:
+    """Say in one line what the system refused a thread; TensorBoard's writes in one.
+
+    It raises the same error in the main thread, which ends the stage.
+    """
+    if isinstance(failed.exc_value, OSError):
+        reason = failed.exc_value.strerror or str(failed.exc_value)
+        print(f"warning: a background thread stopped: {reason}", file=sys.stderr)
+    else:
+        threading.__excepthook__(failed)

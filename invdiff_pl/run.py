@@ -1,16 +1,17 @@
 """Running an experiment: every stage that is not current, one visible command each."""
 
 import argparse
-import os
 import shlex
-import signal
-import subprocess
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from invdiff_pl import processes
 from invdiff_pl.errors import InvDiffError
+from invdiff_pl.files import atomic_path, read_object, write_json
+from invdiff_pl.locks import run_lock
 from invdiff_pl.provenance import provenance
 from invdiff_pl.stages import (
     LIGHTNING,
@@ -24,6 +25,9 @@ from invdiff_pl.stages import (
     is_current,
 )
 
+# Tells, in the run folder, the command that made it; beside it lie the YAML files of the time.
+RUN_RECORD = "run.json"
+EXPERIMENTS = "experiments"
 SHARED_GROUPS = ("data", "scale", "experiment", "evaluation", "seed_everything")
 
 
@@ -39,14 +43,16 @@ def run(command: str, arguments: Sequence[str]) -> None:
     due = [stage for stage in plan if not is_current(experiment, stage)]
     if overrides and any(stage.command in LIGHTNING for stage in due):
         _check_arguments(experiment, due)
-    started = time.monotonic()
-    for number, stage in enumerate(plan, start=1):
-        print(f"[{number}/{len(plan)}] {stage.name}: {stage.explains}", flush=True)
-        if is_current(experiment, stage):
-            print("      up to date", flush=True)
-        else:
-            _run_stage(experiment, stage)
-    print(f"done in {time.monotonic() - started:.0f} s")
+    with run_lock(experiment.run_dir, shlex.join([command, *arguments])) as lock:
+        _record_run(command, experiment, options, overrides)
+        started = time.monotonic()
+        for number, stage in enumerate(plan, start=1):
+            print(f"[{number}/{len(plan)}] {stage.name}: {stage.explains}", flush=True)
+            if is_current(experiment, stage):
+                print("      up to date", flush=True)
+            else:
+                _run_stage(experiment, stage, shlex.split(options.launcher or ""), lock)
+        print(f"done in {time.monotonic() - started:.0f} s")
     _tell_results(experiment, plan[-1])
 
 
@@ -69,6 +75,13 @@ def _parser(command: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--run-dir", help="run folder; runs/EXPERIMENT/SCALE otherwise")
     parser.add_argument("--devices", help="devices a node, as Lightning takes them")
+    parser.add_argument("--num-nodes", type=int, default=1, help="machines; needs --launcher")
+    parser.add_argument(
+        "--launcher",
+        metavar="COMMAND",
+        help="put before the stages that run on all devices, such as srun; otherwise Lightning "
+        "starts the processes of one machine itself",
+    )
     return parser
 
 
@@ -94,8 +107,14 @@ def _experiment(command: str, options: argparse.Namespace, overrides: Sequence[s
         flags.append(f"--experiment.{setting}={options.backbone}")
     elif command in ("train", "augment") and own_backbone.is_dir():
         flags.append(f"--experiment.backbone={own_backbone}")
-    if options.devices:
-        flags.append(f"--trainer.devices={options.devices}")
+    if options.num_nodes > 1 and not options.launcher:
+        raise InvDiffError(
+            f"--num-nodes={options.num_nodes} needs --launcher=, the command that starts a stage "
+            "on every node, such as --launcher=srun; see experiments/cluster/."
+        )
+    devices = [f"--trainer.devices={options.devices}"] if options.devices else []
+    if options.num_nodes > 1:
+        devices.append(f"--trainer.num_nodes={options.num_nodes}")
     return Experiment(
         files=(
             folder / f"{options.experiment}.yaml",
@@ -107,6 +126,7 @@ def _experiment(command: str, options: argparse.Namespace, overrides: Sequence[s
         overrides=by_stage,
         rendered=not options.data,
         fine_tunes=command == "backbone" and bool(options.backbone),
+        devices=tuple(devices),
     )
 
 
@@ -159,17 +179,48 @@ def _check_arguments(experiment: Experiment, due: Sequence[Stage]) -> None:
             check(experiment.arguments(stage))
 
 
-def _run_stage(experiment: Experiment, stage: Stage) -> None:
+def _record_run(
+    command: str, experiment: Experiment, options: argparse.Namespace, overrides: Sequence[str]
+) -> None:
+    """Keep the command and its YAML files in the run folder, to replay it from."""
+    run_dir, source = experiment.run_dir, Path(options.experiments)
+    words = ["--experiment", options.experiment, "--scale", options.scale]
+    if options.data:
+        words += ["--data", options.data]
+    if command != "backbone":
+        words += ["--backbone", str(experiment.settings["experiment"]["backbone"])]
+    elif options.backbone:
+        words += ["--backbone", options.backbone]
+    known = read_object(run_dir / RUN_RECORD) if (run_dir / RUN_RECORD).is_file() else {}
+    write_json(run_dir / RUN_RECORD, {**known, command: [*words, *_joined(overrides)]})
+    kept = run_dir / EXPERIMENTS
+    if kept.exists() and kept.samefile(source):
+        return
+    names = [path.relative_to(source) for path in experiment.files]
+    names += [path.relative_to(source) for path in experiment.stage_folder.glob("*.yaml")]
+    with atomic_path(kept) as partial:
+        for name in names:
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, partial / name)
+
+
+def _run_stage(
+    experiment: Experiment, stage: Stage, launcher: Sequence[str] = (), lock: int = -1
+) -> None:
     arguments = experiment.arguments(stage)
     goes_on = begin(experiment, stage)
-    checkpoint = experiment.folder(stage) / "checkpoints" / "last.ckpt"
-    if goes_on and checkpoint.is_file():
+    if goes_on and (checkpoint := _latest_checkpoint(experiment.folder(stage))):
         arguments += [f"--ckpt_path={checkpoint}", "--weights_only=true"]
     if goes_on:
         print("      going on from an interrupted run", flush=True)
     print("      python -m invdiff_pl " + shlex.join(arguments), flush=True)
     started = time.monotonic()
-    status = _call([sys.executable, "-m", "invdiff_pl", *arguments])
+    spread = bool(launcher) and stage.command in LIGHTNING and not stage.one_device
+    command = [*(launcher if spread else ()), sys.executable, "-m", "invdiff_pl", *arguments]
+    try:
+        status = processes.call(command, lock, tied=not spread)
+    except OSError as error:
+        raise InvDiffError(f"{command[0]} cannot be started ({error.strerror}).") from None
     if status != 0:
         raise InvDiffError(
             f"stage {stage.name} failed (status {status}); mend what it says and run the same "
@@ -178,22 +229,21 @@ def _run_stage(experiment: Experiment, stage: Stage) -> None:
     facts = {
         "seconds": round(time.monotonic() - started, 1),
         "command": ["python", "-m", "invdiff_pl", *arguments],
+        "replay": replay_command(experiment.run_dir),
         **provenance(),
     }
     finish(experiment, stage, facts)
 
 
-def _call(command: Sequence[str]) -> int:
-    """Run a stage; pass Ctrl-C and SIGTERM on and wait for it, so that nothing is left behind."""
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONUNBUFFERED": "1"})
-    previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.wait()
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+def replay_command(run_dir: Path) -> str:
+    """The command that makes a run folder's results anew, in another folder."""
+    return "python -m invdiff_pl replay " + shlex.quote(str(run_dir))
+
+
+def _latest_checkpoint(folder: Path) -> Path | None:
+    """The newest of the regular checkpoint and those that Lightning writes before a requeue."""
+    found = [*folder.glob("checkpoints/last*.ckpt"), *folder.glob("hpc_ckpt_*.ckpt")]
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def _tell_results(experiment: Experiment, last: Stage) -> None:
@@ -208,3 +258,5 @@ def _tell_results(experiment: Experiment, last: Stage) -> None:
         print((folder / "card.md").read_text(encoding="utf-8"))
         print(f"backbone:            {run_dir / 'backbone' / 'pipeline'}")
     print(f"dashboard:           tensorboard --logdir {run_dir / 'tensorboard'}")
+    print(f"check every file:    python -m invdiff_pl verify {shlex.quote(str(run_dir))}")
+    print(f"make it anew:        {replay_command(run_dir)}")

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from invdiff_pl.errors import InvDiffError
 
@@ -56,17 +57,33 @@ def read_manifest(folder: Path) -> list[Sample]:
     """Read a folder's manifest.
 
     Raises:
-        InvDiffError: if it is missing or a line of it is damaged.
+        InvDiffError: if it is missing, or a line of it is damaged or names a file elsewhere.
     """
     path = folder / MANIFEST
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except FileNotFoundError:
         raise InvDiffError(f"{path} is missing: run the samples stage first.") from None
+    except UnicodeDecodeError as error:
+        raise InvDiffError(f"{path} is not UTF-8 text ({error}): rerun.") from None
     samples = []
     for number, line in enumerate(lines, start=1):
         try:
-            samples.append(Sample(**json.loads(line)))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise InvDiffError(f"{path}, line {number} is damaged ({error}): rerun.") from None
+            samples.append(_sample(json.loads(line)))
+        except (ValueError, TypeError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+            raise InvDiffError(f"{path}, line {number} is damaged ({reason}): rerun.") from None
     return samples
+
+
+def _sample(entry: dict[str, Any]) -> Sample:
+    sample = Sample(**entry)
+    for field in fields(Sample):
+        value = getattr(sample, field.name)
+        wanted = (int, float) if field.type is float else field.type
+        if not isinstance(value, wanted) or isinstance(value, bool):  # type: ignore[arg-type]
+            raise ValueError(f"{field.name} is {value!r:.60}")
+    path = PurePosixPath(sample.file)
+    if path.is_absolute() or ".." in path.parts or "\\" in sample.file or "\0" in sample.file:
+        raise ValueError(f"{sample.file!r:.60} lies outside the folder")
+    return sample

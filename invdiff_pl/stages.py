@@ -3,9 +3,10 @@
 Knows nothing of torch, so that saying "up to date" takes no longer than reading a few files.
 """
 
-import json
 import shutil
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from invdiff_pl.diffusion.assets import resolve_backbone
 from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import digest_file, digest_folder, digest_json, read_json, write_json
-
-RECORD = "stage.json"
-STARTED = "started.json"
+from invdiff_pl.files import digest_file, digest_folder, digest_json, remove_leftovers
+from invdiff_pl.records import (
+    FILES,
+    RECORD,
+    STARTED,
+    find_problems,
+    read_listing,
+    read_record,
+    remove_damaged,
+    require_intact,
+    write_listing,
+    write_record,
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,8 @@ class Stage:
         needs: stages whose output it reads.
         reads_backbone: whether it reads the experiment's backbone.
         explains: one line for the user.
+        one_device: runs on one device whatever the others run on: batch normalisation would make
+            its result depend on their number.
     """
 
     name: str
@@ -37,6 +49,7 @@ class Stage:
     needs: tuple[str, ...]
     reads_backbone: bool
     explains: str
+    one_device: bool = False
 
 
 STAGES = {
@@ -45,7 +58,14 @@ STAGES = {
         Stage("data", "render", (), False, "draw the stand-in pictures"),
         Stage("autoencoder", "fit", ("data",), False, "train a new backbone's autoencoder"),
         Stage("backbone", "fit", ("data", "autoencoder"), False, "train a new backbone"),
-        Stage("classifier", "fit", ("data",), False, "train the classifier that scores samples"),
+        Stage(
+            "classifier",
+            "fit",
+            ("data",),
+            False,
+            "train the classifier that scores samples",
+            one_device=True,
+        ),
         Stage(
             "backbone_samples",
             "predict",
@@ -84,8 +104,13 @@ PLANS = {
 # Flags without a stage's name go to the stage that a command is about.
 MAIN_STAGE = {"train": "adapter", "augment": "adapter", "backbone": "backbone"}
 LIGHTNING = ("fit", "predict")
+ONE_DEVICE = ("--trainer.devices=1", "--trainer.num_nodes=1")
+# Holds what a stage had trained before its settings changed.
+PREVIOUS = "previous"
+_WHERE = ("devices", "num_nodes", "accelerator", "strategy", "plugins")
 _WATCHING = (
     "invdiff_pl.callbacks.Dashboard",
+    "invdiff_pl.callbacks.EnvironmentSheets",
     "invdiff_pl.callbacks.FitEvaluation",
     "invdiff_pl.callbacks.SampleGrid",
     "pytorch_lightning.callbacks.ModelCheckpoint",
@@ -100,6 +125,7 @@ class Experiment:
         files: YAML files all stages read, in order.
         stage_folder: holds one YAML file a stage.
         flags: ``--experiment.…`` and other settings that all stages get.
+        devices: flags that tell on how many devices stages run.
         overrides: further flags by stage.
         rendered: whether the data set is drawn, not given.
         fine_tunes: whether a new backbone starts from a given pipeline, not from an autoencoder
@@ -112,6 +138,7 @@ class Experiment:
     overrides: dict[str, tuple[str, ...]]
     rendered: bool
     fine_tunes: bool = False
+    devices: tuple[str, ...] = ()
 
     def plan(self, command: str) -> list[Stage]:
         """The stages of a command, in order, less those whose output is given."""
@@ -126,7 +153,9 @@ class Experiment:
         """The stage's command line after ``python -m invdiff_pl``."""
         if stage.command in LIGHTNING:
             configs = [f"--config={path}" for path in self.stage_files(stage)]
-            return [stage.command, *configs, *self.flags, *self.overrides.get(stage.name, ())]
+            devices = ONE_DEVICE if stage.one_device and self.devices else self.devices
+            overrides = self.overrides.get(stage.name, ())
+            return [stage.command, *configs, *self.flags, *devices, *overrides]
         run_dir = self.settings["experiment"]["run_dir"]
         name = self.settings["experiment"]["name"]
         extra = ["--experiment", name] if stage.command == "render" else []
@@ -145,33 +174,72 @@ class Experiment:
         files = list(self.files)
         if stage is not None and stage.command in LIGHTNING:
             files = self.stage_files(stage)
-        merged = DictConfig({})
-        for path in files:
-            try:
-                merged = OmegaConf.merge(merged, OmegaConf.load(path))  # type: ignore[assignment]
-            except FileNotFoundError:
-                raise InvDiffError(f"there is no file {path}.") from None
-            except Exception as error:
-                reason = str(error).replace("\n", " ")
-                raise InvDiffError(f"{path} is not readable YAML: {reason}") from None
-        flags = [flag.removeprefix("--") for flag in self.flags]
-        try:
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(flags))  # type: ignore[assignment]
-            resolved = OmegaConf.to_container(merged, resolve=True)
-        except OmegaConfBaseException as error:
-            reason = str(error).splitlines()[0]
-            raise InvDiffError(f"the settings cannot be resolved: {reason}") from None
-        assert isinstance(resolved, dict)
-        return {str(key): value for key, value in resolved.items()}
+        # A path that is not there is told when it is read.
+        states = tuple((p, p.stat().st_mtime_ns if p.exists() else 0) for p in files)
+        return deepcopy(_resolved(states, self.flags))
 
     @property
     def settings(self) -> dict[str, Any]:
         """What is shared by all stages."""
         return self.config()
 
+    @property
+    def run_dir(self) -> Path:
+        """The run folder."""
+        return Path(self.settings["experiment"]["run_dir"])
+
     def folder(self, stage: Stage) -> Path:
         """Where the stage's output lies."""
-        return Path(self.settings["experiment"]["run_dir"]) / stage.name
+        return self.run_dir / stage.name
+
+
+@lru_cache(maxsize=64)
+def _resolved(states: tuple[tuple[Path, int], ...], flags: tuple[str, ...]) -> dict[str, Any]:
+    """Files and flags merged, once for as long as no file is written to; not to be changed."""
+    merged = DictConfig({})
+    for path, _ in states:
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.load(path))  # type: ignore[assignment]
+        except FileNotFoundError:
+            raise InvDiffError(f"there is no file {path}.") from None
+        except Exception as error:
+            reason = str(error).replace("\n", " ")
+            raise InvDiffError(f"{path} is not readable YAML: {reason}") from None
+    dotlist = [flag.removeprefix("--") for flag in flags]
+    try:
+        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(dotlist))  # type: ignore[assignment]
+        resolved = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise InvDiffError(f"the settings cannot be resolved: {reason}") from None
+    assert isinstance(resolved, dict)
+    config = {str(key): value for key, value in resolved.items()}
+    _require_form(config, states[-1][0])
+    return config
+
+
+def _require_form(config: dict[str, Any], last: Path) -> None:
+    """Refuse settings that are not of the form that stages are told apart by.
+
+    Raises:
+        InvDiffError: naming the key.
+    """
+    for group in ("experiment", "scale", "evaluation", "trainer", "model", "data"):
+        if not isinstance(config.get(group, {}), dict):
+            raise InvDiffError(f"{last} and the files before it: {group} is no group of settings.")
+    for key in ("name", "run_dir", "data_root", "backbone", "start"):
+        if not isinstance(config.get("experiment", {}).get(key), str):
+            raise InvDiffError(f"{last} and the files before it: experiment.{key} is no text.")
+    if "seed_everything" not in config:
+        raise InvDiffError(f"{last} and the files before it: seed_everything is missing.")
+    callbacks = config.get("trainer", {}).get("callbacks", [])
+    if not isinstance(callbacks, list) or not all(
+        isinstance(entry, dict) and "class_path" in entry for entry in callbacks
+    ):
+        raise InvDiffError(
+            f"{last} and the files before it: trainer.callbacks is no list of entries with a "
+            "class_path."
+        )
 
 
 def fingerprint(experiment: Experiment, stage: Stage) -> str:
@@ -186,15 +254,24 @@ def fingerprint(experiment: Experiment, stage: Stage) -> str:
     key: dict[str, Any] = {
         "config": config,
         "overrides": experiment.overrides.get(stage.name, ()),
-        "needs": {name: _input_digest(experiment, STAGES[name]) for name in stage.needs},
         "experiment": shared["name"],
+        **inputs(experiment, stage),
+    }
+    return digest_json(key)
+
+
+def inputs(experiment: Experiment, stage: Stage) -> dict[str, Any]:
+    """Digests of what a stage reads: the stages it needs and the backbone."""
+    found: dict[str, Any] = {
+        "needs": {name: _input_digest(experiment, STAGES[name]) for name in stage.needs}
     }
     if stage.name == "report":
-        extra = Path(shared["run_dir"]) / "augmentation" / "augmentation.json"
-        key["augmentation"] = digest_file(extra) if extra.is_file() else None
+        run_dir = Path(experiment.settings["experiment"]["run_dir"])
+        extra = run_dir / "augmentation" / "augmentation.json"
+        found["augmentation"] = digest_file(extra) if extra.is_file() else None
     if stage.reads_backbone:
-        key["backbone"] = _pipeline_digest(shared["backbone"])
-    return digest_json(key)
+        found["backbone"] = _pipeline_digest(experiment.settings["experiment"]["backbone"])
+    return found
 
 
 def _pipeline_digest(backbone: str) -> str:
@@ -204,7 +281,7 @@ def _pipeline_digest(backbone: str) -> str:
 
 def _drop_what_only_watches(trainer: dict[str, Any]) -> None:
     """Take out what changes neither weights nor samples: where it runs and who looks on."""
-    for name in ("logger", "default_root_dir", "devices", "num_nodes", "accelerator"):
+    for name in (*_WHERE, "logger", "default_root_dir"):
         trainer.pop(name, None)
     callbacks = trainer.get("callbacks", [])
     trainer["callbacks"] = [c for c in callbacks if c["class_path"] not in _WATCHING]
@@ -229,37 +306,79 @@ def _listing_digest(root: Path) -> str:
 
 
 def is_current(experiment: Experiment, stage: Stage) -> bool:
-    """Whether the stage's output is complete and what it depends on is unchanged."""
-    record = experiment.folder(stage) / RECORD
-    return record.is_file() and read_json(record)["fingerprint"] == fingerprint(experiment, stage)
+    """Whether the stage's output is complete and what it depends on is unchanged.
+
+    Raises:
+        InvDiffError: if the stage's record is damaged or was changed by hand.
+    """
+    folder = experiment.folder(stage)
+    record = read_record(folder / RECORD)
+    if record is None or record["fingerprint"] != fingerprint(experiment, stage):
+        return False
+    listing = read_listing(folder, record)
+    return listing is None or not any(find_problems(folder, listing, contents=False))
 
 
 def begin(experiment: Experiment, stage: Stage) -> bool:
     """Make the stage's folder ready; an interrupted start with the same settings is kept.
 
+    So is a finished stage of which files are missing or cut: it is taken up where they are. What
+    was trained with other settings is put aside in ``RUN/previous``.
+
     Returns:
         whether there is such an interrupted start to go on from.
+
+    Raises:
+        InvDiffError: if a record is damaged, or the output of a stage that is needed was altered.
     """
+    for name in stage.needs:
+        require_intact(experiment.folder(STAGES[name]))
     folder = experiment.folder(stage)
-    started = folder / STARTED
     current = fingerprint(experiment, stage)
-    if started.is_file() and json.loads(started.read_text())["fingerprint"] == current:
+    record = read_record(folder / RECORD)
+    if record is not None and record["fingerprint"] == current:
+        problems = remove_damaged(folder, read_listing(folder, record) or {})
+        names = ", ".join(f"{problem.file} ({problem.what})" for problem in problems[:3])
+        print(f"      incomplete: {len(problems)} files, such as {names}", flush=True)
+        write_record(folder / STARTED, {"fingerprint": current})
+        (folder / RECORD).unlink()
+    started = read_record(folder / STARTED)
+    if started is not None and started["fingerprint"] == current:
+        remove_leftovers(folder)
         return True
-    if folder.exists():
-        shutil.rmtree(folder)
-    write_json(started, {"fingerprint": current})
+    _clear(folder, keep=stage.command == "fit")
+    write_record(folder / STARTED, {"fingerprint": current})
     return False
+
+
+def _clear(folder: Path, *, keep: bool) -> None:
+    """Empty a stage's folder; records go first, lest half a folder be taken for a whole one."""
+    if not folder.exists():
+        return
+    for name in (RECORD, STARTED, FILES):
+        (folder / name).unlink(missing_ok=True)
+    if keep and any(path.is_file() for path in folder.rglob("*")):
+        previous = folder.parent / PREVIOUS / folder.name
+        previous.parent.mkdir(exist_ok=True)
+        shutil.rmtree(previous, ignore_errors=True)
+        folder.rename(previous)
+        print(f"      what it had trained before is kept in {previous}", flush=True)
+    else:
+        shutil.rmtree(folder)
 
 
 def finish(experiment: Experiment, stage: Stage, facts: dict[str, Any]) -> None:
     """Record that the stage's output is complete, and how it came about."""
     folder = experiment.folder(stage)
+    remove_leftovers(folder)
     record = {
         "stage": stage.name,
         "fingerprint": fingerprint(experiment, stage),
         "config": experiment.config(stage),
-        "overrides": experiment.overrides.get(stage.name, ()),
+        "overrides": list(experiment.overrides.get(stage.name, ())),
+        "inputs": inputs(experiment, stage),
+        "files": write_listing(folder),
         **facts,
     }
-    write_json(folder / RECORD, record)
+    write_record(folder / RECORD, record)
     (folder / STARTED).unlink(missing_ok=True)

@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from invdiff_pl import run as runner
 from invdiff_pl.__main__ import main
-from invdiff_pl.files import digest_folder, read_json
+from invdiff_pl.files import digest_file, digest_folder, read_json
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 TINY = [
@@ -133,9 +134,39 @@ def test_the_ablation_runs_its_rows_once_and_prints_the_table(finished) -> None:
     assert second.stdout.count("up to date") == len(rows)
 
 
+def test_every_file_of_the_finished_run_is_as_recorded(finished, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(finished[0])
+    assert main(["verify", "run"]) == 0
+    assert "every recorded file is there and unaltered" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_finished_run_can_be_replayed(finished, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(finished[0])
+    assert main(["replay", "run"]) == 0
+    assert "0 differ" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_on_two_processes_the_experiment_ends_at_the_same_environments_and_backbone_samples(
+    finished, tiny_backbone, monkeypatch
+) -> None:
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    assert main([*_words(tiny_backbone, "two"), "--devices", "2"]) == 0
+    for part in ("environments/environments.safetensors", "samples/scale-0.00"):
+        one, two = folder / "run" / part, folder / "two" / part
+        digest = digest_folder if one.is_dir() else digest_file
+        assert digest(one) == digest(two)
+    weights = "adapter/adapter/pytorch_lora_weights.safetensors"
+    ours, alone = load_file(folder / "two" / weights), load_file(folder / "run" / weights)
+    for name, value in alone.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["data", "classifier", "environments", "adapter", "samples"])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_an_experiment_killed_in_any_stage_goes_on_to_the_same_result(
     finished, tiny_backbone, tmp_path, stage: str, how: signal.Signals
 ) -> None:
@@ -152,9 +183,12 @@ def test_an_experiment_killed_in_any_stage_goes_on_to_the_same_result(
         time.sleep(0.05)
         assert process.poll() is None
     time.sleep(9)  # imports take most of this; the stage itself is under way or just done
-    if process.poll() is None:
+    if process.poll() is None and how == signal.SIGTERM:
+        process.terminate()  # as `kill` does it: the stage has to be told by its parent
+    elif process.poll() is None:
         os.killpg(process.pid, how)
-    process.wait()
+    status = process.wait()
+    assert status in (0, {signal.SIGTERM: 143, signal.SIGINT: 130}.get(how, -how))
     subprocess.run(words, cwd=tmp_path, check=True)
 
     def environments(root: Path) -> dict:

@@ -1,6 +1,7 @@
 """Which stages run, with which arguments; no stage is started here."""
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,7 +11,17 @@ import pytest
 from invdiff_pl import run as runner
 from invdiff_pl.__main__ import main
 from invdiff_pl.errors import InvDiffError
-from invdiff_pl.stages import PLANS, STAGES, Experiment, begin, fingerprint, finish, is_current
+from invdiff_pl.records import refresh
+from invdiff_pl.stages import (
+    PLANS,
+    STAGES,
+    Experiment,
+    Stage,
+    begin,
+    fingerprint,
+    finish,
+    is_current,
+)
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -166,6 +177,93 @@ def test_a_new_backbone_without_one_given_starts_from_its_own_autoencoder(worksp
     assert "autoencoder" in [stage.name for stage in own.plan("backbone")]
     start = own.config(STAGES["backbone"])["model"]["init_args"]["backbone"]
     assert start == "runs/waterbirds/mini/autoencoder/pipeline"
+
+
+def test_devices_and_nodes_reach_every_stage_but_the_classifier(workspace: Path) -> None:
+    experiment = _experiment("--devices", "4", "--num-nodes", "2", "--launcher", "srun")
+    for name in ("classifier", "environments", "adapter", "samples"):
+        given = [w for w in experiment.arguments(STAGES[name]) if "devices" in w or "nodes" in w]
+        alone = name == "classifier"
+        assert given == (
+            ["--trainer.devices=1", "--trainer.num_nodes=1"]
+            if alone
+            else ["--trainer.devices=4", "--trainer.num_nodes=2"]
+        )
+    assert not _stale(_experiment(), experiment)
+
+
+def test_several_nodes_need_a_launcher(workspace: Path) -> None:
+    with pytest.raises(InvDiffError, match="--launcher=srun"):
+        _experiment("--num-nodes", "2")
+
+
+@pytest.mark.parametrize("name", ["data", "classifier", "adapter"])
+def test_the_launcher_starts_what_runs_on_all_devices(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    commands: list[tuple[list[str], bool]] = []
+
+    def call(command: list[str], lock: int, *, tied: bool) -> int:
+        commands.append((command, tied))
+        return 0
+
+    monkeypatch.setattr(runner.processes, "call", call)
+    runner._run_stage(_experiment(), STAGES[name], ["srun", "--x"])
+    ((command, tied),) = commands
+    assert (command[:2] == ["srun", "--x"]) is (name == "adapter")
+    assert tied is (name != "adapter")
+
+
+def test_the_newest_checkpoint_is_gone_on_from(workspace: Path) -> None:
+    experiment, stage = _experiment(), STAGES["adapter"]
+    assert not begin(experiment, stage)
+    folder = experiment.folder(stage)
+    assert runner._latest_checkpoint(folder) is None
+    (folder / "checkpoints").mkdir()
+    for age, name in enumerate(["hpc_ckpt_1.ckpt", "checkpoints/last.ckpt", "hpc_ckpt_2.ckpt"]):
+        (folder / name).touch()
+        os.utime(folder / name, (age, age))
+        assert runner._latest_checkpoint(folder) == folder / name
+
+
+def test_a_run_keeps_its_command_and_its_files_and_can_be_replayed_from_them(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrote(experiment: Experiment, stage: Stage, *unused: object) -> None:
+        begin(experiment, stage)
+        (experiment.folder(stage) / f"{stage.name}.safetensors").write_text(stage.name)
+        (experiment.folder(stage) / "report.md").write_text("")
+        finish(experiment, stage, {"seconds": 1.0})
+
+    monkeypatch.setattr(runner, "_run_stage", wrote)
+    monkeypatch.setattr(runner, "_check_arguments", lambda *_: None)
+    words = ["train", "--experiment", "waterbirds", "--backbone", "pipeline", "--run-dir", "run"]
+    assert main([*words, "--scale.adapter_steps", "7"]) == 0
+    shutil.rmtree("experiments")  # what was kept is enough
+    capsys.readouterr()
+    assert main(["replay", "run", "--print"]) == 0
+    assert capsys.readouterr().out == (
+        "python -m invdiff_pl train --experiment waterbirds --scale mini --backbone pipeline "
+        "--scale.adapter_steps=7 --experiments run/experiments --run-dir run-replay\n"
+    )
+    assert main(["replay", "run"]) == 0
+    assert "5 files are the same byte for byte, 0 differ" in capsys.readouterr().out
+    record = json.loads(Path("run-replay/adapter/stage.json").read_text())
+    assert record["config"]["trainer"]["max_steps"] == 7
+    path = Path("run-replay/samples/samples.safetensors")
+    path.write_text("other")
+    refresh(path.parent)
+    assert main(["replay", "run"]) == 1
+    assert "differs: samples/samples.safetensors" in capsys.readouterr().out
+
+
+def test_a_stage_that_fails_is_not_recorded(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner.processes, "call", lambda command, lock, tied: 143)
+    with pytest.raises(InvDiffError, match="stage adapter failed"):
+        runner._run_stage(_experiment(), STAGES["adapter"])
+    assert not is_current(_experiment(), STAGES["adapter"])
 
 
 def test_help_lists_the_commands_without_loading_torch(

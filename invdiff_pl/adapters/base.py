@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
 from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import read_json, write_json
+from invdiff_pl.files import read_object, write_json
 
 CONFIG_FILE = "adapter.json"
 
@@ -134,16 +134,19 @@ def build_adapter(kind: str, unet: UNet2DConditionModel, **settings: Any) -> Ada
             f"--model.adapter_settings: adapter {kind!r} has no setting {unknown[0]!r}; expected "
             f"some of {', '.join(known)}."
         )
-    return adapter(unet, **settings)
+    try:
+        return adapter(unet, **settings)
+    except (TypeError, ValueError) as error:
+        raise InvDiffError(f"--model.adapter_settings: {error} (adapter {kind!r}).") from None
 
 
 def load_adapter(folder: Path, unet: UNet2DConditionModel) -> Adapter:
     """Attach a saved adapter to a UNet.
 
     Raises:
-        InvDiffError: if the folder holds no adapter.
+        InvDiffError: if the folder holds no adapter, or a damaged one.
     """
-    config = read_json(folder / CONFIG_FILE)
+    config = read_object(folder / CONFIG_FILE, kind=str, settings=dict)
     adapter = build_adapter(config["kind"], unet, **config["settings"])
     adapter.load_weights(folder)
     return adapter

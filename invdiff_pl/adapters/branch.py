@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from invdiff_pl.adapters.base import Adapter
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import sort_safetensors_header
+from invdiff_pl.tensors import read_tensors
 
 WEIGHTS_FILE = "adapter.safetensors"
 
@@ -97,9 +98,8 @@ class BranchAdapter(Adapter):
     def load_weights(self, folder: Path) -> None:
         """Read them; every one must be there."""
         file = folder / WEIGHTS_FILE
-        if not file.is_file():
-            raise InvDiffError(f"{file} is missing: rerun the adapter stage.")
-        state, expected = load_file(file), self.branch.state_dict()
+        state = read_tensors(file, "rerun the adapter stage")
+        expected = self.branch.state_dict()
         if {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in expected.items()}:
             raise InvDiffError(f"{file} was made for another backbone: its layers do not match.")
         self.branch.load_state_dict(state)

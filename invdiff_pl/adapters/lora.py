@@ -9,12 +9,12 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
 from torch import nn
 
 from invdiff_pl.adapters.base import Adapter, register
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import sort_safetensors_header
+from invdiff_pl.tensors import read_tensors
 
 NAME = "invdiff"
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
@@ -136,9 +136,8 @@ class LoraAdapter(Adapter):
     def load_weights(self, folder: Path) -> None:
         """Read the updates; every matrix must be there."""
         file = folder / WEIGHTS_FILE
-        if not file.is_file():
-            raise InvDiffError(f"{file} is missing: rerun the adapter stage.")
-        state = {name.removeprefix("unet."): value for name, value in load_file(file).items()}
+        stored = read_tensors(file, "rerun the adapter stage")
+        state = {name.removeprefix("unet."): value for name, value in stored.items()}
         expected = get_peft_model_state_dict(self.unet, adapter_name=NAME)
         if {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in expected.items()}:
             raise InvDiffError(f"{file} was made for another backbone: its layers do not match.")

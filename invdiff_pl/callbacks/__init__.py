@@ -1,4 +1,4 @@
-"""Lightning callbacks: evaluation, image grids, averaging."""
+"""Lightning callbacks: evaluation, image grids, averaging, and what keeps a run from harm."""
 
 from invdiff_pl.callbacks.dashboard import Dashboard
 from invdiff_pl.callbacks.ema import ExponentialMovingAverage
@@ -6,6 +6,7 @@ from invdiff_pl.callbacks.evaluation import SampleEvaluation
 from invdiff_pl.callbacks.fit_evaluation import FitEvaluation
 from invdiff_pl.callbacks.grids import SampleGrid
 from invdiff_pl.callbacks.heldout import HeldOutSelection
+from invdiff_pl.callbacks.safety import StopOnDivergence, StopOnSigterm
 from invdiff_pl.callbacks.sheets import EnvironmentSheets
 
 __all__ = [
@@ -16,4 +17,6 @@ __all__ = [
     "HeldOutSelection",
     "SampleEvaluation",
     "SampleGrid",
+    "StopOnDivergence",
+    "StopOnSigterm",
 ]

@@ -59,7 +59,7 @@ class SampleEvaluation(pl.Callback):
         *unused: Any,
     ) -> None:
         """Take in a batch at every scale."""
-        if self.scored:
+        if self.scored and len(outputs["prompt"]) > 0:
             prompts = outputs["prompt"].to(pl_module.device)
             for scale, images in outputs["images"].items():
                 self.scores[scale].update(prompts, images.to(pl_module.device))

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -39,7 +38,8 @@ from invdiff_pl.diffusion.pipeline import (
     tokens_cut,
 )
 from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import atomic_path, digest_json
+from invdiff_pl.files import DAY, digest_json, remove_leftovers
+from invdiff_pl.tensors import read_tensors, write_tensors
 
 Split = Literal["train", "val", "test"]
 Batches = Literal["paired", "balanced", "shuffled"]
@@ -206,6 +206,7 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         """Compute what the caches lack. Runs on one process a node."""
         if self.content == "labelled_images" and self.attributes() is None:
             return  # nothing can be scored, so no classifier is trained
+        remove_leftovers(self.cache_dir, older_than=DAY)
         if self.content in ("images", "labelled_images"):
             splits: tuple[Split, ...] = ("train",) if self.content == "images" else ("val", "test")
             for split in splits:
@@ -220,14 +221,20 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
     def prompt_embeddings(self) -> Tensor:
         """Embeddings of every prompt and, last, of the empty one: ``[P + 1, L, D]``, cached."""
         file = self._prompts_file()
-        if not file.is_file():
-            pipeline = load_pipeline(self.backbone)
-            for prompt, cut in tokens_cut(pipeline, self.prompts).items():
-                print(f"warning: the text encoder does not see the last {cut} tokens of {prompt!r}")
-            embeddings = embed_prompts(pipeline, [*self.prompts, ""])
-            with atomic_path(file) as partial:
-                save_file({"embeddings": embeddings}, partial)
-        return load_file(file)["embeddings"]
+        if file.exists():
+            try:
+                cached = read_tensors(file, "it is computed anew", embeddings=3)["embeddings"]
+            except InvDiffError as error:
+                print(f"warning: {error}")
+            else:
+                if len(cached) == len(self.prompts) + 1:
+                    return cached
+        pipeline = load_pipeline(self.backbone)
+        for prompt, cut in tokens_cut(pipeline, self.prompts).items():
+            print(f"warning: the text encoder does not see the last {cut} tokens of {prompt!r}")
+        embeddings = embed_prompts(pipeline, [*self.prompts, ""])
+        write_tensors(file, {"embeddings": embeddings})
+        return embeddings
 
     def images(self, split: Split) -> ShardedTensor:
         """The images of a split at ``resolution``, uint8 ``[N, 3, H, W]``, cached."""

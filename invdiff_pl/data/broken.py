@@ -11,7 +11,7 @@ from invdiff_pl.data.images import ImageFacts, inspect_image
 from invdiff_pl.data.index import ImageIndex, InsideRoot, state_digest
 from invdiff_pl.data.threads import map_in_threads
 from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import read_json, write_json
+from invdiff_pl.files import read_json, read_object, write_json
 
 _NAMED = 10
 
@@ -54,7 +54,8 @@ def readable_rows(index: ImageIndex, memo_folder: Path) -> tuple[Tensor, Path | 
     """
     digest = state_digest(index.root, index.files, missing_ok=True)
     memo = memo_folder / f"{digest}.json"
-    if not memo.is_file():
+    broken = _remembered(memo)
+    if broken is None:
         problems = {
             name: facts.problem
             for name, facts in zip(
@@ -63,7 +64,7 @@ def readable_rows(index: ImageIndex, memo_folder: Path) -> tuple[Tensor, Path | 
             if facts.problem is not None
         }
         write_json(memo, {"root": str(index.root), "images": len(index), "broken": problems})
-    broken: dict[str, str] = read_json(memo)["broken"]
+        broken = problems
     if not broken:
         return torch.arange(len(index)), None
     if len(broken) == len(index):
@@ -74,6 +75,15 @@ def readable_rows(index: ImageIndex, memo_folder: Path) -> tuple[Tensor, Path | 
         )
     kept = [row for row, name in enumerate(index.files) if name not in broken]
     return torch.tensor(kept), memo
+
+
+def _remembered(memo: Path) -> dict[str, str] | None:
+    """The broken images that a memo names; ``None`` if there is no memo, or a damaged one."""
+    try:
+        broken: dict[str, str] = read_object(memo, images=int, broken=dict)["broken"]
+    except InvDiffError:
+        return None
+    return broken if all(isinstance(reason, str) for reason in broken.values()) else None
 
 
 def describe_broken(memo: Path) -> str:

@@ -4,18 +4,21 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
+from operator import index
 from pathlib import Path
 
 import torch
 from rich.progress import track
-from safetensors.torch import save_file
 from torch import Tensor
 
 from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import atomic_path, read_json, write_json
+from invdiff_pl.files import digest_file, read_object, write_json
+from invdiff_pl.locks import build_lock
+from invdiff_pl.tensors import write_tensors
 
 SHARD_ROWS = 1024
 _HEADER = "shards.json"
+_MOST_ROWS = 1 << 40
 _DTYPES = {"U8": torch.uint8, "F16": torch.float16, "F32": torch.float32, "I64": torch.int64}
 
 
@@ -24,7 +27,8 @@ def build_shards(
 ) -> None:
     """Fill ``folder`` with ``compute``'s tensors for rows 0 to ``rows - 1``, a shard at a time.
 
-    A shard that is already there is kept, so an interrupted build goes on where it was.
+    A shard that is already there is kept, so an interrupted build goes on where it was. Of several
+    processes one builds, and the others wait for it. The header holds the digest of each shard.
 
     Args:
         folder: holds ``00000.safetensors``, … and, once complete, a header.
@@ -34,14 +38,27 @@ def build_shards(
     """
     if is_complete(folder):
         return
-    starts = range(0, rows, SHARD_ROWS)
-    for number, start in enumerate(track(starts, description=description)):
-        path = folder / f"{number:05d}.safetensors"
-        if not path.exists():
-            values = compute(range(start, min(start + SHARD_ROWS, rows)))
-            with atomic_path(path) as partial:
-                save_file({"values": values.contiguous()}, partial)
-    write_json(folder / _HEADER, {"rows": rows, "shard_rows": SHARD_ROWS})
+    with build_lock(folder, description):
+        if is_complete(folder):  # by another run, meanwhile
+            return
+        starts = range(0, rows, SHARD_ROWS)
+        digests = []
+        for number, start in enumerate(track(starts, description=description)):
+            path = folder / f"{number:05d}.safetensors"
+            if not _is_whole(path):
+                values = compute(range(start, min(start + SHARD_ROWS, rows)))
+                write_tensors(path, {"values": values})
+            digests.append(digest_file(path))
+        header = {"rows": rows, "shard_rows": SHARD_ROWS, "digests": digests}
+        write_json(folder / _HEADER, header)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _Shard.read(path)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def is_complete(folder: Path) -> bool:
@@ -77,13 +94,16 @@ class _Shard:
             length = int.from_bytes(stream.read(8), "little")
             if length > path.stat().st_size:
                 raise ValueError("its header is damaged")
-            header = json.loads(stream.read(length))
+            content = stream.read(length)
         try:
-            values = header["values"]
-            first, last = values["data_offsets"]
-            shape, dtype = tuple(values["shape"]), _DTYPES[values["dtype"]]
-        except (KeyError, TypeError):
+            values = json.loads(content)["values"]
+            first, last = map(index, values["data_offsets"])
+            shape = tuple(map(index, values["shape"]))
+            dtype = _DTYPES[values["dtype"]]
+        except (KeyError, TypeError, ValueError, RecursionError):
             raise ValueError("its header is damaged") from None
+        if first != 0 or min(shape, default=0) < 1 or last != prod(shape) * dtype.itemsize:
+            raise ValueError("its header is damaged")
         if path.stat().st_size != 8 + length + last:
             raise ValueError("it is not whole")
         return cls(path, 8 + length + first, shape, dtype)
@@ -100,9 +120,11 @@ class ShardedTensor:
     """
 
     def __init__(self, folder: Path) -> None:
-        header = read_json(folder / _HEADER)
+        header = read_object(folder / _HEADER, rows=int, shard_rows=int)
         self.rows: int = header["rows"]
         self._shard_rows: int = header["shard_rows"]
+        if not (1 <= self.rows < _MOST_ROWS and 1 <= self._shard_rows < _MOST_ROWS):
+            raise _damaged(folder / _HEADER, "its numbers are out of range")
         self._shards: list[_Shard] = []
         for number in range(-(-self.rows // self._shard_rows)):
             path = folder / f"{number:05d}.safetensors"
@@ -110,6 +132,14 @@ class ShardedTensor:
                 self._shards.append(_Shard.read(path))
             except (OSError, ValueError) as error:
                 raise _damaged(path, error) from None
+            self._require_fit(number)
+
+    def _require_fit(self, number: int) -> None:
+        """Refuse a shard that holds other rows than the header says."""
+        shard, first = self._shards[number], self._shards[0]
+        rows = min(self._shard_rows, self.rows - number * self._shard_rows)
+        if (shard.shape[0], shard.shape[1:], shard.dtype) != (rows, first.shape[1:], first.dtype):
+            raise _damaged(shard.path, "its rows are not those of the other shards")
 
     def __len__(self) -> int:
         return self.rows

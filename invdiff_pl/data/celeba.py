@@ -8,7 +8,7 @@ import pandas as pd
 
 from invdiff_pl.data.index import SPLITS
 from invdiff_pl.data.ratios import LabelledImages, RatioDataModule
-from invdiff_pl.data.tables import check_codes, encode, read_table
+from invdiff_pl.data.tables import check_codes, encode, read_table, refuse_repeated
 from invdiff_pl.errors import InvDiffError
 
 HAIR = ("Black_Hair", "Blond_Hair")
@@ -47,6 +47,8 @@ class CelebADataModule(RatioDataModule):
         wanted = [*HAIR, "Male"]
         attributes = _read_attributes(attributes_file, wanted)
         partition = _read_partition(partition_file)
+        refuse_repeated(attributes["file"], "file", attributes_file)
+        refuse_repeated(partition["file"], "file", partition_file)
         values = {n: encode(attributes[n], n, _CODES, attributes_file) for n in wanted}
         codes = check_codes(partition["partition"], "partition", len(SPLITS), partition_file)
         of_file = pd.Series(codes, index=partition["file"])

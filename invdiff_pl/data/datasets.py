@@ -56,17 +56,22 @@ class LatentDataset(Dataset[LatentBatch]):
 
 
 class SequentialBatches(Sampler[Selection]):
-    """Every row once, unflipped, in order; each rank takes every ``world_size``-th row."""
+    """Every row once, unflipped, in order; each rank takes every ``world_size``-th batch.
+
+    Ranks share out whole batches: which rows are computed together changes the last bits of what
+    comes out, and must not depend on the number of ranks. A rank for which there is none gets one
+    of no rows, since Lightning would leave it out of the loop, whose end the others wait at.
+    """
 
     def __init__(self, count: int, batch_size: int, rank: int, world_size: int) -> None:
-        self.rows = torch.arange(rank, count, world_size)
-        self.batch_size = batch_size
+        own = torch.arange(count).split(batch_size)[rank::world_size]
+        self.batches = own or (torch.arange(0),)
 
     def __len__(self) -> int:
-        return len(self.rows.split(self.batch_size))
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[Selection]:
-        for rows in self.rows.split(self.batch_size):
+        for rows in self.batches:
             yield Selection(rows, torch.zeros_like(rows), rows)
 
 
@@ -76,6 +81,7 @@ class LabelledBatch(TypedDict, total=False):
     images: Tensor  # uint8 [B, 3, H, W]
     prompt: Tensor  # int64 [B]
     attribute: Tensor  # int64 [B]
+    draw: Tensor  # int64 [B], place in the global batch
 
 
 class ImageDataset(Dataset[LabelledBatch]):
@@ -95,7 +101,9 @@ class ImageDataset(Dataset[LabelledBatch]):
         images = self.images.gather(selection.rows)
         flipped = selection.flips.bool()
         images[flipped] = images[flipped].flip(-1)
-        batch = LabelledBatch(images=images, prompt=self.prompt_ids[selection.rows])
+        batch = LabelledBatch(
+            images=images, prompt=self.prompt_ids[selection.rows], draw=selection.draws
+        )
         if self.attributes is not None:
             batch["attribute"] = self.attributes[selection.rows]
         return batch

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from invdiff_pl.diffusion.draws import generator
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import read_json
+from invdiff_pl.tensors import read_tensors, require_range
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,16 @@ def read_environments(folder: Path, count: int, soft: bool = False) -> Environme
             memberships that are asked for.
     """
     file = folder / "environments.safetensors"
-    if not file.is_file():
-        raise InvDiffError(f"{file} is missing: run the environments stage first.")
-    tensors = load_file(file)
+    rerun = "rerun the environments stage on this data set"
+    tensors = read_tensors(file, rerun, assignments=1)
     facts = folder / "environments.json"
     told = read_json(facts) if facts.is_file() else {}
     assignments = tensors["assignments"]
     if len(assignments) != count:
         raise InvDiffError(
-            f"{file} assigns {len(assignments)} images but the train split has {count}: rerun the "
-            "environments stage on this data set."
+            f"{file} assigns {len(assignments)} images but the train split has {count}: {rerun}."
         )
+    require_range(file, rerun, "assignments", assignments, 0, count)
     if soft:
         if "memberships" not in tensors:
             raise InvDiffError(

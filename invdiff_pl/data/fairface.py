@@ -9,7 +9,7 @@ import pandas as pd
 
 from invdiff_pl.data.index import SPLITS
 from invdiff_pl.data.ratios import LabelledImages, RatioDataModule
-from invdiff_pl.data.tables import encode, read_table
+from invdiff_pl.data.tables import encode, read_table, refuse_repeated
 from invdiff_pl.errors import InvDiffError
 
 PROMPTS = ("a photo of a man", "a photo of a woman")
@@ -66,6 +66,7 @@ class FairFaceDataModule(RatioDataModule):
         tables, genders, races = [], [], []
         for path in self.label_files():
             table = read_table(path, ["file", "gender", "race"])
+            refuse_repeated(table["file"], "file", path)
             genders.append(encode(table["gender"], "gender", _GENDERS, path))
             races.append(encode(table["race"], "race", _RACES, path))
             tables.append(table["file"])

@@ -4,6 +4,7 @@ import hashlib
 import os
 import posixpath
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from stat import S_ISLNK
@@ -17,7 +18,7 @@ from torch import Tensor
 from invdiff_pl.data.tables import place, refuse
 from invdiff_pl.data.threads import map_in_threads
 from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import digest_file, digest_json, read_json, write_json
+from invdiff_pl.files import digest_file, digest_json, read_object, write_json
 
 SPLITS = ("train", "val", "test")
 # Upwards, absolute, a Windows drive, a Windows separator, or no file name at all.
@@ -181,8 +182,8 @@ def content_digest(root: Path, files: Sequence[str], memo_folder: Path) -> str:
         InvDiffError: if a file is missing, or is a link to something outside the root.
     """
     memo = memo_folder / f"{state_digest(root, files)}.json"
-    if memo.is_file():
-        return str(read_json(memo)["content"])
+    with suppress(InvDiffError):  # no memo, or a damaged one
+        return str(read_object(memo, content=str)["content"])
     content = digest_json(list(map_in_threads(lambda name: digest_file(root / name), files)))
     write_json(memo, {"content": content, "files": len(files)})
     return content

@@ -94,7 +94,14 @@ class RatioDataModule(BiasedDataModule):
         """Attribute class of each image of the index, for scoring only."""
         labelled = self.read_labelled()
         attributes = pd.Series(labelled.attributes, index=labelled.files)
-        return torch.tensor(attributes.loc[list(self.read_index().files)].to_numpy())
+        files = pd.Index(self.read_index().files)
+        if not (known := files.isin(attributes.index)).all():
+            path = self._index_file()
+            raise InvDiffError(
+                f"{path} names {files[~known][0]!r}, which the data set's tables do not: delete "
+                "that file and rerun."
+            )
+        return torch.tensor(attributes.loc[files].to_numpy())
 
     def _index_file(self) -> Path:
         tables = [(str(path), path.stat()) for path in self.label_files()]

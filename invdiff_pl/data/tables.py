@@ -126,6 +126,15 @@ def refuse(wrong: Any, values: pd.Series, column: str, expected: str, path: Path
     )
 
 
+def refuse_repeated(values: pd.Series, column: str, path: Path) -> None:
+    """Refuse a value that an earlier row of a column of :func:`read_table` has, too.
+
+    Raises:
+        InvDiffError: naming the first row that repeats one.
+    """
+    refuse(values.duplicated(), values, column, "what no row above it names", path)
+
+
 def place(path: Path, row: int) -> str:
     """Where a row of a table stands in its file: ``line 7``.
 
@@ -182,6 +191,8 @@ def _read_csv(
 
 def _tidy(chunk: pd.DataFrame, wanted: list[str]) -> pd.DataFrame:
     """The wanted columns, stripped, without the rows of blank lines."""
+    if chunk.shape[1] == 0:  # a header of nothing but blanks
+        return chunk
     chunk = chunk.rename(columns=lambda name: str(name).strip())
     present = [name for name in wanted if name in chunk.columns]
     first = chunk.iloc[:, 0].fillna("")

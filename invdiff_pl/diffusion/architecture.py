@@ -131,11 +131,14 @@ def _tokenizer(prompts: Sequence[str]) -> CLIPTokenizer:
     tokenizer = Tokenizer(BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     tokenizer.normalizer = Lowercase()
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=True)
-    alphabet = ByteLevel.alphabet()
+    alphabet = sorted(ByteLevel.alphabet())
+    # Last letters are named beforehand: the trainer would number those it meets in the order of a
+    # hash table, which differs from one process to the next.
+    last_letters = [f"{letter}</w>" for letter in alphabet]
     trainer = BpeTrainer(
-        vocab_size=_VOCABULARY - len(alphabet),
+        vocab_size=_VOCABULARY,
         initial_alphabet=alphabet,
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        special_tokens=["<|startoftext|>", "<|endoftext|>", *last_letters],
         end_of_word_suffix="</w>",
         show_progress=False,
     )
@@ -143,9 +146,7 @@ def _tokenizer(prompts: Sequence[str]) -> CLIPTokenizer:
     tokenizer.train_from_iterator(words, trainer)
     with tempfile.TemporaryDirectory() as folder:
         _, merges = tokenizer.model.save(folder)
-        known = dict(tokenizer.get_vocab())
-        for letter in sorted(alphabet):
-            known.setdefault(f"{letter}</w>", len(known))
+        known = dict(sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1]))
         lines = Path(merges).read_text(encoding="utf-8").splitlines()
     pairs = [tuple(line.split(" ")) for line in lines if not line.startswith("#version")]
     return CLIPTokenizer(vocab=known, merges=pairs, model_max_length=_MAX_TOKENS)

@@ -2,16 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from invdiff_pl.diffusion.assets import resolve_backbone
 from invdiff_pl.diffusion.draws import generator
 from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import digest_folder, digest_json, read_json, write_json
+from invdiff_pl.files import digest_folder, digest_json, read_json, read_object, write_json
+
+# Where a pipeline's parts may come from; the last is what old folders call their safety checker.
+_LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
 
 
 def load_pipeline(backbone: str, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
@@ -22,22 +26,69 @@ def load_pipeline(backbone: str, dtype: torch.dtype = torch.float32) -> StableDi
         dtype: of all weights.
 
     Raises:
-        InvDiffError: if there is no such folder or hub id, or it is not such a pipeline.
+        InvDiffError: if there is no such folder or hub id, or it is not such a pipeline, or its
+            weights are pickles or its parts of other libraries.
     """
     source = resolve_backbone(backbone)
+    if Path(source).is_dir():
+        _require_plain_parts(Path(source))
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
-            source, dtype=dtype, safety_checker=None, requires_safety_checker=False
+            source,
+            unet=_whole(UNet2DConditionModel, source, "unet", dtype),
+            vae=_whole(AutoencoderKL, source, "vae", dtype),
+            dtype=dtype,
+            safety_checker=None,
+            requires_safety_checker=False,
+            use_safetensors=True,  # the other formats are pickles, which may run code
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except InvDiffError:
+        raise
+    except Exception as error:  # damaged parts raise whatever their readers stumble over
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InvDiffError(
-            f"cannot load the backbone {source!r} as a Stable Diffusion pipeline: {reason}"
+            f"cannot load the backbone {source!r} as a Stable Diffusion pipeline with safetensors "
+            f"weights: {reason}"
         ) from None
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.requires_grad_(False).eval()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _whole(kind: type[Any], source: str, part: str, dtype: torch.dtype) -> Any:
+    """A part of a pipeline all of whose weights are there; others would be drawn at random.
+
+    Raises:
+        InvDiffError: naming the first missing weight.
+    """
+    model, found = kind.from_pretrained(
+        source, subfolder=part, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
+    )
+    if missing := sorted(found["missing_keys"]):
+        raise InvDiffError(
+            f"the backbone {source!r} lacks {len(missing)} weights of its {part}, such as "
+            f"{missing[0]!r}: its file is damaged or not of this model."
+        )
+    return model
+
+
+def _require_plain_parts(folder: Path) -> None:
+    """Refuse a pipeline folder that names parts of other libraries: they would be imported.
+
+    Raises:
+        InvDiffError: naming the part.
+    """
+    path = folder / "model_index.json"
+    for name, part in read_object(path).items():
+        if not isinstance(part, list):
+            continue
+        library = part[0] if part else None
+        if library not in _LIBRARIES:
+            raise InvDiffError(
+                f"{path}: {name} is of the library {library!r}, which is not loaded: expected "
+                "parts of diffusers and transformers only."
+            )
 
 
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
@@ -145,6 +196,9 @@ def sample_images(
 
     Returns:
         uint8 images ``[B, 3, H, W]`` on the CPU.
+
+    Raises:
+        InvDiffError: if pixels are not finite.
     """
     latents, generators = initial_latents(pipeline, indices, seed)
     images = pipeline(
@@ -156,4 +210,12 @@ def sample_images(
         guidance_scale=guidance_scale,
         output_type="pt",
     ).images
+    finite = images.isfinite().flatten(1).all(1).tolist()
+    if not all(finite):
+        first = list(indices)[finite.index(False)]
+        raise InvDiffError(
+            f"sample {first} has pixels that are not finite (so have {finite.count(False) - 1} "
+            "others of its batch); samples drawn before are kept; use "
+            "--samples.trainer.precision=32-true, a lower guidance scale or another scheduler."
+        )
     return (images.float() * 255).round().clamp(0, 255).to("cpu", torch.uint8)

@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import atomic_path
+from invdiff_pl.files import digest_bytes
+from invdiff_pl.tensors import read_tensors, require_range, write_tensors
 
 
 class LossTable:
@@ -30,7 +29,20 @@ class LossTable:
         self._losses: list[Tensor] = []
 
     def append(self, rows: Tensor, losses: Tensor) -> None:
-        """Add losses ``[B, 2, T, R]`` of row numbers ``[B]``."""
+        """Add losses ``[B, 2, T, R]`` of row numbers ``[B]``.
+
+        Raises:
+            InvDiffError: if a loss is not finite; nothing of these rows is kept.
+        """
+        finite = losses.isfinite().flatten(1).all(1)
+        if not finite.all():
+            row = int(rows[int((~finite).int().argmax())])
+            raise InvDiffError(
+                f"stage environments: the denoising loss of image {row} of the train split is not "
+                f"finite (nor of {int((~finite).sum()) - 1} others of its batch); losses written "
+                f"before are kept in {self.folder}; use --environments.trainer.precision=32-true, "
+                "and run again."
+            )
         self._rows.append(rows.cpu())
         self._losses.append(losses.float().cpu())
         if sum(map(len, self._rows)) >= self.flush_rows:
@@ -41,9 +53,11 @@ class LossTable:
         if not self._rows:
             return
         rows, losses = torch.cat(self._rows), torch.cat(self._losses)
-        path = self.folder / f"part-{int(rows[0]):09d}-{int(rows[-1]):09d}-{len(rows)}.safetensors"
-        with atomic_path(path) as partial:
-            save_file({"rows": rows, "losses": losses.contiguous()}, partial)
+        # Named after all of its rows: parts of other ranks, or of a run on fewer of them, may
+        # begin and end at the same ones.
+        which = digest_bytes(rows.numpy().tobytes())[:8]
+        path = self.folder / f"part-{int(rows[0]):09d}-{which}.safetensors"
+        write_tensors(path, {"rows": rows, "losses": losses})
         self._rows, self._losses = [], []
 
     def read(self, count: int) -> tuple[Tensor, Tensor]:
@@ -58,14 +72,11 @@ class LossTable:
         losses = torch.zeros((count, *self.shape))
         present = torch.zeros(count, dtype=torch.bool)
         for path in sorted(self.folder.glob("part-*.safetensors")):
-            try:
-                part = load_file(path)
-            except (OSError, SafetensorError) as error:
-                raise InvDiffError(f"{path} cannot be read ({error}): delete it, rerun.") from None
-            if part["losses"].shape[1:] != self.shape or int(part["rows"].max()) >= count:
-                raise InvDiffError(
-                    f"{path} is of another scoring run: delete {self.folder} and rerun."
-                )
-            losses[part["rows"]] = part["losses"]
+            remedy = f"delete {self.folder} and rerun"
+            part = read_tensors(path, remedy, rows=1, losses=4)
+            if part["losses"].shape != (len(part["rows"]), *self.shape):
+                raise InvDiffError(f"{path} is of another scoring run: {remedy}.")
+            require_range(path, remedy, "rows", part["rows"], 0, count)
+            losses[part["rows"]] = part["losses"].float()
             present[part["rows"]] = True
         return losses, present

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision import models
 
 from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import read_json, write_json
+from invdiff_pl.files import read_object, write_json
+from invdiff_pl.tensors import read_tensors, write_tensors
 
 CONFIG_FILE = "classifier.json"
 WEIGHTS_FILE = "classifier.safetensors"
@@ -45,10 +45,7 @@ class SampleClassifier(nn.Module):
 
     def save(self, folder: Path, facts: dict[str, Any]) -> None:
         """Write weights and configuration, with whatever else is to be told of it."""
-        save_file(
-            {name: value.contiguous() for name, value in self.state_dict().items()},
-            folder / WEIGHTS_FILE,
-        )
+        write_tensors(folder / WEIGHTS_FILE, self.state_dict())
         sizes = {
             "attributes": self.attribute_head.out_features,
             "prompts": self.prompt_head.out_features,
@@ -61,11 +58,17 @@ class SampleClassifier(nn.Module):
         """Read a classifier, frozen, and what was told of it.
 
         Raises:
-            InvDiffError: if the folder holds none.
+            InvDiffError: if the folder holds none, or a damaged one.
         """
-        facts = read_json(folder / CONFIG_FILE)
-        network = cls(**facts["network"])
-        network.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        facts = read_object(folder / CONFIG_FILE, network=dict)
+        remedy = f"remove {folder} and rerun the classifier stage"
+        weights = read_tensors(folder / WEIGHTS_FILE, remedy)
+        try:
+            network = cls(**facts["network"])
+            network.load_state_dict(weights)
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InvDiffError(f"{folder} holds no classifier ({reason}): {remedy}.") from None
         return network.requires_grad_(False).eval(), facts
 
 

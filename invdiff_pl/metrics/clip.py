@@ -26,7 +26,8 @@ class ClipEncoder(nn.Module):
     def __init__(self, source: str) -> None:
         super().__init__()
         try:
-            self.model = CLIPModel.from_pretrained(source).eval().requires_grad_(False)
+            model = CLIPModel.from_pretrained(source, use_safetensors=True)  # no pickles
+            self.model = model.eval().requires_grad_(False)
             self.tokenizer = AutoTokenizer.from_pretrained(source)
             self.processor = CLIPImageProcessor.from_pretrained(source)
         except (OSError, ValueError) as error:

@@ -4,9 +4,9 @@ Figures from different extractors, or from one extractor at different input size
 comparable: report ``name`` and ``input_size`` with each figure.
 """
 
-import pickle
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -289,7 +289,7 @@ def _to_uint8(images: Tensor) -> Tensor:
 def _load_state_dict(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise InvDiffError(
             f"weights file {path} cannot be read ({reason}): expected a state dict that "

@@ -18,6 +18,7 @@ from invdiff_pl.modules.common import (
     optimizer_with_schedule,
     output_folder,
     require_step_limit,
+    share_of_mean,
 )
 
 
@@ -66,12 +67,14 @@ class Autoencoder(pl.LightningModule):
         """Reconstruction error plus KL divergence."""
         images = to_float(batch["images"])
         posterior = self.vae.encode(images).latent_dist
-        source = generator(self.seed, "posterior", self.global_step, self.global_rank)
-        noise = torch.randn(posterior.mean.shape, generator=source).to(images.device)
+        source = generator(self.seed, "posterior", self.global_step)
+        # Drawn for the whole global batch, so that the ranks' shares do not change the numbers.
+        shape = (data_module(self).batch_size, *posterior.mean.shape[1:])
+        noise = torch.randn(shape, generator=source).to(images.device)[batch["draw"]]
         decoded = self.vae.decode(posterior.mean + posterior.std * noise).sample
-        error = decoded - images
-        reconstruction = error.abs().mean() + error.square().mean()
-        divergence = posterior.kl().mean()
+        error = (decoded - images).flatten(1)
+        reconstruction = share_of_mean(error.abs().mean(1) + error.square().mean(1), self)
+        divergence = share_of_mean(posterior.kl(), self)
         loss = reconstruction + self.kl_weight * divergence
         check_finite(loss, self)
         self.log("train/reconstruction", reconstruction, prog_bar=True)

@@ -18,6 +18,7 @@ from invdiff_pl.modules.common import (
     optimizer_with_schedule,
     output_folder,
     require_step_limit,
+    share_of_mean,
 )
 
 
@@ -78,22 +79,24 @@ class Backbone(pl.LightningModule):
 
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
         """Mean denoising loss of a batch."""
-        source = generator(self.seed, "backbone", self.global_step, self.global_rank)
-        moments, prompts = batch["moments"], batch["prompt"].clone()
-        count = len(moments)
-        shape = (count, moments.shape[1] // 2, *moments.shape[2:])
+        source = generator(self.seed, "backbone", self.global_step)
+        moments, draw = batch["moments"], batch["draw"]
+        # Drawn for the whole global batch, so that the ranks' shares do not change the numbers.
+        draws = data_module(self).batch_size
+        shape = (draws, moments.shape[1] // 2, *moments.shape[2:])
         timesteps = sample_timesteps(
-            count, self.process.train_timesteps, self.high_noise_exponent, source
-        ).to(self.device)
-        noises = torch.randn((2, *shape), generator=source).to(self.device)
-        dropped = torch.rand(count, generator=source).to(self.device) < self.conditioning_dropout
-        prompts[dropped] = len(self.embeddings) - 1
+            draws, self.process.train_timesteps, self.high_noise_exponent, source
+        ).to(self.device)[draw]
+        noises = torch.randn((2, *shape), generator=source).to(self.device)[:, draw]
+        dropped = torch.rand(draws, generator=source).to(self.device) < self.conditioning_dropout
+        prompts = batch["prompt"].masked_fill(dropped[draw], len(self.embeddings) - 1)
 
         scaling = self.pipeline.vae.config.scaling_factor
         latents = sample_posterior(moments, noises[0], scaling)
         noisy = self.process.add_noise(latents, noises[1], timesteps)
         prediction = self.unet(noisy, timesteps, self.embeddings[prompts], return_dict=False)[0]
-        loss = sample_losses(prediction, self.process.target(latents, noises[1], timesteps)).mean()
+        losses = sample_losses(prediction, self.process.target(latents, noises[1], timesteps))
+        loss = share_of_mean(losses, self)
         check_finite(loss, self)
         self.log("train/loss", loss, prog_bar=True)
         return loss

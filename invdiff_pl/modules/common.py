@@ -1,5 +1,6 @@
 """What the LightningModules share."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -44,18 +45,67 @@ def optimizer_with_schedule(
     return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
-def check_finite(loss: Tensor, module: pl.LightningModule) -> None:
+def share_of_mean(values: Tensor, module: pl.LightningModule) -> Tensor:
+    """This part's share of a mean over the global batch.
+
+    Ranks and micro-batches may hold one sample more or less than each other, and a mean of means
+    would weigh their samples differently. Averaged over ranks and micro-batches, as Lightning does
+    with gradients, the shares give the mean of the whole.
+
+    Args:
+        values: one a sample of this part of the batch, ``[B]``.
+        module: whose trainer tells into how many parts the batch is cut.
+    """
+    trainer = module.trainer
+    parts = trainer.world_size * trainer.accumulate_grad_batches
+    return parts * values.sum() / data_module(module).batch_size
+
+
+def check_finite(
+    loss: Tensor, module: pl.LightningModule, risks: Mapping[str, Tensor] | None = None
+) -> None:
     """Stop on a loss that is not finite, before it spoils the weights.
 
+    Args:
+        loss: of a batch.
+        module: that is trained.
+        risks: loss of each environment, by name.
+
     Raises:
-        InvDiffError: naming the step.
+        InvDiffError: naming stage, step, environment and the last good checkpoint.
     """
     if not torch.isfinite(loss):
-        raise InvDiffError(
-            f"{type(module).__name__}: the loss is {loss.item()} at step {module.global_step}; the "
-            "last checkpoint is unharmed; lower --model.learning_rate or use --trainer.precision=32"
-            " and rerun."
-        )
+        raise diverged(module, f"the loss is {loss.item()}", risks)
+
+
+def diverged(
+    module: pl.LightningModule, what: str, risks: Mapping[str, Tensor] | None = None
+) -> InvDiffError:
+    """The error that tells where training went off, and what there is from before.
+
+    Args:
+        module: that is trained; its ``output`` names the stage.
+        what: is not finite.
+        risks: loss of each environment, by name; those that are not finite are named.
+    """
+    trainer = module.trainer
+    stage = Path(str(getattr(module, "output", ""))).name or type(module).__name__
+    wrong = [n for n, risk in (risks or {}).items() if not bool(torch.isfinite(risk).all())]
+    environments = f" (environment {', '.join(wrong)})" if wrong else ""
+    return InvDiffError(
+        f"stage {stage}, step {trainer.global_step}: {what}{environments}; nothing of this step "
+        f"was kept, and {_last_checkpoint(trainer)}; lower --{stage}.model.learning_rate, or use "
+        f"--{stage}.trainer.precision=32-true, and run again."
+    )
+
+
+def _last_checkpoint(trainer: pl.Trainer) -> str:
+    callback = trainer.checkpoint_callback
+    path = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
+    path = path or trainer.ckpt_path or ""
+    if path and Path(path).is_file():
+        return f"the last good checkpoint is {path}"
+    return "there is no checkpoint yet"
 
 
 def require_step_limit(module: pl.LightningModule) -> None:

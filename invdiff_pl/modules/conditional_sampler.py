@@ -1,11 +1,13 @@
 """Phase 3: guided sampling, prompts by seeds, at one or several invariant scales."""
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from invdiff_pl.adapters import load_adapter
 from invdiff_pl.data.datasets import PromptBatch
 from invdiff_pl.data.images import read_images
 from invdiff_pl.diffusion.pipeline import load_pipeline, sample_images, set_scheduler
+from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import atomic_path, write_text
 from invdiff_pl.modules.common import data_module, output_folder
 from invdiff_pl.samples import MANIFEST, Sample, manifest_text, sample_file
@@ -89,8 +92,10 @@ class ConditionalSampler(pl.LightningModule):
     def _images(self, batch: PromptBatch, scale: float) -> Tensor:
         indices = batch["index"].tolist()
         files = [Path(self.output) / sample_file(scale, index) for index in indices]
-        if all(file.is_file() for file in files):
-            return read_images(files, self._side)
+        if not files:  # the share of a rank for which there is no batch
+            return torch.empty((0, 3, self._side, self._side), dtype=torch.uint8)
+        if (drawn := self._drawn(files)) is not None:
+            return drawn
         if self.adapter is not None:
             self.adapter.prepare_sampling(self.pipeline, scale)
         images = sample_images(
@@ -105,6 +110,15 @@ class ConditionalSampler(pl.LightningModule):
         for file, image in zip(files, images, strict=True):
             self._pending.append(self._writers.submit(_write_png, file, image))
         return images
+
+    def _drawn(self, files: Sequence[Path]) -> Tensor | None:
+        """The images that an interrupted run drew, if all are there and none is damaged."""
+        if not all(file.is_file() for file in files):
+            return None
+        try:
+            return read_images(files, self._side)
+        except InvDiffError:
+            return None
 
     @property
     def _side(self) -> int:
@@ -152,5 +166,5 @@ class ConditionalSampler(pl.LightningModule):
 
 def _write_png(file: Path, image: Tensor) -> None:
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    with atomic_path(file) as partial:
+    with atomic_path(file, durable=False) as partial:
         Image.fromarray(pixels).save(partial, format="PNG")

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from invdiff_pl.data.datasets import LatentBatch
@@ -28,8 +27,9 @@ from invdiff_pl.environments.scores import (
 from invdiff_pl.environments.soft import choose_groups, mixture_memberships
 from invdiff_pl.environments.table import LossTable
 from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import atomic_path, write_json
+from invdiff_pl.files import write_json
 from invdiff_pl.modules.common import data_module, output_folder
+from invdiff_pl.tensors import write_tensors
 
 # The largest number of environments that is tried where it is to be chosen.
 MOST_GROUPS = 4
@@ -144,7 +144,13 @@ class EnvironmentInference(pl.LightningModule):
 
     def _infer(self) -> None:
         data = data_module(self)
-        own, null = self.table.read(self.count)[0].unbind(1)
+        table, present = self.table.read(self.count)
+        if not present.all():
+            raise InvDiffError(
+                f"{self.table.folder} lacks the losses of {int((~present).sum())} of {self.count} "
+                "images: run the same command again, which scores them."
+            )
+        own, null = table.unbind(1)
         losses = Losses(own[..., : self.own_draws], null)
         prompts, attributes = data.labels("train")
         found, refined = attribute_scores(losses, prompts)
@@ -168,11 +174,10 @@ class EnvironmentInference(pl.LightningModule):
             "assignments": result.assignments,
             "memberships": soft if self.partition == "exact" else result.memberships,
             "scores": scores,
-            "losses": losses.own.contiguous(),
-            "null_losses": losses.null.contiguous(),
+            "losses": losses.own,
+            "null_losses": losses.null,
         }
-        with atomic_path(folder / "environments.safetensors") as partial:
-            save_file(tensors, partial)
+        write_tensors(folder / "environments.safetensors", tensors)
         weights = timestep_weights(contrast_table(losses, prompts), prompts)
         report: dict[str, Any] = {
             "images": self.count,

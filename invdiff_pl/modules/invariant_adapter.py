@@ -158,7 +158,11 @@ class InvariantAdapter(pl.LightningModule):
             reduce=self._add_up,
             world_size=self.trainer.world_size,
         )
-        check_finite(objective.loss, self)
+        present = batch["membership"].bool().any(0).tolist()
+        risks = zip(objective.risks, present, strict=True)
+        check_finite(
+            objective.loss, self, {str(n): risk for n, (risk, here) in enumerate(risks) if here}
+        )
         self._log(objective)
         self._latest = objective.risks, objective.masses
         return micro_batches * objective.loss  # Lightning divides by their number

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from invdiff_pl.records import FILES, refresh, require_intact
 from invdiff_pl.report.card import write_card
 from invdiff_pl.report.copy import copy_report
 from invdiff_pl.report.run import write_report
@@ -13,7 +14,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
     """Write a run's report, or a new backbone's model card.
 
     Raises:
-        InvDiffError: if a stage that it tells of has not run.
+        InvDiffError: if a stage that it tells of has not run, or its files were altered since.
     """
     parser = argparse.ArgumentParser(prog=f"python -m invdiff_pl {command}", allow_abbrev=False)
     parser.add_argument("--run-dir", type=Path, required=True, help="run folder")
@@ -25,7 +26,11 @@ def run(command: str, arguments: Sequence[str]) -> None:
         "--into", type=Path, metavar="FOLDER", help="a small copy for documentation, instead"
     )
     options = parser.parse_args(arguments)
-    if options.into is None:
-        write_report(options.run_dir, options.seed)
-    else:
+    if options.into is not None:
         copy_report(options.run_dir, options.into)
+        return
+    for stage in ("environments", "adapter", "samples"):
+        if (options.run_dir / stage / FILES).is_file():  # earlier versions recorded no digests
+            require_intact(options.run_dir / stage)
+    write_report(options.run_dir, options.seed)
+    refresh(options.run_dir / "report")

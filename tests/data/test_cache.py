@@ -1,6 +1,9 @@
 """Shards against the tensor that they were cut from."""
 
+import json
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -71,6 +74,44 @@ def test_an_interrupted_build_goes_on_where_it_was(tmp_path) -> None:
     build_shards(tmp_path, ROWS, compute, "building")
     assert computed == [0, 5, -1, 10, 15, 20]
     assert torch.equal(ShardedTensor(tmp_path).gather(torch.arange(ROWS)), whole)
+
+
+def test_of_two_runs_that_build_the_same_shards_one_builds_and_one_waits(tmp_path) -> None:
+    whole = _whole(torch.uint8)
+    computed: list[int] = []
+
+    def compute(rows) -> torch.Tensor:
+        computed.append(rows[0])
+        time.sleep(0.01)
+        return whole[list(rows)]
+
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(build_shards, tmp_path, ROWS, compute, "building") for _ in range(2)]
+        for run in runs:
+            run.result()
+    assert computed == [0, 5, 10, 15, 20]
+    assert torch.equal(ShardedTensor(tmp_path).gather(torch.arange(ROWS)), whole)
+
+
+def test_a_shard_that_was_cut_before_the_build_was_complete_is_computed_anew(tmp_path) -> None:
+    whole = _whole(torch.uint8)
+    _built(tmp_path, whole)
+    (tmp_path / "shards.json").unlink()
+    path = tmp_path / "00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    assert torch.equal(_built(tmp_path, whole).gather(torch.arange(ROWS)), whole)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [{}, {"rows": 23}, {"rows": "23", "shard_rows": 5}, {"rows": 24, "shard_rows": 5},
+     {"rows": 23, "shard_rows": 0}, {"rows": -1, "shard_rows": 5}, {"rows": 23, "shard_rows": 4}],
+)  # fmt: skip
+def test_a_header_that_does_not_fit_the_shards_is_refused(header, tmp_path) -> None:
+    _built(tmp_path, _whole(torch.uint8))
+    (tmp_path / "shards.json").write_text(json.dumps(header))
+    with pytest.raises(InvDiffError, match=str(tmp_path)):
+        ShardedTensor(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["short", "long", "empty", "text", "missing"])

@@ -256,6 +256,52 @@ def test_the_manifest_tells_prompt_and_seed_of_every_image(
     assert {sample.invariant_scale for sample in samples} == {0.0, 1.0}
 
 
+def test_a_loss_that_is_not_finite_stops_scoring_and_keeps_what_was_scored(
+    birds, tiny_backbone, tmp_path, monkeypatch
+) -> None:
+    from invdiff_pl.modules import environment_inference
+
+    calls = []
+
+    def losses(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        found = (prediction - target).square().flatten(1).mean(1)
+        return found.index_fill(0, torch.tensor([1]), torch.nan) if len(calls) > 20 else found
+
+    monkeypatch.setattr(environment_inference, "sample_losses", losses)
+    with pytest.raises(InvDiffError, match="stage environments: the denoising loss of image"):
+        _infer(birds, tiny_backbone, tmp_path)
+    assert not (tmp_path / "environments.safetensors").exists()
+
+
+def test_samples_that_are_not_finite_are_refused_by_number(tiny_backbone, birds, tmp_path) -> None:
+    data = _data(birds, tiny_backbone, tmp_path / "cache", content="prompts")
+    embeddings = data.prompt_embeddings()
+    embeddings[1] = torch.nan
+    with pytest.raises(InvDiffError, match="sample 41 has pixels that are not finite"):
+        sample_images(
+            load_pipeline(str(tiny_backbone)),
+            embeddings[:3],
+            embeddings[-1:],
+            [40, 41, 42],
+            seed=7,
+            steps=1,
+            guidance_scale=2.0,
+        )
+
+
+def test_a_damaged_sample_of_an_interrupted_run_is_drawn_again(
+    birds, tiny_backbone, trained, tmp_path
+) -> None:
+    folder = tmp_path / "samples"
+    _sample(birds, tiny_backbone, trained, folder)
+    before = digest_folder(folder)
+    for index, content in ((3, b""), (7, b"no picture")):
+        (folder / sample_file(1.0, index)).write_bytes(content)
+    _sample(birds, tiny_backbone, trained, folder)
+    assert digest_folder(folder) == before
+
+
 def test_environments_of_another_data_set_are_refused(
     tiny_backbone, birds, inferred, tmp_path
 ) -> None:

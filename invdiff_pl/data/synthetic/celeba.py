@@ -78,7 +78,7 @@ def render_celeba(root: Path, settings: RenderedCelebA, progress: bool = True) -
     ]
     height = round(settings.width * 218 / 178)
     attributes, partition = [], []
-    with atomic_path(root) as partial:
+    with atomic_path(root, durable=False) as partial:
         folder = partial / "img_align_celeba"
         folder.mkdir(parents=True)
         for number, (split, cell) in enumerate(

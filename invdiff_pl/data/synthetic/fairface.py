@@ -67,7 +67,7 @@ def render_fairface(root: Path, settings: RenderedFairFace, progress: bool = Tru
         settings: what to draw.
         progress: show a progress bar.
     """
-    with atomic_path(root) as partial:
+    with atomic_path(root, durable=False) as partial:
         for split, name in enumerate(("train", "val")):
             (partial / name).mkdir(parents=True)
             _draw_split(partial, name, split, settings, progress)

@@ -266,7 +266,7 @@ def render_waterbirds(root: Path, settings: RenderedWaterbirds, progress: bool =
         progress: show a progress bar.
     """
     pictures = plan_pictures(settings)
-    with atomic_path(root) as partial:
+    with atomic_path(root, durable=False) as partial:
         for number, species in enumerate(SPECIES):
             (partial / f"{number + 1:03d}.{species.name}").mkdir(parents=True)
         for picture in track(pictures, "drawing birds", disable=not progress):

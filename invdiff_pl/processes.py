@@ -1,0 +1,136 @@
+"""Stages as child processes: signals are passed on, and no child outlives its parent."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+# Names the pipe whose far end the parent holds; a stage of a killed run ends when it closes.
+_LIFELINE = "INVDIFF_LIFELINE"
+# Says that the parent holds the run folder's lock.
+LOCKED = "INVDIFF_RUN_LOCKED"
+TERMINATED = 128 + signal.SIGTERM
+_GRACE_SECONDS = 60.0
+
+
+class Terminated(SystemExit):
+    """SIGTERM has arrived; unwinds as an exception does, so that partial files are removed."""
+
+    def __init__(self) -> None:
+        super().__init__(TERMINATED)
+
+
+class _Sigterm:
+    """The handler; while deferred, only a second signal ends the process at once."""
+
+    deferred = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if not self.deferred:
+            raise Terminated
+        self.deferred = False
+
+
+_handler = _Sigterm()
+
+
+@contextmanager
+def raising_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise :class:`Terminated` in the main thread; Lightning's handlers keep it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, _handler)
+    try:
+        yield
+    finally:
+        _handler.deferred = False
+        signal.signal(signal.SIGTERM, previous)
+
+
+def defer_sigterm(deferred: bool) -> None:
+    """Leave SIGTERM to whoever looks for it between steps, or no longer."""
+    _handler.deferred = deferred
+
+
+def call(command: Sequence[str], lock: int, *, tied: bool) -> int:
+    """Run a stage and wait for it.
+
+    SIGTERM is passed on, and the stage killed if it has not ended a minute later. Ctrl-C reaches it
+    anyway, from the terminal.
+
+    Args:
+        command: program and arguments.
+        lock: file descriptor of the run folder's lock, which the child holds, too.
+        tied: let the child end with this process, even if that is killed. Only for a child on this
+            machine that calls :func:`end_with_parent`.
+
+    Returns:
+        exit status; negative for a signal.
+
+    Raises:
+        Terminated: once the stage has ended, if SIGTERM arrived meanwhile.
+    """
+    far, near = os.pipe()
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", LOCKED: "1"}
+    if tied:
+        environment[_LIFELINE] = str(far)
+    received = threading.Event()
+    try:
+        process = subprocess.Popen(
+            command, env=environment, pass_fds=(lock, far) if tied else (lock,)
+        )
+        os.close(far)
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            received.set()
+            process.terminate()
+
+        previous = signal.signal(signal.SIGTERM, pass_on)
+        try:
+            status = _wait(process, received)
+        except KeyboardInterrupt:
+            process.wait()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+    finally:
+        os.close(near)
+    if received.is_set():
+        raise Terminated
+    return status
+
+
+def _wait(process: subprocess.Popen, received: threading.Event) -> int:
+    deadline = None
+    while True:
+        try:
+            return process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            if received.is_set():
+                deadline = deadline or time.monotonic() + _GRACE_SECONDS
+                if time.monotonic() > deadline:
+                    process.kill()
+
+
+def end_with_parent() -> None:
+    """End this process when the one that called :func:`call` is gone.
+
+    First as SIGTERM would, so that it can tidy up; after a minute for good.
+    """
+    descriptor = os.environ.pop(_LIFELINE, None)  # not for the processes that this one starts
+    if descriptor is None or not descriptor.isdigit():
+        return
+    os.set_inheritable(int(descriptor), False)
+
+    def watch() -> None:
+        os.read(int(descriptor), 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_GRACE_SECONDS)
+        os._exit(TERMINATED)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()
