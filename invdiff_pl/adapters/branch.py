@@ -80,7 +80,10 @@ class BranchAdapter(Adapter):
 
     def _place(self, branch: nn.Module) -> None:
         """Take a branch, at the UNet's place and dtype."""
-        self.branch = branch.to(self.unet.device, self.unet.dtype).requires_grad_(True)
+        branch = branch.to(self.unet.device)
+        if self.unet.dtype != torch.float32:  # diffusers warns of every cast
+            branch = branch.to(self.unet.dtype)
+        self.branch = branch.requires_grad_(True)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The branch's."""
