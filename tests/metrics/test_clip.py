@@ -60,7 +60,9 @@ def test_a_pickled_or_cloned_score_goes_on_on_its_own(clip_folder: Path) -> None
     metric = ClipScore(ClipEncoder(str(clip_folder)), PROMPTS)
     metric.update(torch.tensor([0, 1]), images)
     assert not metric.state_dict()
-    for copy in (pickle.loads(pickle.dumps(metric)), metric.clone()):
+    copies = [pickle.loads(pickle.dumps(metric)), metric.clone()]
+    for copy in copies:
+        assert isinstance(copy, ClipScore)
         assert copy.compute()["mean"] == metric.compute()["mean"]
         copy.update(torch.tensor([0, 0]), images)
         assert copy.count.tolist() == [3, 1]
