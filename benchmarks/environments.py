@@ -1,0 +1,200 @@
+"""Which scores and partitions find the images that go against the bias, and how strong it must be.
+
+    python benchmarks/environments.py [--experiments …] [--seeds 0 1 2] [--resamplings 0]
+
+Draws each rendered data set at several strengths of bias, scores its training images with the
+shipped backbone (``--fine-tune STEPS`` first trains it on that very split, as a user's backbone is),
+and prints AUC for bias-conflicting images and worst-group recall of every score, and of every
+partition of the default score. ``--resamplings N`` also draws N subsamples of nine tenths of each
+data set and counts in how many a bias is found. Results are kept in ``.cache/environments-bench`` and
+reused.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from invdiff_pl.cli import data_module
+from invdiff_pl.diffusion.draws import generator
+from invdiff_pl.environments.assignment import METHODS, assign
+from invdiff_pl.environments.evidence import weigh
+from invdiff_pl.environments.quality import auc, conflicting, worst_group_precision_recall
+from invdiff_pl.environments.scores import (
+    SCORES,
+    Losses,
+    attribute_scores,
+    by_group,
+    score,
+    standardise,
+)
+from invdiff_pl.files import read_json, write_json
+from invdiff_pl.tensors import read_tensors
+
+CACHE = Path(".cache/environments-bench")
+
+
+class Setting(NamedTuple):
+    """A data set at a strength of bias.
+
+    Attributes:
+        experiment: file in ``experiments/``.
+        name: of the strength.
+        render: flags of ``render``, where the pictures must be drawn for it.
+        flags: of the DataModule.
+        null: whether there is no bias.
+    """
+
+    experiment: str
+    name: str
+    render: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    null: bool = False
+
+
+SETTINGS = (
+    *(
+        Setting("waterbirds", str(c), (f"--correlation={c}",), null=c == 0.5)
+        for c in (0.5, 0.7, 0.9, 0.95, 0.99)
+    ),
+    *(
+        Setting("celeba", r, flags=(f"--data.ratio={r}",), null=r == "1:1:1:1")
+        for r in ("1:1:1:1", "1:2:2:1", "1:4:4:1", "1:8:8:1")
+    ),
+    *(
+        Setting("fairface", r, flags=(f"--data.ratio={r}",), null=r == "1:1:1:1:1:1:1:1")
+        for r in ("1:1:1:1:1:1:1:1", "3:2:1:1:1:1:2:3", "8:4:1:1:1:1:4:8")
+    ),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is not there yet and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
+    parser.add_argument("--experiments", nargs="+", default=["waterbirds", "celeba", "fairface"])
+    parser.add_argument("--strengths", nargs="+", help="names of strengths; all if not given")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--fine-tune", type=int, default=0, metavar="STEPS")
+    parser.add_argument("--images", type=int, default=4800, help="of each training split")
+    parser.add_argument("--own-draws", type=int, default=2, help="of 8, under the own prompt")
+    parser.add_argument("--resamplings", type=int, default=0)
+    options = parser.parse_args(arguments)
+    rows = []
+    for setting in SETTINGS:
+        if setting.experiment in options.experiments and (
+            options.strengths is None or setting.name in options.strengths
+        ):
+            for seed in options.seeds:
+                rows.append(measured(setting, seed, options))
+                print_tables(rows)
+
+
+def measured(setting: Setting, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The figures of a setting and seed, computed if they are not on disk."""
+    name = f"{setting.experiment}-{setting.name.replace(':', '_')}"
+    kind = f"{options.fine_tune}-{options.images}-{options.own_draws}-{options.resamplings}"
+    record = CACHE / f"{name}-seed{seed}-{kind}.json"
+    if record.is_file():
+        found: dict[str, Any] = read_json(record)
+        return found
+    run_dir = CACHE / name
+    flags = prepared(setting, run_dir, options)
+    output = CACHE / f"{name}-seed{seed}-{kind}"
+    stage = "--config=experiments/stages/environments.yaml"
+    predict = [*flags, stage, f"--seed_everything={seed}", f"--data.seed={seed}"]
+    predict += [f"--model.output={output}", f"--model.own_draws={options.own_draws}"]
+    run(["predict", *predict, "--trainer.callbacks=[]"])
+    data = data_module(flags)
+    prompts, attributes = data.labels("train")
+    assert attributes is not None
+    tensors = read_tensors(output / "environments.safetensors", "delete it")
+    losses = Losses(tensors["losses"], tensors["null_losses"])
+    figures = figures_of(losses, prompts, attributes, seed, options.resamplings)
+    result = {"experiment": setting.experiment, "strength": setting.name, "seed": seed}
+    write_json(record, result | {"null": setting.null} | figures)
+    return result | {"null": setting.null} | figures
+
+
+def prepared(setting: Setting, run_dir: Path, options: argparse.Namespace) -> list[str]:
+    """Draw the data set, fine-tune the backbone if asked for; the flags that name both."""
+    if not (run_dir / "data" / "images").is_dir():
+        words = ["--run-dir", str(run_dir), "--experiment", setting.experiment]
+        run(["render", *words, *setting.render])
+    files = [f"experiments/{setting.experiment}.yaml", "experiments/base.yaml"]
+    flags = [f"--config={file}" for file in [*files, "experiments/scales/mini.yaml"]]
+    flags += [f"--experiment.run_dir={run_dir}", *setting.flags]
+    if setting.flags:  # drawn by ratio
+        flags.append(f"--scale.train_size={options.images}")
+    if options.fine_tune:
+        asset = f"asset:{setting.experiment}"
+        pipeline = run_dir / f"backbone-{options.fine_tune}" / "pipeline"
+        if not pipeline.is_dir():
+            stage = ["--config=experiments/stages/backbone.yaml", f"--experiment.start={asset}"]
+            steps = f"--trainer.max_steps={options.fine_tune}"
+            output = f"--model.output={pipeline.parent}"
+            run(["fit", *flags, *stage, steps, output, "--model.learning_rate=0.0003"])
+        flags.append(f"--experiment.backbone={pipeline}")
+    return flags
+
+
+def run(words: Sequence[str]) -> None:
+    """One ``invdiff`` command, visibly."""
+    print("python -m invdiff_pl", *words, flush=True)
+    subprocess.run([sys.executable, "-m", "invdiff_pl", *words], check=True)
+
+
+def figures_of(
+    losses: Losses, prompts: Tensor, attributes: Tensor, seed: int, resamplings: int
+) -> dict[str, Any]:
+    """AUC and worst-group recall of every score and partition; verdicts on subsamples."""
+    positives = conflicting(prompts, attributes)
+    found, refined = attribute_scores(losses, prompts)
+    pursued = by_group(refined, prompts)
+    scores = {name: pursued if name == "prompt_pursuit" else score(losses, prompts, name)
+              for name in SCORES}  # fmt: skip
+
+    def told(values: Tensor, method: str = "exact") -> dict[str, Any]:
+        table = standardise(losses.null, prompts).flatten(1)
+        groups = assign(values, prompts, method=method, table=table, seed=seed).assignments
+        precision, recall = worst_group_precision_recall(groups, prompts, attributes)
+        return {"auc": auc(values, positives), "precision": precision, "recall": recall}
+
+    verdicts = []
+    for number in range(resamplings):
+        order = torch.randperm(len(prompts), generator=generator(seed, "resampling", number))
+        rows = order[: 9 * len(prompts) // 10]
+        part = Losses(losses.own[rows], losses.null[rows])
+        verdicts.append(weigh(*attribute_scores(part, prompts[rows]), prompts[rows]).bias_found)
+    return {
+        "evidence": weigh(found, refined, prompts).to_json(),
+        "scores": {name: told(values) for name, values in scores.items()},
+        "partitions": {method: told(pursued, method) for method in METHODS},
+        "bias_found": verdicts.count(True),
+        "resamplings": resamplings,
+    }
+
+
+def print_tables(rows: Sequence[dict[str, Any]]) -> None:
+    """Markdown: a row a data set, strength and seed; a column a score or partition."""
+    for part in ("scores", "partitions"):
+        names = list(rows[0][part])
+        print("\n| data set | strength | seed | bias found |", " | ".join(names), "|")
+        print("| --- " * (4 + len(names)) + "|")
+        for row in rows:
+            verdict = "yes" if row["evidence"]["bias_found"] else "no"
+            if row["resamplings"]:
+                verdict += f" ({row['bias_found']} of {row['resamplings']})"
+            cells = [row["experiment"], row["strength"], str(row["seed"]), verdict]
+            for name in names:
+                area, recall = row[part][name]["auc"], row[part][name]["recall"]
+                cells.append("" if row["null"] or area is None else f"{area:.3f} / {recall:.2f}")
+            print("|", " | ".join(cells), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()
