@@ -30,8 +30,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
             with atomic_path(Path(path)) as partial, partial.open("wb") as stream:
                 torch.save(checkpoint, stream)
         except RuntimeError as error:  # how torch tells of a full disk
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
+            if isinstance(cause := error.__context__, OSError):
+                raise OSError(cause.errno, cause.strerror, str(path)) from None
             raise OSError(f"checkpoint {path} cannot be written: {error}") from None
 
     def load_checkpoint(
