@@ -3,11 +3,11 @@
     python benchmarks/environments.py [--experiments …] [--seeds 0 1 2] [--resamplings 0]
 
 Draws each rendered data set at several strengths of bias, scores its training images with the
-shipped backbone (``--fine-tune STEPS`` first trains it on that very split, as a user's backbone is),
+shipped backbone (``--fine-tune STEPS`` first trains it on that very split, as a user has done),
 and prints AUC for bias-conflicting images and worst-group recall of every score, and of every
 partition of the default score. ``--resamplings N`` also draws N subsamples of nine tenths of each
-data set and counts in how many a bias is found. Results are kept in ``.cache/environments-bench`` and
-reused.
+data set and counts in how many a bias is found. Results are kept in ``.cache/environments-bench``
+and reused.
 """
 
 import argparse
