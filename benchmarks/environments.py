@@ -1,13 +1,14 @@
 """Which scores and partitions find the images that go against the bias, and how strong it must be.
 
     python benchmarks/environments.py [--experiments …] [--seeds 0 1 2] [--resamplings 0]
+    python benchmarks/environments.py --runs runs/waterbirds/mini runs/celeba/mini
 
 Draws each rendered data set at several strengths of bias, scores its training images with the
 shipped backbone (``--fine-tune STEPS`` first trains it on that very split, as a user has done),
 and prints AUC for bias-conflicting images and worst-group recall of every score, and of every
 partition of the default score. ``--resamplings N`` also draws N subsamples of nine tenths of each
 data set and counts in how many a bias is found. Results are kept in ``.cache/environments-bench``
-and reused.
+and reused. ``--runs`` takes the losses of finished runs instead.
 """
 
 import argparse
@@ -83,7 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=4800, help="of each training split")
     parser.add_argument("--own-draws", type=int, default=2, help="of 8, under the own prompt")
     parser.add_argument("--resamplings", type=int, default=0)
+    parser.add_argument("--runs", nargs="+", type=Path, help="finished runs, scored already")
     options = parser.parse_args(arguments)
+    if options.runs:
+        print_tables([of_run(run_dir, options.resamplings) for run_dir in options.runs])
+        return
     rows = []
     for setting in SETTINGS:
         if setting.experiment in options.experiments and (
@@ -118,6 +123,24 @@ def measured(setting: Setting, seed: int, options: argparse.Namespace) -> dict[s
     result = {"experiment": setting.experiment, "strength": setting.name, "seed": seed}
     write_json(record, result | {"null": setting.null} | figures)
     return result | {"null": setting.null} | figures
+
+
+def of_run(run_dir: Path, resamplings: int) -> dict[str, Any]:
+    """The figures of a finished run, from the losses that its environment stage left."""
+    config = read_json(run_dir / "environments" / "stage.json")["config"]
+    name, seed = config["experiment"]["name"], config["seed_everything"]
+    ratio = config["data"]["init_args"].get("ratio")
+    files = [f"experiments/{name}.yaml", "experiments/base.yaml", "experiments/scales/mini.yaml"]
+    flags = [f"--experiment.run_dir={run_dir}", f"--seed_everything={seed}"]
+    flags += [f"--data.ratio={ratio}"] if ratio else []
+    data = data_module([*(f"--config={file}" for file in files), *flags])
+    prompts, attributes = data.labels("train")
+    assert attributes is not None
+    tensors = read_tensors(run_dir / "environments" / "environments.safetensors", "rerun")
+    losses = Losses(tensors["losses"], tensors["null_losses"])
+    figures = figures_of(losses, prompts, attributes, seed, resamplings)
+    told = {"experiment": name, "strength": ratio or "as drawn", "seed": seed, "null": False}
+    return told | figures
 
 
 def prepared(setting: Setting, run_dir: Path, options: argparse.Namespace) -> list[str]:
