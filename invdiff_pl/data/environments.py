@@ -52,6 +52,8 @@ def read_environments(folder: Path, count: int, soft: bool = False) -> Environme
             memberships that are asked for.
     """
     file = folder / "environments.safetensors"
+    if not file.is_file():
+        raise InvDiffError(f"{file} is missing: run the environments stage first.")
     rerun = "rerun the environments stage on this data set"
     tensors = read_tensors(file, rerun, assignments=1)
     facts = folder / "environments.json"

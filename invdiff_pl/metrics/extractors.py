@@ -183,7 +183,9 @@ class Dinov2(FeatureExtractor):
     def __init__(self, weights: Path, input_size: int = 224) -> None:
         super().__init__()
         try:
-            self.network = Dinov2Model.from_pretrained(weights, local_files_only=True)
+            self.network = Dinov2Model.from_pretrained(
+                weights, local_files_only=True, use_safetensors=True
+            )
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InvDiffError(f"{weights} holds no DINOv2 model ({reason}).") from None

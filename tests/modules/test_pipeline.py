@@ -153,7 +153,9 @@ def test_training_changes_the_adapter_and_leaves_the_backbone_alone(
     birds, tiny_backbone, inferred, tmp_path
 ) -> None:
     before = digest_folder(tiny_backbone)
-    module = InvariantAdapter(str(tiny_backbone), str(tmp_path), learning_rate=0.01)
+    module = InvariantAdapter(
+        str(tiny_backbone), str(tmp_path), learning_rate=0.01, train_without_bias=True
+    )
     frozen = {
         name: parameter.clone()
         for name, parameter in module.pipeline.unet.named_parameters()
