@@ -109,7 +109,8 @@ def collect(
 def _environment_reason(metrics: dict[str, Any], environments: dict[str, Any]) -> str | None:
     reasons = []
     if environments.get("bias_found") is None:
-        reasons.append("whether there is a bias at all is not tested by this version")
+        evidence = environments.get("evidence") or {}
+        reasons.append(evidence.get("reason", "whether there is a bias at all was not tested"))
     if not is_scored(metrics):
         reasons.append(f"AUC and recall: {metrics['reason']}")
     return "; ".join(reasons) or None
