@@ -57,7 +57,8 @@ def report_blocks(report: dict[str, Any], pictures: dict[str, Sequence[str]]) ->
         *([Text(_small_print(report))] if scored else []),
         *_left_out(report),
         Text(
-            f"Hardware: {report['hardware']}. Revision {report['revision']}, {report['created']}."
+            f"Hardware: {report['hardware']}. Revision {report['revision']}, {report['created']}. "
+            f"`{report['replay']}` makes the run anew in another folder and compares."
         ),
     ]
 

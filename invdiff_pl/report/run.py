@@ -1,5 +1,6 @@
 """A run's report: ``report.json`` for scripts; Markdown, HTML and pictures for people."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def collect(
         "scale": sample_record["config"]["experiment"]["scale"],
         "seed": seed,
         **provenance(),
+        "replay": f"python -m invdiff_pl replay {shlex.quote(str(run_dir))}",
         **figures(metrics),
         "environments": {
             "groups": environments["groups"],
