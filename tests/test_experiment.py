@@ -8,8 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from invdiff_pl import run as runner
@@ -154,10 +156,16 @@ def test_on_two_processes_the_experiment_ends_at_the_same_environments_and_backb
     folder, _ = finished
     monkeypatch.chdir(folder)
     assert main([*_words(tiny_backbone, "two"), "--devices", "2"]) == 0
-    for part in ("environments/environments.safetensors", "samples/scale-0.00"):
-        one, two = folder / "run" / part, folder / "two" / part
-        digest = digest_folder if one.is_dir() else digest_file
-        assert digest(one) == digest(two)
+    part = "environments/environments.safetensors"
+    assert digest_file(folder / "run" / part) == digest_file(folder / "two" / part)
+    # Two processes compute with one thread each, one with all: sums in another order may round a
+    # pixel to the next level.
+    for file in sorted((folder / "run" / "samples" / "scale-0.00").glob("*.png")):
+        pixels = [
+            torch.from_numpy(np.array(Image.open(f))).int()
+            for f in (file, folder / "two" / "samples" / "scale-0.00" / file.name)
+        ]
+        assert (pixels[0] - pixels[1]).abs().max() <= 1
     weights = "adapter/adapter/pytorch_lora_weights.safetensors"
     ours, alone = load_file(folder / "two" / weights), load_file(folder / "run" / weights)
     for name, value in alone.items():
