@@ -1,4 +1,4 @@
-"""Cutting values in two: where, and how clearly they fall into two groups."""
+"""Means by prompt, and cutting values in two: where, and how clearly they fall into groups."""
 
 from typing import NamedTuple
 
@@ -7,6 +7,18 @@ from torch import Tensor
 
 # Share of its variance that the best cut of a normal distribution explains, 2 / pi.
 NORMAL_SHARE = 2 / torch.pi
+
+
+def prompt_means(values: Tensor, prompts: Tensor) -> Tensor:
+    """Means over the images of each prompt, ``[P, ...]``; 0 for a prompt without images.
+
+    Args:
+        values: ``[N, ...]``.
+        prompts: int64 ``[N]``.
+    """
+    counts = prompts.bincount().clamp(min=1)
+    sums = values.new_zeros((len(counts), *values.shape[1:])).index_add(0, prompts, values)
+    return sums / counts.reshape(-1, *[1] * (values.dim() - 1))
 
 
 class Cut(NamedTuple):

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
+
+from invdiff_pl.environments.cuts import prompt_means
 
 ITERATIONS = 100
 # Noise variance, of standardised scores, below which groups are as sharp as they need be.
@@ -53,21 +54,19 @@ def fit_mixture(
         equal_shares: let the groups have the same shares in all prompts, as if the attribute did
             not go along with them.
     """
-    of_prompt = one_hot(prompts).double()
-    counts = of_prompt.sum(0).clamp(min=1)
-    values = scores.double() - (of_prompt.T @ scores.double() / counts[:, None])[prompts]
+    values = scores.double() - prompt_means(scores.double(), prompts)[prompts]
     values = values / values.std(0).clamp(min=torch.finfo(torch.float64).tiny)
-    prompt_means = of_prompt.T @ values / counts[:, None]
+    centres = prompt_means(values, prompts)
     groups = start.shape[2]
     members = 0.9 * start.double() + 0.1 / groups
     means = torch.einsum("nc,ncg->cg", values, members) / members.sum(0)
     for _ in range(ITERATIONS):
-        own_shares = torch.einsum("np,ncg->pcg", of_prompt, members) / counts[:, None, None]
+        own_shares = prompt_means(members, prompts)
         shares = members.mean(0).expand_as(own_shares) if equal_shares else own_shares
         shares = shares.clamp(min=LEAST_SHARE)
         # Offsets and means depend on each other; a few turns bring them close enough.
         for _ in range(3):
-            offsets = prompt_means - (own_shares * means).sum(2)
+            offsets = centres - (own_shares * means).sum(2)
             shifted = values - offsets[prompts]
             means = torch.einsum("nc,ncg->cg", shifted, members) / members.sum(0)
         squares = (shifted[..., None] - means).square()

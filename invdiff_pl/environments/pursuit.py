@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.diffusion.draws import generator
-from invdiff_pl.environments.cuts import NORMAL_SHARE, two_means
+from invdiff_pl.environments.cuts import NORMAL_SHARE, prompt_means, two_means
 from invdiff_pl.environments.mixture import fit_mixture
 
 # Random directions to start from, by the power of the share that a cut explains beside the spread
@@ -124,7 +124,7 @@ def hidden_attribute(table: Tensor, prompts: Tensor, seed: int = 0) -> HiddenAtt
         found += told
         origins += [half] * len(told)
     best = max(range(len(found)), key=lambda number: found[number].evidence)
-    centred = values - _prompt_means(values, numbers)[numbers]
+    centred = values - prompt_means(values, numbers)[numbers]
     scores = centred @ torch.stack([direction.weights for direction in found], dim=1)
     likeness = torch.corrcoef(scores.T)[best].abs()
     other_half = torch.tensor([origin != origins[best] for origin in origins])
@@ -133,7 +133,7 @@ def hidden_attribute(table: Tensor, prompts: Tensor, seed: int = 0) -> HiddenAtt
     final = whitening @ _sharpen(centred @ whitening, start, numbers)
     projected = table.double() @ final
     return HiddenAttribute(
-        scores=(projected - _prompt_means(projected, prompts)[prompts])[:, 0],
+        scores=(projected - prompt_means(projected, prompts)[prompts])[:, 0],
         held_out=found[best],
         agreement=float(likeness[other_half].max()),
     )
@@ -152,7 +152,7 @@ def candidates(values: Tensor, prompts: Tensor, seed: int) -> Tensor | None:
         two prompts or readings that do not vary.
     """
     prompts = prompts.unique(return_inverse=True)[1]
-    values = values - _prompt_means(values, prompts)[prompts]
+    values = values - prompt_means(values, prompts)[prompts]
     whitening = _whitening(values)
     if int(prompts.max()) < 1 or whitening.shape[1] == 0:
         return None
@@ -174,7 +174,7 @@ def _told(values: Tensor, prompts: Tensor, weights: Tensor) -> list[Direction]:
     """The directions with their figures on these images."""
     prompts = prompts.unique(return_inverse=True)[1]
     scores = values @ weights
-    scores = scores - _prompt_means(scores, prompts)[prompts]
+    scores = scores - prompt_means(scores, prompts)[prompts]
     figures = (
         skew_spread(scores, prompts),
         _clarity(scores, prompts),
@@ -198,10 +198,8 @@ def skew_spread(scores: Tensor, prompts: Tensor) -> Tensor:
         ``tanh(score / deviation)``.
     """
     counts = prompts.bincount().double()
-    variances = _prompt_means(scores.square(), prompts)
-    leaning = _prompt_means(
-        torch.tanh(scores / variances.clamp(min=1e-12).sqrt()[prompts]), prompts
-    )
+    variances = prompt_means(scores.square(), prompts)
+    leaning = prompt_means(torch.tanh(scores / variances.clamp(min=1e-12).sqrt()[prompts]), prompts)
     weights = (counts / counts.sum())[:, None]
     mean = (weights * leaning).sum(0)
     return ((leaning - mean).square() * weights).sum(0).clamp(min=1e-16).sqrt()
@@ -215,13 +213,6 @@ def likelihood_ratios(scores: Tensor, prompts: Tensor) -> Tensor:
     own = fit_mixture(scores, prompts, start)
     equal = fit_mixture(scores, prompts, start, equal_shares=True)
     return 2 * (own.log_likelihood - equal.log_likelihood)
-
-
-def _prompt_means(values: Tensor, prompts: Tensor) -> Tensor:
-    """Means ``[P, C]`` of values ``[N, C]``."""
-    counts = prompts.bincount().clamp(min=1)[:, None]
-    sums = values.new_zeros((len(counts), values.shape[1])).index_add(0, prompts, values)
-    return sums / counts
 
 
 def _whitening(values: Tensor) -> Tensor:
@@ -269,7 +260,7 @@ def _sharpen(readings: Tensor, directions: Tensor, prompts: Tensor) -> Tensor:
     """
     for _ in range(SHARPENINGS):
         upper = _upper(readings @ directions, prompts).double()
-        directions = readings.T @ (upper - _prompt_means(upper, prompts)[prompts])
+        directions = readings.T @ (upper - prompt_means(upper, prompts)[prompts])
         directions = directions / directions.norm(dim=0).clamp(min=1e-12)
     return directions
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.diffusion.draws import generator
-from invdiff_pl.environments.cuts import NORMAL_SHARE, two_means, two_means_share
+from invdiff_pl.environments.cuts import NORMAL_SHARE, prompt_means, two_means, two_means_share
 from invdiff_pl.environments.partition import partition
 from invdiff_pl.environments.pursuit import HiddenAttribute, hidden_attribute
 from invdiff_pl.errors import InvDiffError
@@ -64,12 +64,10 @@ def standardise(losses: Tensor, prompts: Tensor) -> Tensor:
     counts = prompts.bincount().double().clamp(min=1)[:, None, None]
     share = counts / (counts + PRIOR_IMAGES)
 
-    def mean_by_prompt(table: Tensor) -> Tensor:
-        sums = table.new_zeros((len(counts), *table.shape[1:])).index_add_(0, prompts, table)
-        return sums / counts
-
-    residuals = values - mean_by_prompt(values)[prompts]
-    spread = share * mean_by_prompt(residuals.square()) + (1 - share) * residuals.square().mean(0)
+    residuals = values - prompt_means(values, prompts)[prompts]
+    spread = share * prompt_means(residuals.square(), prompts) + (
+        1 - share
+    ) * residuals.square().mean(0)
     deviation = spread.sqrt()[prompts]
     smallest = torch.finfo(torch.float64).tiny
     return torch.where(deviation > 1e-12, residuals / deviation.clamp(min=smallest), 0.0)
