@@ -2,9 +2,9 @@
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
-from safetensors.torch import load_file
 
 from invdiff_pl.data.base import BiasedDataModule
+from invdiff_pl.tensors import read_tensors
 
 
 class Dashboard(pl.Callback):
@@ -24,7 +24,8 @@ class Dashboard(pl.Callback):
         logger.experiment.add_custom_scalars(layout(data.attribute, invariant=invariant))
         if data.environments is None:
             return
-        found = load_file(data.environments / "environments.safetensors")
+        file = data.environments / "environments.safetensors"
+        found = read_tensors(file, "rerun the environments stage", scores=1, assignments=1)
         writer, scores, assignments = logger.experiment, found["scores"], found["assignments"]
         writer.add_histogram("environments/scores", scores, trainer.global_step)
         for number in assignments.unique().tolist():

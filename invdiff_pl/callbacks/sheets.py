@@ -8,13 +8,13 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.data.images import read_images
 from invdiff_pl.files import atomic_path
+from invdiff_pl.tensors import read_tensors
 
 _TILE = 64
 _LABEL_WIDTH = 150
@@ -46,7 +46,8 @@ class EnvironmentSheets(pl.Callback):
         if not trainer.is_global_zero:
             return
         data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        tensors = load_file(self.output / "environments.safetensors")
+        file = self.output / "environments.safetensors"
+        tensors = read_tensors(file, "rerun the environments stage", scores=1, assignments=1)
         scores, assignments = tensors["scores"], tensors["assignments"]
         rows = data.index.rows("train")
         prompt_ids = data.index.prompt_ids[rows]
