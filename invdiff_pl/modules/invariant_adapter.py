@@ -158,11 +158,9 @@ class InvariantAdapter(pl.LightningModule):
             reduce=self._add_up,
             world_size=self.trainer.world_size,
         )
-        present = batch["membership"].bool().any(0).tolist()
-        risks = zip(objective.risks, present, strict=True)
-        check_finite(
-            objective.loss, self, {str(n): risk for n, (risk, here) in enumerate(risks) if here}
-        )
+        # Absent environments have no risk; chosen without waiting for the device.
+        risks = torch.where(objective.masses > 0, objective.risks, 0.0)
+        check_finite(objective.loss, self, {str(n): risk for n, risk in enumerate(risks)})
         self._log(objective)
         self._latest = objective.risks, objective.masses
         return micro_batches * objective.loss  # Lightning divides by their number
