@@ -26,6 +26,8 @@ class Adapter(ABC):
     """
 
     kind: ClassVar[str]
+    # Whether scales beyond 1 mean more of the same.
+    rescalable: ClassVar[bool] = True
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         self.unet = unet
@@ -46,6 +48,10 @@ class Adapter(ABC):
     @abstractmethod
     def set_scale(self, scale: float) -> None:
         """Set the invariant scale s; 0 gives the frozen denoiser's prediction bit for bit."""
+
+    @abstractmethod
+    def rescale(self, factor: float) -> None:
+        """Change the weights so that scale 1 is what scale ``factor`` was, where that is linear."""
 
     @abstractmethod
     def enable_gradient_checkpointing(self) -> None:

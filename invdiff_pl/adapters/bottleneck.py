@@ -7,7 +7,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
 from invdiff_pl.adapters.base import register
-from invdiff_pl.adapters.branch import BranchAdapter, largest_width, zero
+from invdiff_pl.adapters.branch import BranchAdapter, largest_width, multiply, zero
 from invdiff_pl.errors import InvDiffError
 
 # The branch is a part of the UNet under this name, so that it moves to devices with it.
@@ -128,6 +128,10 @@ class BottleneckAdapter(BranchAdapter):
     def set_scale(self, scale: float) -> None:
         """Scale the change; at 0 it is not computed."""
         self.scale = scale
+
+    def rescale(self, factor: float) -> None:
+        """Multiply the last layer."""
+        multiply(self.branch.get_submodule("expand"), factor)
 
     def enable_gradient_checkpointing(self) -> None:
         """Of the whole UNet, through whose decoder the gradients run."""

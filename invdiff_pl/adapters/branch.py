@@ -136,6 +136,13 @@ class WholeBranchAdapter(BranchAdapter):
         pipeline.unet = self._denoiser
 
 
+@torch.no_grad()
+def multiply(layer: nn.Module, factor: float) -> None:
+    """Make a layer's output ``factor`` times as large."""
+    for parameter in layer.parameters():
+        parameter.mul_(factor)
+
+
 def zero(layer: nn.Module) -> None:
     """Make a layer's output zero, whatever comes in."""
     for parameter in layer.parameters():

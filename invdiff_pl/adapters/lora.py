@@ -106,6 +106,13 @@ class LoraAdapter(Adapter):
                 if scale != 0:
                     module.set_scale(NAME, scale)
 
+    @torch.no_grad()
+    def rescale(self, factor: float) -> None:
+        """Multiply the second of each pair of update matrices."""
+        for name, parameter in self.parameters().items():
+            if ".lora_B." in name:
+                parameter.mul_(factor)
+
     def enable_gradient_checkpointing(self) -> None:
         """Of the whole UNet, through which the updates' gradients run."""
         self.unet.enable_gradient_checkpointing()

@@ -10,6 +10,7 @@ from invdiff_pl.adapters.branch import (
     BranchedDenoiser,
     WholeBranchAdapter,
     largest_width,
+    multiply,
     zero,
 )
 from invdiff_pl.errors import InvDiffError
@@ -57,6 +58,10 @@ class SmallUNetAdapter(WholeBranchAdapter):
         self._place(branch)
         self._denoiser = BranchedDenoiser(unet, branch)
 
+    def rescale(self, factor: float) -> None:
+        """Multiply the last layer."""
+        multiply(self.branch.get_submodule("conv_out"), factor)
+
     def settings(self) -> dict[str, Any]:
         """Ratio and channels."""
         return {"ratio": self.ratio, "channels": list(self.channels)}
@@ -95,6 +100,7 @@ class UNetCopyAdapter(WholeBranchAdapter):
     """
 
     kind = "unet_copy"
+    rescalable = False
 
     def __init__(self, unet: UNet2DConditionModel, ratio: float = 0.5) -> None:
         super().__init__(unet)
@@ -107,6 +113,14 @@ class UNetCopyAdapter(WholeBranchAdapter):
         zero(branch.conv_out)
         self._place(branch)
         self._denoiser = BranchedDenoiser(unet, branch, weight=ratio, shrink=ratio)
+
+    def rescale(self, factor: float) -> None:
+        """Refuse: the blend is between the frozen model and the copy, not beyond it.
+
+        Raises:
+            InvDiffError: always.
+        """
+        raise InvDiffError("unet_copy blends two models: its scale has no meaning beyond 1.")
 
     def settings(self) -> dict[str, Any]:
         """Ratio of the blend."""

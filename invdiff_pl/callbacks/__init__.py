@@ -1,5 +1,6 @@
 """Lightning callbacks: evaluation, image grids, averaging, and what keeps a run from harm."""
 
+from invdiff_pl.callbacks.calibration import ScaleCalibration
 from invdiff_pl.callbacks.dashboard import Dashboard
 from invdiff_pl.callbacks.ema import ExponentialMovingAverage
 from invdiff_pl.callbacks.evaluation import SampleEvaluation
@@ -17,6 +18,7 @@ __all__ = [
     "HeldOutSelection",
     "SampleEvaluation",
     "SampleGrid",
+    "ScaleCalibration",
     "StopOnDivergence",
     "StopOnSigterm",
 ]

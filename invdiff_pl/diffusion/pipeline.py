@@ -172,6 +172,72 @@ def initial_latents(
     return latents, generators
 
 
+def _call(
+    pipeline: StableDiffusionPipeline,
+    embeddings: Tensor,
+    null_embedding: Tensor,
+    start: tuple[Tensor, list[torch.Generator]],
+    *,
+    steps: int,
+    guidance_scale: float,
+    output_type: str,
+) -> Tensor:
+    """What the stock pipeline call makes of starting noise, on its device."""
+    latents, generators = start
+    drawn: Tensor = pipeline(
+        prompt_embeds=embeddings,
+        negative_prompt_embeds=null_embedding.expand_as(embeddings),
+        latents=latents.to(embeddings.device, embeddings.dtype),
+        generator=generators,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        output_type=output_type,
+    ).images
+    return drawn
+
+
+@torch.no_grad()
+def sample_antithetic_latents(
+    pipeline: StableDiffusionPipeline,
+    embeddings: Tensor,
+    null_embedding: Tensor,
+    indices: Sequence[int],
+    *,
+    seed: int,
+    steps: int,
+    guidance_scale: float,
+) -> Tensor:
+    """Latents of samples, not decoded, in pairs of opposite starting noise.
+
+    Samples 2k and 2k + 1 start from the noise of index k and its negative: what the noise decides
+    comes out oppositely in many pairs, so that shares of samples vary less than those of
+    independent ones. For counting, not for figures.
+
+    Args:
+        pipeline: its ``unet`` may carry an adapter.
+        embeddings: text embeddings ``[B, L, D]``, one a sample.
+        null_embedding: of the empty prompt, ``[1, L, D]``.
+        indices: global sample indices.
+        seed: of the whole set of samples.
+        steps: denoising steps.
+        guidance_scale: 1 switches guidance off.
+
+    Returns:
+        ``[B, C, H, W]`` of about unit variance, on the pipeline's device.
+    """
+    latents, generators = initial_latents(pipeline, [index // 2 for index in indices], seed)
+    signs = torch.tensor([1.0 if index % 2 == 0 else -1.0 for index in indices])
+    return _call(
+        pipeline,
+        embeddings,
+        null_embedding,
+        (latents * signs[:, None, None, None], generators),
+        steps=steps,
+        guidance_scale=guidance_scale,
+        output_type="latent",
+    )
+
+
 @torch.no_grad()
 def sample_images(
     pipeline: StableDiffusionPipeline,
@@ -200,16 +266,15 @@ def sample_images(
     Raises:
         InvDiffError: if pixels are not finite.
     """
-    latents, generators = initial_latents(pipeline, indices, seed)
-    images = pipeline(
-        prompt_embeds=embeddings,
-        negative_prompt_embeds=null_embedding.expand_as(embeddings),
-        latents=latents.to(embeddings.device, embeddings.dtype),
-        generator=generators,
-        num_inference_steps=steps,
+    images = _call(
+        pipeline,
+        embeddings,
+        null_embedding,
+        initial_latents(pipeline, indices, seed),
+        steps=steps,
         guidance_scale=guidance_scale,
         output_type="pt",
-    ).images
+    )
     finite = images.isfinite().flatten(1).all(1).tolist()
     if not all(finite):
         first = list(indices)[finite.index(False)]
