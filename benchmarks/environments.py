@@ -26,11 +26,11 @@ from invdiff_pl.diffusion.draws import generator
 from invdiff_pl.environments.assignment import METHODS, assign
 from invdiff_pl.environments.evidence import weigh
 from invdiff_pl.environments.quality import auc, conflicting, worst_group_precision_recall
+from invdiff_pl.environments.refine import by_group
 from invdiff_pl.environments.scores import (
     SCORES,
     Losses,
     attribute_scores,
-    by_group,
     score,
     standardise,
 )

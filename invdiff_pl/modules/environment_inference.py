@@ -14,10 +14,10 @@ from invdiff_pl.environments.assignment import assign
 from invdiff_pl.environments.evidence import weigh
 from invdiff_pl.environments.partition import partition
 from invdiff_pl.environments.quality import environment_report
+from invdiff_pl.environments.refine import by_group
 from invdiff_pl.environments.scores import (
     Losses,
     attribute_scores,
-    by_group,
     contrast_table,
     score,
     split_half_rank_correlation,
@@ -168,7 +168,9 @@ class EnvironmentInference(pl.LightningModule):
             table=standardise(losses.null, prompts).flatten(1),
             seed=self.seed,
         )
-        soft = mixture_memberships(scores, prompts, result.assignments)
+        soft = result.memberships
+        if self.partition != "mixture":
+            soft = mixture_memberships(scores, prompts, result.assignments)
         folder = output_folder(self.output)
         tensors = {
             "assignments": result.assignments,
@@ -191,7 +193,9 @@ class EnvironmentInference(pl.LightningModule):
             "timesteps": self.grid.tolist(),
             "timestep_weights": weights.tolist(),
             "noise_draws": self.noise_draws,
-            "split_half_rank_correlation": split_half_rank_correlation(losses, prompts, self.score),
+            "split_half_rank_correlation": split_half_rank_correlation(
+                losses, prompts, self.score, refined if pursued and found is not None else None
+            ),
             "prompts": list(data.prompts),
             "quality": environment_report(
                 scores,

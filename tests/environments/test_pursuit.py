@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from invdiff_pl.environments.cuts import prompt_means, two_means
+from invdiff_pl.environments.directions import _log_share, skew_spread
 from invdiff_pl.environments.evidence import share_spread, weigh
-from invdiff_pl.environments.pursuit import hidden_attribute, skew_spread
+from invdiff_pl.environments.pursuit import hidden_attribute
 
 
 def _readings(shares: list[float], count: int = 1000, width: int = 10, seed: int = 0):
@@ -88,3 +90,26 @@ def test_skewness_spreads_only_where_shapes_differ() -> None:
     spread = skew_spread(scores, prompts)
     assert spread[0] < 0.02
     assert spread[1] > 0.1
+
+
+def test_the_share_explained_climbs_by_its_numerical_derivative() -> None:
+    source = torch.Generator().manual_seed(0)
+    prompts = torch.arange(600) % 3
+    readings = torch.randn(600, 4, generator=source, dtype=torch.float64)
+    readings += 2.0 * (torch.rand(600, 1, generator=source) < 0.3)
+    readings -= prompt_means(readings, prompts)[prompts]
+
+    def log_share(direction: torch.Tensor) -> torch.Tensor:
+        shares = [two_means(readings[prompts == p] @ direction).share.log() for p in range(3)]
+        return torch.stack(shares).mean()
+
+    direction = torch.randn(4, generator=source, dtype=torch.float64, requires_grad=True)
+    climbed = _log_share((readings @ direction)[:, None], prompts)
+    torch.testing.assert_close(climbed[0].detach(), log_share(direction.detach()))
+    climbed.sum().backward()
+    step = 1e-6 * torch.eye(4, dtype=torch.float64)
+    fixed = direction.detach()
+    numerical = [float(log_share(fixed + d) - log_share(fixed - d)) / 2e-6 for d in step]
+    torch.testing.assert_close(
+        direction.grad, torch.tensor(numerical).double(), rtol=1e-3, atol=1e-5
+    )
