@@ -59,17 +59,20 @@ class Direction:
         return self.skew_spread * self.clarity**2 * self.likelihood_ratio**0.5
 
 
-def candidates(values: Tensor, prompts: Tensor, seed: int) -> Tensor | None:
+def candidates(
+    values: Tensor, prompts: Tensor, seed: int, suggestions: Tensor | None = None
+) -> Tensor | None:
     """Directions along which prompts differ in shape, no two alike.
 
     Args:
         values: readings ``[N, D]``.
         prompts: int64 ``[N]``.
         seed: of the starting directions.
+        suggestions: other scores ``[N, S]``, whose groups are tried too, see :func:`suggested`.
 
     Returns:
-        weights float64 ``[D, C]`` of at most :data:`SHORTLIST` of them; ``None`` with fewer than
-        two prompts or readings that do not vary.
+        weights float64 ``[D, C]`` of at most :data:`SHORTLIST` of them, and those suggested;
+        ``None`` with fewer than two prompts or readings that do not vary.
     """
     prompts = prompts.unique(return_inverse=True)[1]
     values = values - prompt_means(values, prompts)[prompts]
@@ -86,8 +89,37 @@ def candidates(values: Tensor, prompts: Tensor, seed: int) -> Tensor | None:
     scores = readings @ directions
     clarity = _clarity(scores, prompts).clamp(min=0)
     order = (skew_spread(scores, prompts) * clarity.square()).argsort(descending=True)
-    kept = order[_distinct(scores[:, order])[:SHORTLIST]]
-    return whitening @ directions[:, kept]
+    kept = directions[:, order[_distinct(scores[:, order])[:SHORTLIST]]]
+    if suggestions is not None:
+        start = suggested(readings, prompts, suggestions)
+        kept = torch.cat([kept, sharpen(readings, start, prompts)], dim=1)
+    return whitening @ kept
+
+
+def suggested(readings: Tensor, prompts: Tensor, scores: Tensor) -> Tensor:
+    """Directions that tell the groups of other scores, whichever way those point in a prompt.
+
+    What is unusual for one prompt may be usual for another. So each prompt's groups have a
+    direction of their own, and these are turned to agree with their leading common axis.
+
+    Args:
+        readings: white ``[N, K]``.
+        prompts: int64 ``[N]``, without gaps.
+        scores: ``[N, S]``.
+
+    Returns:
+        float64 ``[K, S]``.
+    """
+    upper = upper_groups(scores, prompts).double()
+    centred = upper - prompt_means(upper, prompts)[prompts]
+    weights = (prompts.bincount() / len(prompts)).double()
+    columns = []
+    for column in centred.T:
+        # [P, K]: covariances of the readings with the groups, by prompt.
+        own = prompt_means(readings * column[:, None], prompts) * weights[:, None]
+        axis = torch.linalg.svd(own, full_matrices=False).Vh[0]
+        columns.append(torch.where(own @ axis < 0, -1.0, 1.0).double() @ own)
+    return torch.stack(columns, dim=1)
 
 
 def measured(values: Tensor, prompts: Tensor, weights: Tensor) -> list[Direction]:
@@ -207,9 +239,9 @@ def _clarity(scores: Tensor, prompts: Tensor) -> Tensor:
 
 def _distinct(scores: Tensor) -> Tensor:
     """Numbers of columns that correlate with no earlier kept one more than :data:`SAME`."""
-    correlation = torch.corrcoef(scores.T).abs() if scores.shape[1] > 1 else torch.ones(1, 1)
+    alike = (torch.corrcoef(scores.T).abs().reshape([scores.shape[1]] * 2) > SAME).tolist()
     kept: list[int] = []
     for column in range(scores.shape[1]):
-        if all(correlation[column, other] <= SAME for other in kept):
+        if not any(alike[column][other] for other in kept):
             kept.append(column)
     return torch.tensor(kept, dtype=torch.int64)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.diffusion.draws import generator
-from invdiff_pl.environments.cuts import prompt_means
+from invdiff_pl.environments.cuts import prompt_means, upper_groups
 from invdiff_pl.environments.directions import (
     Direction,
     candidates,
@@ -54,13 +54,17 @@ class HiddenAttribute:
     agreement: float
 
 
-def hidden_attribute(table: Tensor, prompts: Tensor, seed: int = 0) -> HiddenAttribute | None:
+def hidden_attribute(
+    table: Tensor, prompts: Tensor, seed: int = 0, suggestions: Tensor | None = None
+) -> HiddenAttribute | None:
     """The direction along which prompts differ most clearly in the shares of common groups.
 
     Args:
         table: readings ``[N, D]``.
         prompts: int64 ``[N]``.
         seed: of halves, starting directions and, beyond :data:`IMAGES`, the images used.
+        suggestions: other scores ``[N, S]``, of any sign in a prompt; the directions that tell
+            their groups apart are among the candidates.
 
     Returns:
         ``None`` where there is nothing to compare: one prompt, readings that do not vary, or
@@ -75,7 +79,8 @@ def hidden_attribute(table: Tensor, prompts: Tensor, seed: int = 0) -> HiddenAtt
     found: list[Direction] = []
     origins: list[int] = []
     for half, (fit, check) in enumerate((halves, halves[::-1])):
-        weights = candidates(values[fit], numbers[fit], seed)
+        hints = None if suggestions is None else suggestions[rows][fit]
+        weights = candidates(values[fit], numbers[fit], seed, hints)
         if weights is None:
             return None
         directions = measured(values[check], numbers[check], weights)
@@ -95,3 +100,26 @@ def hidden_attribute(table: Tensor, prompts: Tensor, seed: int = 0) -> HiddenAtt
         held_out=found[best],
         agreement=float(likeness[other_half].max()),
     )
+
+
+def blind_readings(table: Tensor, prompts: Tensor, scores: Tensor) -> Tensor:
+    """Readings that do not tell an attribute that is known: what else goes along with the prompts?
+
+    Uncorrelated combinations of the readings, orthogonal to the one that tells the groups of the
+    scores apart: in what is left the groups have the same means, pooled over prompts.
+
+    Args:
+        table: readings ``[N, D]``.
+        prompts: int64 ``[N]``.
+        scores: ``[N]``, turned alike in all prompts.
+
+    Returns:
+        float64 ``[N, K]``, of mean 0 in every prompt, K less than D.
+    """
+    values = table.double()
+    centred = values - prompt_means(values, prompts)[prompts]
+    white = centred @ whitening_of(centred)
+    upper = upper_groups(scores, prompts).double()
+    towards = white.T @ (upper - prompt_means(upper, prompts)[prompts])
+    others = torch.linalg.svd(towards[:, None], full_matrices=True).U[:, 1:]
+    return white @ others

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from invdiff_pl.diffusion.draws import generator
 from invdiff_pl.environments.cuts import NORMAL_SHARE, prompt_means, two_means_share, upper_groups
-from invdiff_pl.environments.pursuit import HiddenAttribute, hidden_attribute
+from invdiff_pl.environments.pursuit import HiddenAttribute, blind_readings, hidden_attribute
 from invdiff_pl.environments.refine import by_group, discriminant, refine
 from invdiff_pl.errors import InvDiffError
 
@@ -190,10 +190,36 @@ def attribute_scores(losses: Losses, prompts: Tensor) -> tuple[HiddenAttribute |
         what was found, and float64 ``[N]``: its scores, refined prompt by prompt with all losses;
         those of ``refined_contrast`` where there is nothing to compare between prompts.
     """
-    found = hidden_attribute(standardise(losses.null, prompts).flatten(1), prompts)
+    contrasts = torch.stack(
+        [_prompt_contrast(losses, prompts), _refined_contrast(losses, prompts)], dim=1
+    )
+    readings = standardise(losses.null, prompts).flatten(1)
+    found = hidden_attribute(readings, prompts, suggestions=contrasts)
     if found is None:
-        return None, _refined_contrast(losses, prompts)
-    return found, _refined(losses, found.scores, prompts)
+        return None, contrasts[:, 1]
+    return found, refine(_columns(losses, prompts), found.scores, prompts)
+
+
+def second_attribute_scores(
+    losses: Losses, prompts: Tensor, first: Tensor
+) -> tuple[HiddenAttribute | None, Tensor]:
+    """What else goes along with the prompts, where a first attribute is known.
+
+    Args:
+        losses: of N images.
+        prompts: int64 ``[N]``.
+        first: scores ``[N]`` of the first, turned alike in all prompts.
+
+    Returns:
+        as :func:`attribute_scores`; zeros where there is nothing to compare.
+    """
+    readings = blind_readings(standardise(losses.null, prompts).flatten(1), prompts, first)
+    found = hidden_attribute(readings, prompts)
+    if found is None:
+        return None, torch.zeros_like(first)
+    return found, refine(
+        blind_readings(_columns(losses, prompts), prompts, first), found.scores, prompts
+    )
 
 
 def _reference(losses: Losses, prompts: Tensor) -> Tensor:
