@@ -6,9 +6,10 @@
 Draws each rendered data set at several strengths of bias, scores its training images with the
 shipped backbone (``--fine-tune STEPS`` first trains it on that very split, as a user has done),
 and prints AUC for bias-conflicting images and worst-group recall of every score, and of every
-partition of the default score. ``--resamplings N`` also draws N subsamples of nine tenths of each
-data set and counts in how many a bias is found. Results are kept in ``.cache/environments-bench``
-and reused. ``--runs`` takes the losses of finished runs instead.
+partition of the default score. ``--resamplings N`` also draws N random halves of each data set's
+images and counts in how many a bias is found; halves overlap, so take as many images as the pool
+holds (``--images 8800`` of CelebA's faces at equal ratios). Results are kept in
+``.cache/environments-bench`` and reused. ``--runs`` takes the losses of finished runs instead.
 """
 
 import argparse
@@ -197,7 +198,7 @@ def figures_of(
     verdicts = []
     for number in range(resamplings):
         order = torch.randperm(len(prompts), generator=generator(seed, "resampling", number))
-        rows = order[: 9 * len(prompts) // 10]
+        rows = order[: len(prompts) // 2]
         part = Losses(losses.own[rows], losses.null[rows])
         verdicts.append(weigh(*attribute_scores(part, prompts[rows]), prompts[rows]).bias_found)
     return {
