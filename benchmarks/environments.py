@@ -6,9 +6,10 @@
 Draws each rendered data set at several strengths of bias, scores its training images with the
 shipped backbone (``--fine-tune STEPS`` first trains it on that very split, as a user has done),
 and prints AUC for bias-conflicting images and worst-group recall of every score, and of every
-partition of the default score. ``--resamplings N`` also draws N subsamples of nine tenths of each
-data set and counts in how many a bias is found. Results are kept in ``.cache/environments-bench``
-and reused. ``--runs`` takes the losses of finished runs instead.
+partition of the default score. ``--resamplings N`` also draws N random halves of each data set's
+images and counts in how many a bias is found; halves overlap, so take as many images as the pool
+holds (``--images 8800`` of CelebA's faces at equal ratios). Results are kept in
+``.cache/environments-bench`` and reused. ``--runs`` takes the losses of finished runs instead.
 """
 
 import argparse
@@ -26,11 +27,11 @@ from invdiff_pl.diffusion.draws import generator
 from invdiff_pl.environments.assignment import METHODS, assign
 from invdiff_pl.environments.evidence import weigh
 from invdiff_pl.environments.quality import auc, conflicting, worst_group_precision_recall
+from invdiff_pl.environments.refine import by_group
 from invdiff_pl.environments.scores import (
     SCORES,
     Losses,
     attribute_scores,
-    by_group,
     score,
     standardise,
 )
@@ -84,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=4800, help="of each training split")
     parser.add_argument("--own-draws", type=int, default=2, help="of 8, under the own prompt")
     parser.add_argument("--resamplings", type=int, default=0)
+    parser.add_argument("--precision", default="32-true", help="of forward passes and fine-tuning")
     parser.add_argument("--runs", nargs="+", type=Path, help="finished runs, scored already")
     options = parser.parse_args(arguments)
     if options.runs:
@@ -102,27 +104,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measured(setting: Setting, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """The figures of a setting and seed, computed if they are not on disk."""
     name = f"{setting.experiment}-{setting.name.replace(':', '_')}"
-    kind = f"{options.fine_tune}-{options.images}-{options.own_draws}-{options.resamplings}"
-    record = CACHE / f"{name}-seed{seed}-{kind}.json"
+    scored = f"{options.fine_tune}-{options.images}-{options.own_draws}-{options.precision}"
+    record = CACHE / f"{name}-seed{seed}-{scored}-{options.resamplings}.json"
     if record.is_file():
         found: dict[str, Any] = read_json(record)
         return found
-    run_dir = CACHE / name
-    flags = prepared(setting, run_dir, options)
-    output = CACHE / f"{name}-seed{seed}-{kind}"
-    stage = "--config=experiments/stages/environments.yaml"
-    predict = [*flags, stage, f"--seed_everything={seed}", f"--data.seed={seed}"]
-    predict += [f"--model.output={output}", f"--model.own_draws={options.own_draws}"]
-    run(["predict", *predict, "--trainer.callbacks=[]"])
-    data = data_module(flags)
-    prompts, attributes = data.labels("train")
+    flags = prepared(setting, CACHE / name, options)
+    losses = losses_of(flags, CACHE / f"{name}-seed{seed}-{scored}", seed, options)
+    prompts, attributes = data_module(flags).labels("train")
     assert attributes is not None
-    tensors = read_tensors(output / "environments.safetensors", "delete it")
-    losses = Losses(tensors["losses"], tensors["null_losses"])
     figures = figures_of(losses, prompts, attributes, seed, options.resamplings)
     result = {"experiment": setting.experiment, "strength": setting.name, "seed": seed}
     write_json(record, result | {"null": setting.null} | figures)
     return result | {"null": setting.null} | figures
+
+
+def losses_of(flags: list[str], output: Path, seed: int, options: argparse.Namespace) -> Losses:
+    """The losses of the training images, scored if they are not on disk."""
+    file = output / "environments.safetensors"
+    if not file.is_file():
+        stage = "--config=experiments/stages/environments.yaml"
+        predict = [*flags, stage, f"--seed_everything={seed}", f"--data.seed={seed}"]
+        predict += [f"--model.output={output}", f"--model.own_draws={options.own_draws}"]
+        precision = f"--trainer.precision={options.precision}"
+        run(["predict", *predict, precision, "--trainer.callbacks=[]"])
+    tensors = read_tensors(file, "delete it")
+    return Losses(tensors["losses"], tensors["null_losses"])
 
 
 def of_run(run_dir: Path, resamplings: int) -> dict[str, Any]:
@@ -160,7 +167,8 @@ def prepared(setting: Setting, run_dir: Path, options: argparse.Namespace) -> li
             stage = ["--config=experiments/stages/backbone.yaml", f"--experiment.start={asset}"]
             steps = f"--trainer.max_steps={options.fine_tune}"
             output = f"--model.output={pipeline.parent}"
-            run(["fit", *flags, *stage, steps, output, "--model.learning_rate=0.0003"])
+            precision = f"--trainer.precision={options.precision}"
+            run(["fit", *flags, *stage, steps, output, precision, "--model.learning_rate=0.0003"])
         flags.append(f"--experiment.backbone={pipeline}")
     return flags
 
@@ -190,7 +198,7 @@ def figures_of(
     verdicts = []
     for number in range(resamplings):
         order = torch.randperm(len(prompts), generator=generator(seed, "resampling", number))
-        rows = order[: 9 * len(prompts) // 10]
+        rows = order[: len(prompts) // 2]
         part = Losses(losses.own[rows], losses.null[rows])
         verdicts.append(weigh(*attribute_scores(part, prompts[rows]), prompts[rows]).bias_found)
     return {

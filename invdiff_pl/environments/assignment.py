@@ -79,3 +79,25 @@ def assign(
     memberships = torch.nn.functional.pad(memberships, (0, groups - memberships.shape[1]))
     spread = soft_spread(scores, prompts, memberships, objective)
     return Assignment(memberships, memberships.argmax(1), spread)
+
+
+def cross(first: Assignment, second: Assignment) -> Assignment:
+    """Environments of two attributes at once: each group of the one by each of the other.
+
+    Environment 0 is that of both attributes' groups 0; with two groups each, 1 is unusual in the
+    first attribute only, 2 in the second only, 3 in both.
+
+    Args:
+        first: of N images in G groups.
+        second: of the same images in H groups.
+
+    Returns:
+        G times H groups; the objective is the sum of both.
+    """
+    groups = first.memberships.shape[1]
+    pairs = second.memberships[:, :, None] * first.memberships[:, None, :]
+    return Assignment(
+        memberships=pairs.flatten(1),
+        assignments=first.assignments + groups * second.assignments,
+        objective=first.objective + second.objective,
+    )

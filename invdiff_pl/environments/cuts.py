@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,20 +48,40 @@ def two_means(values: Tensor) -> Cut:
     if count < 2:
         nothing = values.new_zeros(values.shape[1:], dtype=torch.float64)
         return Cut(nothing, nothing, nothing)
-    ordered = values.double().sort(dim=0).values
-    centred = ordered - ordered.mean(0)
-    below = centred.cumsum(0)[:-1]
-    sizes = torch.arange(1, count, dtype=torch.float64).reshape(-1, *[1] * (values.dim() - 1))
+    # numpy sorts rows an order of magnitude faster than torch sorts columns.
+    columns = values.double().reshape(count, -1).T
+    ordered = torch.from_numpy(np.sort(columns.numpy(), axis=1))
+    centred = ordered - ordered.mean(1, keepdim=True)
+    below = centred.cumsum(1)[:, :-1]
+    sizes = torch.arange(1, count, dtype=torch.float64)
     between = below.square() * count / (sizes * (count - sizes))
-    best, where = between.max(0)
-    total = centred.square().sum(0)
+    best, where = between.max(1)
+    total = centred.square().sum(1)
     share = best / total.clamp(min=torch.finfo(torch.float64).tiny)
-    edges = torch.stack([ordered.gather(0, (where + k)[None])[0] for k in (0, 1)])
-    return Cut(
+    edges = ordered.gather(1, torch.stack([where, where + 1], dim=1))
+    cut = Cut(
         share=torch.where(total > 1e-12, share, 0.0),
-        threshold=edges.mean(0),
+        threshold=edges.mean(1),
         upper=1 - (where + 1).double() / count,
     )
+    return Cut(*(column.reshape(values.shape[1:]) for column in cut))
+
+
+def upper_groups(values: Tensor, prompts: Tensor) -> Tensor:
+    """Which images lie above the best cut of their prompt's values, by column.
+
+    Args:
+        values: ``[N, ...]``.
+        prompts: int64 ``[N]``.
+
+    Returns:
+        bool, of the same shape.
+    """
+    upper = torch.zeros_like(values, dtype=torch.bool)
+    for prompt in prompts.unique().tolist():
+        rows = (prompts == prompt).nonzero().squeeze(1)
+        upper[rows] = values[rows] > two_means(values[rows]).threshold
+    return upper
 
 
 def two_means_share(values: Tensor) -> Tensor:

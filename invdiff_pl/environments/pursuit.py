@@ -21,61 +21,19 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.diffusion.draws import generator
-from invdiff_pl.environments.cuts import NORMAL_SHARE, prompt_means, two_means
-from invdiff_pl.environments.mixture import fit_mixture
+from invdiff_pl.environments.cuts import prompt_means, upper_groups
+from invdiff_pl.environments.directions import (
+    Direction,
+    candidates,
+    measured,
+    sharpen,
+    whitening_of,
+)
 
-# Random directions to start from, by the power of the share that a cut explains beside the spread
-# of skewness in what is climbed. Without it a minority of a few percent is found most surely, with
-# it groups of more even size.
-STARTS = {0.0: 64, 4.0: 160}
-# Steps of the climb, and the first of their lengths; they shrink to nothing.
-CLIMBS = 120
-FIRST_STEP = 0.1
 # Images that directions are sought among; more would not make them better, only slower.
 IMAGES = 20_000
-# Directions of less than this share of the largest standard deviation are noise.
-LEAST_DEVIATION = 1e-3
-SHARPENINGS = 4
-# Candidates that the other half of the images chooses from.
-SHORTLIST = 12
 # Images to each reading below which directions would only fit noise.
 LEAST_IMAGES = 4
-# Scores that correlate more than this are the same direction.
-SAME = 0.9
-# The share of images whose prompts may be less clear than the clarity told: in a prompt of few
-# images a minority of a few percent is too small to be cut off clearly.
-UNCLEAR_IMAGES = 0.3
-
-
-@dataclass(frozen=True)
-class Direction:
-    """A direction of the readings.
-
-    Attributes:
-        weights: float64 ``[D]``; the scores are ``(table - prompt means) @ weights``.
-        skew_spread: standard deviation over prompts of the mean of ``tanh`` of the standardised
-            scores; 0 where all prompts have the same shape.
-        clarity: share of variance that a cut in two explains, less that of a normal distribution,
-            in the less clear prompts; above 0 if there are groups.
-        likelihood_ratio: twice the gain in log-likelihood of a mixture in prompts' own
-            proportions over one in equal proportions.
-    """
-
-    weights: Tensor
-    skew_spread: float
-    clarity: float
-    likelihood_ratio: float
-
-    @property
-    def evidence(self) -> float:
-        """What directions are ranked by; 0 if one of the figures is not positive.
-
-        Clarity counts most, by its square: skewness differs also by what only one prompt's images
-        vary in. The likelihood ratio grows with the number of images, and counts by its root.
-        """
-        if min(self.skew_spread, self.clarity, self.likelihood_ratio) <= 0:
-            return 0.0
-        return self.skew_spread * self.clarity**2 * self.likelihood_ratio**0.5
 
 
 @dataclass(frozen=True)
@@ -96,13 +54,17 @@ class HiddenAttribute:
     agreement: float
 
 
-def hidden_attribute(table: Tensor, prompts: Tensor, seed: int = 0) -> HiddenAttribute | None:
+def hidden_attribute(
+    table: Tensor, prompts: Tensor, seed: int = 0, suggestions: Tensor | None = None
+) -> HiddenAttribute | None:
     """The direction along which prompts differ most clearly in the shares of common groups.
 
     Args:
         table: readings ``[N, D]``.
         prompts: int64 ``[N]``.
         seed: of halves, starting directions and, beyond :data:`IMAGES`, the images used.
+        suggestions: other scores ``[N, S]``, of any sign in a prompt; the directions that tell
+            their groups apart are among the candidates.
 
     Returns:
         ``None`` where there is nothing to compare: one prompt, readings that do not vary, or
@@ -117,20 +79,21 @@ def hidden_attribute(table: Tensor, prompts: Tensor, seed: int = 0) -> HiddenAtt
     found: list[Direction] = []
     origins: list[int] = []
     for half, (fit, check) in enumerate((halves, halves[::-1])):
-        weights = candidates(values[fit], numbers[fit], seed)
+        hints = None if suggestions is None else suggestions[rows][fit]
+        weights = candidates(values[fit], numbers[fit], seed, hints)
         if weights is None:
             return None
-        told = _told(values[check], numbers[check], weights)
-        found += told
-        origins += [half] * len(told)
+        directions = measured(values[check], numbers[check], weights)
+        found += directions
+        origins += [half] * len(directions)
     best = max(range(len(found)), key=lambda number: found[number].evidence)
     centred = values - prompt_means(values, numbers)[numbers]
     scores = centred @ torch.stack([direction.weights for direction in found], dim=1)
     likeness = torch.corrcoef(scores.T)[best].abs()
     other_half = torch.tensor([origin != origins[best] for origin in origins])
-    whitening = _whitening(centred)
+    whitening = whitening_of(centred)
     start = torch.linalg.lstsq(whitening, found[best].weights[:, None]).solution
-    final = whitening @ _sharpen(centred @ whitening, start, numbers)
+    final = whitening @ sharpen(centred @ whitening, start, numbers)
     projected = table.double() @ final
     return HiddenAttribute(
         scores=(projected - prompt_means(projected, prompts)[prompts])[:, 0],
@@ -139,158 +102,24 @@ def hidden_attribute(table: Tensor, prompts: Tensor, seed: int = 0) -> HiddenAtt
     )
 
 
-def candidates(values: Tensor, prompts: Tensor, seed: int) -> Tensor | None:
-    """Directions along which prompts differ in shape, no two alike.
+def blind_readings(table: Tensor, prompts: Tensor, scores: Tensor) -> Tensor:
+    """Readings that do not tell an attribute that is known: what else goes along with the prompts?
+
+    Uncorrelated combinations of the readings, orthogonal to the one that tells the groups of the
+    scores apart: in what is left the groups have the same means, pooled over prompts.
 
     Args:
-        values: readings ``[N, D]``.
+        table: readings ``[N, D]``.
         prompts: int64 ``[N]``.
-        seed: of the starting directions.
+        scores: ``[N]``, turned alike in all prompts.
 
     Returns:
-        weights float64 ``[D, C]`` of at most :data:`SHORTLIST` of them; ``None`` with fewer than
-        two prompts or readings that do not vary.
+        float64 ``[N, K]``, of mean 0 in every prompt, K less than D.
     """
-    prompts = prompts.unique(return_inverse=True)[1]
-    values = values - prompt_means(values, prompts)[prompts]
-    whitening = _whitening(values)
-    if int(prompts.max()) < 1 or whitening.shape[1] == 0:
-        return None
-    readings = values @ whitening
-    source = generator(seed, "directions")
-    climbed = []
-    for power, count in STARTS.items():
-        start = torch.randn(readings.shape[1], count, generator=source, dtype=torch.float64)
-        climbed.append(_climb(readings, prompts, start, power))
-    directions = _sharpen(readings, torch.cat(climbed, dim=1), prompts)
-    scores = readings @ directions
-    clarity = _clarity(scores, prompts).clamp(min=0)
-    order = (skew_spread(scores, prompts) * clarity.square()).argsort(descending=True)
-    kept = order[_distinct(scores[:, order])[:SHORTLIST]]
-    return whitening @ directions[:, kept]
-
-
-def _told(values: Tensor, prompts: Tensor, weights: Tensor) -> list[Direction]:
-    """The directions with their figures on these images."""
-    prompts = prompts.unique(return_inverse=True)[1]
-    scores = values @ weights
-    scores = scores - prompt_means(scores, prompts)[prompts]
-    figures = (
-        skew_spread(scores, prompts),
-        _clarity(scores, prompts),
-        likelihood_ratios(scores, prompts),
-    )
-    return [
-        Direction(column, *map(float, told))
-        for column, *told in zip(weights.T, *figures, strict=True)
-    ]
-
-
-def skew_spread(scores: Tensor, prompts: Tensor) -> Tensor:
-    """How differently the prompts' scores lean to one side, by column.
-
-    Args:
-        scores: ``[N, C]``, of mean 0 in every prompt.
-        prompts: int64 ``[N]``, without gaps.
-
-    Returns:
-        float64 ``[C]``: standard deviation over prompts, weighted by size, of the mean of
-        ``tanh(score / deviation)``.
-    """
-    counts = prompts.bincount().double()
-    variances = prompt_means(scores.square(), prompts)
-    leaning = prompt_means(torch.tanh(scores / variances.clamp(min=1e-12).sqrt()[prompts]), prompts)
-    weights = (counts / counts.sum())[:, None]
-    mean = (weights * leaning).sum(0)
-    return ((leaning - mean).square() * weights).sum(0).clamp(min=1e-16).sqrt()
-
-
-def likelihood_ratios(scores: Tensor, prompts: Tensor) -> Tensor:
-    """Twice the gain of prompts' own shares over equal ones in a mixture of two, ``[C]``."""
-    start = torch.zeros(*scores.shape, 2, dtype=torch.float64)
-    start[..., 1] = _upper(scores, prompts).double()
-    start[..., 0] = 1 - start[..., 1]
-    own = fit_mixture(scores, prompts, start)
-    equal = fit_mixture(scores, prompts, start, equal_shares=True)
-    return 2 * (own.log_likelihood - equal.log_likelihood)
-
-
-def _whitening(values: Tensor) -> Tensor:
-    """``[D, K]`` that turns centred values into uncorrelated readings of unit variance."""
-    variances, axes = torch.linalg.eigh(values.T @ values / len(values))
-    kept = variances > LEAST_DEVIATION**2 * variances.max().clamp(min=1e-12)
-    return axes[:, kept] / variances[kept].sqrt()
-
-
-def _climb(readings: Tensor, prompts: Tensor, start: Tensor, share_power: float) -> Tensor:
-    """Unit directions ``[K, C]`` of locally largest skewness spread times a power of the share."""
-    with torch.inference_mode(False), torch.enable_grad():
-        # Copies: tensors made under inference mode cannot be differentiated through. Single
-        # precision is enough for where to sharpen from.
-        readings, prompts = readings.float(), prompts.clone()
-        free = (start / start.norm(dim=0)).float().requires_grad_(True)
-        # Adam, whose steps in one column do not depend on the others.
-        optimizer = torch.optim.Adam([free], lr=FIRST_STEP)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, CLIMBS)
-        for _ in range(CLIMBS):
-            optimizer.zero_grad()
-            scores = readings @ (free / free.norm(dim=0))
-            climbed = skew_spread(scores, prompts).log()
-            if share_power > 0:
-                climbed = climbed + share_power * _log_share(scores, prompts)
-            (-climbed.sum()).backward()
-            optimizer.step()
-            schedule.step()
-    return (free / free.norm(dim=0)).detach().double()
-
-
-def _log_share(scores: Tensor, prompts: Tensor) -> Tensor:
-    """Logarithm of the share that the best cut explains, averaged over images, ``[C]``."""
-    total = scores.new_zeros(scores.shape[1])
-    for prompt, count in enumerate(prompts.bincount().tolist()):
-        share = two_means(scores[prompts == prompt]).share
-        total = total + count / len(scores) * share.clamp(min=1e-6).log()
-    return total
-
-
-def _sharpen(readings: Tensor, directions: Tensor, prompts: Tensor) -> Tensor:
-    """Cut each prompt's scores in two and take the pooled discriminant of the parts, in turn.
-
-    The readings are white, so Fisher's discriminant is their covariance with the parts.
-    """
-    for _ in range(SHARPENINGS):
-        upper = _upper(readings @ directions, prompts).double()
-        directions = readings.T @ (upper - prompt_means(upper, prompts)[prompts])
-        directions = directions / directions.norm(dim=0).clamp(min=1e-12)
-    return directions
-
-
-def _upper(scores: Tensor, prompts: Tensor) -> Tensor:
-    """Which images lie above the best cut of their prompt's scores, bool ``[N, C]``."""
-    upper = torch.zeros_like(scores, dtype=torch.bool)
-    for prompt in prompts.unique().tolist():
-        rows = prompts == prompt
-        upper[rows] = scores[rows] > two_means(scores[rows]).threshold
-    return upper
-
-
-def _clarity(scores: Tensor, prompts: Tensor) -> Tensor:
-    """Two-means share less a normal distribution's, in the less clear prompts, ``[C]``."""
-    shares = torch.stack(
-        [two_means(scores[prompts == prompt]).share for prompt in prompts.unique().tolist()]
-    )
-    ordered, order = shares.sort(dim=0)
-    sizes = prompts.bincount().double() / len(prompts)
-    reached = sizes[order].cumsum(0) >= UNCLEAR_IMAGES
-    first = reached.int().argmax(0)
-    return ordered.gather(0, first[None])[0] - NORMAL_SHARE
-
-
-def _distinct(scores: Tensor) -> Tensor:
-    """Numbers of columns that correlate with no earlier kept one more than :data:`SAME`."""
-    correlation = torch.corrcoef(scores.T).abs() if scores.shape[1] > 1 else torch.ones(1, 1)
-    kept: list[int] = []
-    for column in range(scores.shape[1]):
-        if all(correlation[column, other] <= SAME for other in kept):
-            kept.append(column)
-    return torch.tensor(kept, dtype=torch.int64)
+    values = table.double()
+    centred = values - prompt_means(values, prompts)[prompts]
+    white = centred @ whitening_of(centred)
+    upper = upper_groups(scores, prompts).double()
+    towards = white.T @ (upper - prompt_means(upper, prompts)[prompts])
+    others = torch.linalg.svd(towards[:, None], full_matrices=True).U[:, 1:]
+    return white @ others

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.diffusion.draws import generator
-from invdiff_pl.environments.cuts import NORMAL_SHARE, prompt_means, two_means, two_means_share
-from invdiff_pl.environments.partition import partition
-from invdiff_pl.environments.pursuit import HiddenAttribute, hidden_attribute
+from invdiff_pl.environments.cuts import NORMAL_SHARE, prompt_means, two_means_share, upper_groups
+from invdiff_pl.environments.pursuit import HiddenAttribute, blind_readings, hidden_attribute
+from invdiff_pl.environments.refine import by_group, discriminant, refine
 from invdiff_pl.errors import InvDiffError
 
 
@@ -40,11 +40,8 @@ class Losses:
 
 # A prompt's own variance counts as if this many pooled images were added.
 PRIOR_IMAGES = 10.0
-# Rounds of cutting and projecting, and the ridge against unit variance, of refined_contrast.
-REFINEMENTS = 4
-RIDGE = 0.1
-# What a projection must explain by one cut to be trusted; normal values reach 0.64.
-CLEAR_SHARE = 0.68
+# Of a discriminant pooled over prompts, against readings' unit variance.
+SMALL_RIDGE = 1e-3
 
 
 def standardise(losses: Tensor, prompts: Tensor) -> Tensor:
@@ -172,12 +169,14 @@ def _refined_contrast(losses: Losses, prompts: Tensor) -> Tensor:
 
 
 def _refined(losses: Losses, scores: Tensor, prompts: Tensor) -> Tensor:
-    """Cut the scores in two and take the :func:`discriminant` of the two parts, in turn."""
+    """The scores, refined by all losses."""
+    return refine(_columns(losses, prompts), scores, prompts)
+
+
+def _columns(losses: Losses, prompts: Tensor) -> Tensor:
+    """All losses, standardised, ``[N, D]``."""
     columns = [standardise(part, prompts).flatten(1) for part in (losses.own, losses.null)]
-    table = torch.cat(columns, dim=1)
-    for _ in range(REFINEMENTS):
-        scores = discriminant(table, scores, prompts, partition(scores, prompts).assignments)
-    return scores
+    return torch.cat(columns, dim=1)
 
 
 def _prompt_pursuit(losses: Losses, prompts: Tensor) -> Tensor:
@@ -191,66 +190,36 @@ def attribute_scores(losses: Losses, prompts: Tensor) -> tuple[HiddenAttribute |
         what was found, and float64 ``[N]``: its scores, refined prompt by prompt with all losses;
         those of ``refined_contrast`` where there is nothing to compare between prompts.
     """
-    found = hidden_attribute(standardise(losses.null, prompts).flatten(1), prompts)
+    contrasts = torch.stack(
+        [_prompt_contrast(losses, prompts), _refined_contrast(losses, prompts)], dim=1
+    )
+    readings = standardise(losses.null, prompts).flatten(1)
+    found = hidden_attribute(readings, prompts, suggestions=contrasts)
     if found is None:
-        return None, _refined_contrast(losses, prompts)
-    return found, _refined(losses, found.scores, prompts)
+        return None, contrasts[:, 1]
+    return found, refine(_columns(losses, prompts), found.scores, prompts)
 
 
-def by_group(scores: Tensor, prompts: Tensor) -> Tensor:
-    """Scores shifted, scaled and turned so that all prompts can be compared.
-
-    Returns:
-        float64 ``[N]``: of each prompt's two groups (by the best cut) the larger has mean 0, the
-        smaller mean 1. 0 where a prompt's scores do not vary.
-    """
-    turned = torch.zeros_like(scores, dtype=torch.float64)
-    for prompt in prompts.unique().tolist():
-        rows = prompts == prompt
-        values = scores[rows].double()
-        cut = two_means(values)
-        if cut.share == 0:
-            continue
-        above = values > cut.threshold
-        large, small = values[~above].mean(), values[above].mean()
-        if cut.upper > 0.5:
-            large, small = small, large
-        turned[rows] = (values - large) / (small - large)
-    return turned
-
-
-def discriminant(table: Tensor, scores: Tensor, prompts: Tensor, assignments: Tensor) -> Tensor:
-    """Project each prompt's images on the direction that tells its two environments apart best.
-
-    Fisher's linear discriminant with a ridge, standardised within the prompt. A prompt keeps its
-    scores if it has too few images for a covariance, or if the projection does not fall into two
-    groups more clearly than they do and than a normal distribution does: a cut through the middle
-    of one group must not be made the ground of the next.
+def second_attribute_scores(
+    losses: Losses, prompts: Tensor, first: Tensor
+) -> tuple[HiddenAttribute | None, Tensor]:
+    """What else goes along with the prompts, where a first attribute is known.
 
     Args:
-        table: float64 ``[N, D]``, of about unit variance.
-        scores: float64 ``[N]``.
+        losses: of N images.
         prompts: int64 ``[N]``.
-        assignments: int64 ``[N]``, 0 or 1.
+        first: scores ``[N]`` of the first, turned alike in all prompts.
 
     Returns:
-        float64 ``[N]``; environment 1 lies above environment 0.
+        as :func:`attribute_scores`; zeros where there is nothing to compare.
     """
-    refined = scores.clone()
-    width = table.shape[1]
-    for prompt in prompts.unique().tolist():
-        rows = (prompts == prompt).nonzero().squeeze(1)
-        values, upper = table[rows], assignments[rows] == 1
-        if len(rows) < 5 * width or upper.sum() < 2 or (~upper).sum() < 2:
-            continue
-        means = values[~upper].mean(0), values[upper].mean(0)
-        residuals = values - torch.where(upper[:, None], means[1], means[0])
-        covariance = residuals.T @ residuals / len(rows)
-        ridge = RIDGE * torch.eye(width, dtype=table.dtype)
-        projected = values @ torch.linalg.solve(covariance + ridge, means[1] - means[0])
-        if two_means_share(projected) > max(CLEAR_SHARE, float(two_means_share(scores[rows]))):
-            refined[rows] = (projected - projected.mean()) / projected.std()
-    return refined
+    readings = blind_readings(standardise(losses.null, prompts).flatten(1), prompts, first)
+    found = hidden_attribute(readings, prompts)
+    if found is None:
+        return None, torch.zeros_like(first)
+    return found, refine(
+        blind_readings(_columns(losses, prompts), prompts, first), found.scores, prompts
+    )
 
 
 def _reference(losses: Losses, prompts: Tensor) -> Tensor:
@@ -298,10 +267,51 @@ def score(losses: Losses, prompts: Tensor, name: str) -> Tensor:
     return SCORES[name](losses, prompts)
 
 
-def split_half_rank_correlation(losses: Losses, prompts: Tensor, name: str) -> float | None:
-    """Spearman correlation of the scores from two halves of the noises; ``None`` with one noise."""
+def retold(losses: Losses, prompts: Tensor, scores: Tensor) -> Tensor:
+    """The scores as fewer losses tell them, given the groups that they fall into.
+
+    The groups' discriminant, pooled over prompts, and refined by all of these losses.
+
+    Args:
+        losses: of N images, under some of the noises.
+        prompts: int64 ``[N]``.
+        scores: ``[N]``, turned alike in all prompts.
+
+    Returns:
+        float64 ``[N]``, comparable between prompts.
+    """
+    readings = standardise(losses.null, prompts).flatten(1)
+    groups = upper_groups(scores, prompts)
+    upper = groups.double()
+    covariance = readings.T @ readings / len(readings)
+    covariance.diagonal().add_(SMALL_RIDGE)
+    towards = readings.T @ (upper - prompt_means(upper, prompts)[prompts])
+    pooled = readings @ torch.linalg.solve(covariance, towards)
+    return by_group(
+        discriminant(_columns(losses, prompts), pooled, prompts, groups.long()), prompts
+    )
+
+
+def split_half_rank_correlation(
+    losses: Losses, prompts: Tensor, name: str, pursued: Tensor | None = None
+) -> float | None:
+    """Spearman correlation of the scores from two halves of the noises.
+
+    Args:
+        losses: of N images.
+        prompts: int64 ``[N]``.
+        name: of the score.
+        pursued: those of :func:`attribute_scores`, if that is the name and they are known. Then
+            nothing is pursued again, see :func:`retold`.
+
+    Returns:
+        ``None`` with one noise.
+    """
     if losses.null.shape[2] < 2:
         return None
-    halves = [score(losses.half(first), prompts, name) for first in (0, 1)]
+    if pursued is None:
+        halves = [score(losses.half(first), prompts, name) for first in (0, 1)]
+    else:
+        halves = [retold(losses.half(first), prompts, pursued) for first in (0, 1)]
     ranks = torch.stack([half.argsort().argsort().double() for half in halves])
     return float(torch.corrcoef(ranks)[0, 1])

@@ -10,29 +10,14 @@ from invdiff_pl.data.datasets import LatentBatch
 from invdiff_pl.diffusion.draws import generator, stratified_timesteps
 from invdiff_pl.diffusion.noising import ForwardProcess, sample_losses, sample_posterior
 from invdiff_pl.diffusion.pipeline import load_pipeline
-from invdiff_pl.environments.assignment import assign
-from invdiff_pl.environments.evidence import weigh
-from invdiff_pl.environments.partition import partition
+from invdiff_pl.environments.inference import Settings, infer
 from invdiff_pl.environments.quality import environment_report
-from invdiff_pl.environments.scores import (
-    Losses,
-    attribute_scores,
-    by_group,
-    contrast_table,
-    score,
-    split_half_rank_correlation,
-    standardise,
-    timestep_weights,
-)
-from invdiff_pl.environments.soft import choose_groups, mixture_memberships
+from invdiff_pl.environments.scores import Losses, contrast_table, timestep_weights
 from invdiff_pl.environments.table import LossTable
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import write_json
 from invdiff_pl.modules.common import data_module, output_folder
 from invdiff_pl.tensors import write_tensors
-
-# The largest number of environments that is tried where it is to be chosen.
-MOST_GROUPS = 4
 
 
 class EnvironmentInference(pl.LightningModule):
@@ -55,7 +40,9 @@ class EnvironmentInference(pl.LightningModule):
         own_draws: how many of them are met under the image's own prompt, too.
         score: name of the score, see ``invdiff_pl.environments.scores``.
         groups: G, number of environments; ``None`` chooses from 2 to 4 by how well mixtures of as
-            many groups tell the scores.
+            many groups tell the scores. With ``None`` or 4, ``prompt_pursuit`` looks for a second
+            attribute beside the first; where the evidence for it stands the same test, the
+            environments are the four pairs of both attributes' groups.
         partition: how environments are made of scores, see ``invdiff_pl.environments.assignment``.
         objective: spread that the partition maximises, see ``invdiff_pl.environments.partition``.
         minimum_share: least share of a prompt's images in an environment.
@@ -83,11 +70,7 @@ class EnvironmentInference(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.output = output
-        self.score = score
-        self.groups = groups
-        self.partition = partition
-        self.objective = objective
-        self.minimum_share = minimum_share
+        self.settings = Settings(score, groups, partition, objective, minimum_share, seed)
         self.seed = seed
         pipeline = load_pipeline(backbone)
         self.unet = pipeline.unet
@@ -153,27 +136,15 @@ class EnvironmentInference(pl.LightningModule):
         own, null = table.unbind(1)
         losses = Losses(own[..., : self.own_draws], null)
         prompts, attributes = data.labels("train")
-        found, refined = attribute_scores(losses, prompts)
-        evidence = weigh(found, refined, prompts)
-        pursued = self.score == "prompt_pursuit"
-        scores = by_group(refined, prompts) if pursued else score(losses, prompts, self.score)
-        groups, criteria = self._groups(scores, prompts)
-        result = assign(
-            scores,
-            prompts,
-            groups,
-            method=self.partition,
-            minimum_share=self.minimum_share,
-            objective=self.objective,
-            table=standardise(losses.null, prompts).flatten(1),
-            seed=self.seed,
-        )
-        soft = mixture_memberships(scores, prompts, result.assignments)
+        inferred = infer(losses, prompts, self.settings)
+        result, evidence, second = inferred.result, inferred.evidence, inferred.second
         folder = output_folder(self.output)
         tensors = {
             "assignments": result.assignments,
-            "memberships": soft if self.partition == "exact" else result.memberships,
-            "scores": scores,
+            "memberships": inferred.soft
+            if self.settings.partition == "exact"
+            else result.memberships,
+            "scores": inferred.scores,
             "losses": losses.own,
             "null_losses": losses.null,
         }
@@ -181,41 +152,30 @@ class EnvironmentInference(pl.LightningModule):
         weights = timestep_weights(contrast_table(losses, prompts), prompts)
         report: dict[str, Any] = {
             "images": self.count,
-            "groups": groups,
-            "groups_criteria": criteria,
+            "groups": inferred.groups,
+            "groups_criteria": inferred.criteria,
             "bias_found": evidence.bias_found,
             "evidence": evidence.to_json(),
-            "score": self.score,
-            "partition": self.partition,
-            "objective": {"name": self.objective, "value": result.objective},
+            "second_attribute": None if second is None else second.to_json(),
+            "score": self.settings.score,
+            "partition": self.settings.partition,
+            "objective": {"name": self.settings.objective, "value": result.objective},
             "timesteps": self.grid.tolist(),
             "timestep_weights": weights.tolist(),
             "noise_draws": self.noise_draws,
-            "split_half_rank_correlation": split_half_rank_correlation(losses, prompts, self.score),
+            "split_half_rank_correlation": inferred.split_half,
             "prompts": list(data.prompts),
             "quality": environment_report(
-                scores,
+                inferred.scores,
                 result.assignments,
                 prompts,
                 attributes,
                 losses.own.mean((1, 2)),
-                memberships=soft,
+                memberships=inferred.soft,
             ),
         }
         write_json(folder / "environments.json", report)
         print(summary(report))
-
-    def _groups(self, scores: Tensor, prompts: Tensor) -> tuple[int, dict[int, float] | None]:
-        """The number of environments and, if it is chosen here, the criterion of each number."""
-        if self.groups is not None:
-            return self.groups, None
-        partitions = {
-            groups: partition(
-                scores, prompts, groups, min(self.minimum_share, 1 / groups)
-            ).assignments
-            for groups in range(2, MOST_GROUPS + 1)
-        }
-        return choose_groups(scores, prompts, partitions)
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -223,6 +183,8 @@ def summary(report: dict[str, Any]) -> str:
     found, evidence = report["bias_found"], report["evidence"]
     verdict = {True: "bias found", False: "no bias found", None: "bias not tested"}[found]
     lines = [f"{verdict}: {evidence['reason']}"]
+    if report["second_attribute"] is not None:
+        lines.append(f"a second attribute beside it: {report['second_attribute']['reason']}")
     for prompt, entry in zip(report["prompts"], report["quality"]["per_prompt"], strict=True):
         sizes = " + ".join(map(str, entry["sizes"]))
         sure = f", confidence {entry['confidence']:.2f}" if "confidence" in entry else ""

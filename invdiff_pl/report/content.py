@@ -216,6 +216,10 @@ def _environments(environments: dict[str, Any]) -> Table:
     if environments.get("bias_found") is not None:
         verdict = "yes" if environments["bias_found"] else "no"
         rows.append(["bias found", f"{verdict}: {environments['evidence']['reason']}"])
+    if environments.get("second_attribute") is not None:
+        second = environments["second_attribute"]
+        verdict = "yes" if second["bias_found"] else "no"
+        rows.append(["a second bias beside it", f"{verdict}: {second['reason']}"])
     if agreement is not None:
         rows.append(["rank correlation of scores between noise draws", f"{agreement:.3f}"])
     if auc is not None:

@@ -92,6 +92,7 @@ def collect(
             "worst_group_recall": quality.get("worst_group_recall"),
             "bias_found": environments.get("bias_found"),
             "evidence": environments.get("evidence"),
+            "second_attribute": environments.get("second_attribute"),
             "prompts": environments["prompts"],
             "reason": _environment_reason(metrics, environments),
             "quality": quality,

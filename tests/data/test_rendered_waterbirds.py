@@ -1,6 +1,7 @@
 import csv
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -172,3 +173,40 @@ def test_the_border_tells_the_place_and_not_the_bird() -> None:
 def test_a_setting_out_of_range_is_named(setting: str, value: float) -> None:
     with pytest.raises(InvDiffError, match=f"^--{setting}={value}"):
         RenderedWaterbirds(**{setting: value})  # type: ignore[arg-type]
+
+
+TINTED = RenderedWaterbirds(fraction=0.1, tint_correlation=0.8)
+
+
+def test_a_tint_goes_along_with_the_kind_in_the_same_share_on_each_background() -> None:
+    pictures = plan_pictures(TINTED)
+    for split, share in ((0, 0.8), (1, 0.5), (2, 0.5)):
+        for species in range(len(SPECIES)):
+            for place in (0, 1):
+                tints = [
+                    p.tint == p.kind
+                    for p in pictures
+                    if (p.split, p.species, p.place) == (split, species, place)
+                ]
+                assert abs(sum(tints) - share * len(tints)) <= 0.5
+
+
+def test_a_tint_changes_red_and_blue_and_nothing_else() -> None:
+    plain = plan_pictures(RenderedWaterbirds(fraction=0.1))[::40]
+    for before, after in zip(plain, plan_pictures(TINTED)[::40], strict=True):
+        assert before == replace(after, tint=None)
+        first, second = (
+            np.asarray(draw_picture(picture, TINTED), dtype=int) for picture in (before, after)
+        )
+        assert (first[..., 1] == second[..., 1]).all()
+        change = (second - first).mean((0, 1))
+        assert (change[0] > 0 > change[2]) if after.tint == 0 else (change[0] < 0 < change[2])
+
+
+def test_the_column_of_tints_is_there_only_with_tints(folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    render_waterbirds(root, replace(SMALL, tint_correlation=0.9), progress=False)
+    assert list(rows_of(root)[0]) == [*HEADER, "tint"]
+    assert list(rows_of(folder)[0]) == HEADER
+    with pytest.raises(InvDiffError, match="--tint_correlation=2"):
+        RenderedWaterbirds(tint_correlation=2.0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from invdiff_pl.environments.assignment import METHODS, assign
+from invdiff_pl.environments.assignment import METHODS, Assignment, assign, cross
 from invdiff_pl.environments.partition import group_spread, soft_spread
 from invdiff_pl.errors import InvDiffError
 
@@ -73,3 +73,13 @@ def test_unknown_methods_and_a_missing_table_are_refused() -> None:
         assign(scores, prompts, method="kmeans")
     with pytest.raises(InvDiffError, match="partition=vector"):
         assign(scores, prompts, method="vector")
+
+
+def test_crossing_numbers_the_pairs_and_multiplies_the_memberships() -> None:
+    first = Assignment(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 1]), 1.0)
+    second = Assignment(torch.tensor([[0.3, 0.7], [0.6, 0.4]]), torch.tensor([1, 0]), 2.0)
+    both = cross(first, second)
+    assert both.assignments.tolist() == [2, 1]
+    assert (both.memberships.argmax(1) == both.assignments).all()
+    expected = torch.tensor([[0.27, 0.03, 0.63, 0.07], [0.12, 0.48, 0.08, 0.32]])
+    torch.testing.assert_close(both.memberships, expected)

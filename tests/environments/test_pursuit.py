@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from invdiff_pl.environments.cuts import prompt_means, two_means, upper_groups
+from invdiff_pl.environments.directions import _log_share, skew_spread, suggested
 from invdiff_pl.environments.evidence import share_spread, weigh
-from invdiff_pl.environments.pursuit import hidden_attribute, skew_spread
+from invdiff_pl.environments.pursuit import blind_readings, hidden_attribute
 
 
 def _readings(shares: list[float], count: int = 1000, width: int = 10, seed: int = 0):
@@ -88,3 +90,68 @@ def test_skewness_spreads_only_where_shapes_differ() -> None:
     spread = skew_spread(scores, prompts)
     assert spread[0] < 0.02
     assert spread[1] > 0.1
+
+
+def test_the_share_explained_climbs_by_its_numerical_derivative() -> None:
+    source = torch.Generator().manual_seed(0)
+    prompts = torch.arange(600) % 3
+    readings = torch.randn(600, 4, generator=source, dtype=torch.float64)
+    readings += 2.0 * (torch.rand(600, 1, generator=source) < 0.3)
+    readings -= prompt_means(readings, prompts)[prompts]
+
+    def log_share(direction: torch.Tensor) -> torch.Tensor:
+        shares = [two_means(readings[prompts == p] @ direction).share.log() for p in range(3)]
+        return torch.stack(shares).mean()
+
+    direction = torch.randn(4, generator=source, dtype=torch.float64, requires_grad=True)
+    climbed = _log_share((readings @ direction)[:, None], prompts)
+    torch.testing.assert_close(climbed[0].detach(), log_share(direction.detach()))
+    climbed.sum().backward()
+    step = 1e-6 * torch.eye(4, dtype=torch.float64)
+    fixed = direction.detach()
+    numerical = [float(log_share(fixed + d) - log_share(fixed - d)) / 2e-6 for d in step]
+    torch.testing.assert_close(
+        direction.grad, torch.tensor(numerical).double(), rtol=1e-3, atol=1e-5
+    )
+
+
+def test_a_second_attribute_is_found_where_the_first_is_projected_out() -> None:
+    source = torch.Generator().manual_seed(0)
+    prompts = torch.arange(2000) % 2
+    shares = torch.tensor([[0.05, 0.95], [0.25, 0.75]])
+    first, second = (torch.rand(2000, generator=source) < share[prompts] for share in shares)
+    causes = torch.stack([2.0 * first, 2.0 * second], dim=1)
+    causes = torch.cat([causes, torch.randn(2000, 4, generator=source)], dim=1)
+    table = causes @ torch.randn(6, 12, generator=source)
+    table += 0.3 * torch.randn(2000, 12, generator=source)
+    found = hidden_attribute(table, prompts)
+    assert found is not None
+    left = blind_readings(table, prompts, found.scores)
+    other = hidden_attribute(left, prompts)
+    assert other is not None
+    agreements = [
+        _agreement(scores, prompts, hidden)
+        for scores, hidden in ((found.scores, first), (other.scores, second))
+    ]
+    assert min(agreements) > 0.9
+    assert weigh(other, other.scores, prompts).bias_found
+    # Nothing is left of the first: its groups have the same means.
+    upper = upper_groups(found.scores, prompts)
+    for prompt in (0, 1):
+        rows = prompts == prompt
+        means = left[rows & upper].mean(0) - left[rows & ~upper].mean(0)
+        assert means.abs().max() < 0.2
+
+
+def test_groups_of_any_sign_in_a_prompt_suggest_their_common_direction() -> None:
+    source = torch.Generator().manual_seed(0)
+    prompts = torch.arange(1500) % 3
+    hidden = torch.rand(1500, generator=source) < torch.tensor([0.1, 0.9, 0.5])[prompts]
+    readings = torch.randn(1500, 8, generator=source, dtype=torch.float64)
+    readings[:, 2] = 4.0 * hidden + 0.5 * readings[:, 2]
+    readings -= prompt_means(readings, prompts)[prompts]
+    signs = torch.tensor([1.0, -1.0, -1.0])[prompts]
+    scores = signs * hidden + 0.1 * torch.randn(1500, generator=source)
+    found = suggested(readings, prompts, scores[:, None])[:, 0]
+    assert found.abs().argmax() == 2
+    assert found[2].abs() > 0.99 * found.norm()

@@ -5,13 +5,12 @@ import torch
 
 from invdiff_pl.environments.cuts import NORMAL_SHARE, two_means_share
 from invdiff_pl.environments.quality import auc
+from invdiff_pl.environments.refine import CLEAR_SHARE, RIDGE, discriminant
 from invdiff_pl.environments.scores import (
-    CLEAR_SHARE,
-    RIDGE,
     SCORES,
     Losses,
+    attribute_scores,
     contrast_table,
-    discriminant,
     score,
     split_half_rank_correlation,
     standardise,
@@ -173,3 +172,17 @@ def test_an_unknown_score_is_refused_with_the_known_ones() -> None:
     losses, prompts, _ = _table(10)
     with pytest.raises(InvDiffError, match="separation_weighted"):
         score(Losses(losses, losses), prompts, "mean")
+
+
+def test_groups_that_are_known_are_told_by_each_half_of_the_noises_as_if_pursued_again() -> None:
+    source = torch.Generator().manual_seed(0)
+    prompts = torch.arange(2000) % 2
+    hidden = torch.rand(2000, generator=source) < torch.tensor([0.1, 0.9])[prompts]
+    probes = torch.randn(2, 4, generator=source)
+    losses = torch.randn(2000, 2, 4, generator=source) * 0.3 + 2 * probes * hidden[:, None, None]
+    both = Losses(losses[..., :1], losses)
+    _, refined = attribute_scores(both, prompts)
+    told = split_half_rank_correlation(both, prompts, "prompt_pursuit", refined)
+    assert told == pytest.approx(
+        split_half_rank_correlation(both, prompts, "prompt_pursuit"), abs=0.02
+    )

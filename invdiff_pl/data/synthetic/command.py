@@ -35,7 +35,7 @@ def run(arguments: Sequence[str]) -> None:
         )
     settings_type, render = RENDERERS[known.experiment]
     for field in fields(settings_type):
-        kind = type(field.default)
+        kind = float if field.default is None else type(field.default)
         parser.add_argument(f"--{field.name}", type=kind, default=field.default)
     options = vars(parser.parse_args(arguments))
     settings = settings_type(**{field.name: options[field.name] for field in fields(settings_type)})

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +19,9 @@ _OVERSAMPLING = 4
 # arXiv 1911.08731, and the metadata.csv of waterbird_complete95_forest2water2).
 _PUBLISHED = ((3682, 1113), (933, 266), (4510, 1284))
 _HEADER = ("img_id", "img_filename", "y", "split", "place", "place_filename")
+# Factors of red and blue of a warm and a cool picture, at full strength.
+_TINTS = ((1.25, 0.75), (0.75, 1.25))
+_LEAST_TINT = 0.5
 _SCENE_FILES = ("/f/forest_path/00000001.jpg", "/o/ocean/00000001.jpg")
 
 Colour = tuple[int, int, int]
@@ -34,6 +37,10 @@ class RenderedWaterbirds:
         evaluation_correlation: the same in val and test.
         fraction: of the published split sizes (4795, 1199 and 5794 pictures).
         seed: the same seed gives the same bytes.
+        tint_correlation: a second bias: share of each species' train pictures in its own light,
+            warm for landbirds and cool for waterbirds, on either background alike. Then
+            ``metadata.csv`` has a column ``tint`` (0 warm, 1 cool), for scoring only. ``None`` for
+            no tint.
 
     Raises:
         InvDiffError: if a setting is out of range.
@@ -44,13 +51,14 @@ class RenderedWaterbirds:
     evaluation_correlation: float = 0.5
     fraction: float = 1.0
     seed: int = 0
+    tint_correlation: float | None = None
 
     def __post_init__(self) -> None:
         if self.size < 16:
             raise InvDiffError(f"--size={self.size}: pictures need at least 16 pixels a side.")
-        for name in ("correlation", "evaluation_correlation"):
+        for name in ("correlation", "evaluation_correlation", "tint_correlation"):
             value = getattr(self, name)
-            if not 0 <= value <= 1:
+            if value is not None and not 0 <= value <= 1:
                 raise InvDiffError(f"--{name}={value}: expected a share from 0 to 1.")
         if not 0 < self.fraction <= 1:
             raise InvDiffError(f"--fraction={self.fraction}: expected a share above 0, at most 1.")
@@ -68,6 +76,7 @@ class Picture:
     kind: int
     split: int
     place: int
+    tint: int | None = None
 
 
 class Pen:
@@ -233,7 +242,23 @@ def plan_pictures(settings: RenderedWaterbirds) -> list[Picture]:
                 number = len(pictures)
                 file = f"{folder}/{SPECIES[species].name}_{number:05d}.png"
                 pictures.append(Picture(number, file, species, kind, split, place))
-    return pictures
+    return pictures if settings.tint_correlation is None else _tinted(pictures, settings)
+
+
+def _tinted(pictures: list[Picture], settings: RenderedWaterbirds) -> list[Picture]:
+    """The pictures with tints, in the same shares on each background of a species."""
+    cells: dict[tuple[int, int, int], list[Picture]] = {}
+    for picture in pictures:
+        cells.setdefault((picture.split, picture.species, picture.place), []).append(picture)
+    tinted = []
+    for (split, *_), members in cells.items():
+        correlation = settings.evaluation_correlation if split else settings.tint_correlation
+        assert correlation is not None
+        own = int(len(members) * correlation + 0.5)
+        for position, picture in enumerate(members):
+            tint = picture.kind if position < own else 1 - picture.kind
+            tinted.append(replace(picture, tint=tint))
+    return sorted(tinted, key=lambda picture: picture.number)
 
 
 def _places(count: int, own: int, correlation: float) -> list[int]:
@@ -254,7 +279,19 @@ def draw_picture(picture: Picture, settings: RenderedWaterbirds) -> Image.Image:
     scene = draw_scene(picture.place, settings.size, source)
     backdrop = Image.fromarray(scene.astype(np.uint8)).resize((large, large))
     SPECIES[picture.species].draw(Pen(backdrop, source))
-    return backdrop.resize((settings.size, settings.size), Image.Resampling.BOX)
+    drawn = backdrop.resize((settings.size, settings.size), Image.Resampling.BOX)
+    return drawn if picture.tint is None else _in_light(drawn, picture, settings.seed)
+
+
+def _in_light(drawn: Image.Image, picture: Picture, seed: int) -> Image.Image:
+    """The picture in warm or cool light of some strength."""
+    assert picture.tint is not None
+    # A source of its own, so that the rest is drawn as without a tint.
+    source = np.random.default_rng((seed, picture.split, picture.number, 1))
+    strength = source.uniform(_LEAST_TINT, 1)
+    red, blue = (factor**strength for factor in _TINTS[picture.tint])
+    pixels = np.asarray(drawn, dtype=np.float64) * (red, 1, blue)
+    return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
 
 
 def render_waterbirds(root: Path, settings: RenderedWaterbirds, progress: bool = True) -> None:
@@ -273,7 +310,9 @@ def render_waterbirds(root: Path, settings: RenderedWaterbirds, progress: bool =
             draw_picture(picture, settings).save(partial / picture.file)
         with (partial / "metadata.csv").open("w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)
-            writer.writerow(_HEADER)
+            second = () if settings.tint_correlation is None else ("tint",)
+            writer.writerow((*_HEADER, *second))
             for p in pictures:
-                scene_file = _SCENE_FILES[p.place]
-                writer.writerow((p.number, p.file, p.kind, p.split, p.place, scene_file))
+                tint = () if p.tint is None else (p.tint,)
+                row = (p.number, p.file, p.kind, p.split, p.place, _SCENE_FILES[p.place])
+                writer.writerow((*row, *tint))

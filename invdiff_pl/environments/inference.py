@@ -1,0 +1,148 @@
+"""From losses to environments: scores, the evidence for a bias, and the partition."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from invdiff_pl.environments.assignment import Assignment, assign, cross
+from invdiff_pl.environments.evidence import Evidence, weigh
+from invdiff_pl.environments.partition import partition
+from invdiff_pl.environments.refine import by_group
+from invdiff_pl.environments.scores import (
+    Losses,
+    attribute_scores,
+    score,
+    second_attribute_scores,
+    split_half_rank_correlation,
+    standardise,
+)
+from invdiff_pl.environments.soft import choose_groups, mixture_memberships
+
+# The largest number of environments that is tried where it is to be chosen.
+MOST_GROUPS = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How environments are made.
+
+    Attributes:
+        score: name of the score, see :data:`invdiff_pl.environments.scores.SCORES`.
+        groups: number of environments; ``None`` chooses from 2 to 4. With ``None`` or 4,
+            ``prompt_pursuit`` looks for a second attribute beside the first; where the evidence for
+            it stands the same test, the environments are the four pairs of both attributes' groups.
+        partition: see :func:`invdiff_pl.environments.assignment.assign`.
+        objective: see :func:`invdiff_pl.environments.partition.partition`.
+        minimum_share: least share of a prompt's images in an environment.
+        seed: of ``gradient``'s start.
+    """
+
+    score: str = "prompt_pursuit"
+    groups: int | None = 2
+    partition: str = "exact"
+    objective: str = "between"
+    minimum_share: float = 0.01
+    seed: int = 0
+
+    @property
+    def seeks_second(self) -> bool:
+        """Whether two cuts, of two attributes, may be crossed."""
+        crossed = self.groups in (None, 4) and self.partition in ("exact", "mixture")
+        return crossed and self.score == "prompt_pursuit"
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """Environments of N images, and what speaks for them.
+
+    Attributes:
+        scores: float64 ``[N]``.
+        second_scores: likewise of a second attribute, if the environments are crossed.
+        result: the environments.
+        soft: float32 ``[N, G]``, memberships by a mixture that all prompts share.
+        groups: G.
+        criteria: of each number of groups, where it was chosen by the likelihood.
+        evidence: for a bias.
+        second: for a second one beside it; ``None`` if it was not looked for.
+        split_half: rank correlation of the scores from two halves of the noises.
+    """
+
+    scores: Tensor
+    second_scores: Tensor | None
+    result: Assignment
+    soft: Tensor
+    groups: int
+    criteria: dict[int, float] | None
+    evidence: Evidence
+    second: Evidence | None
+    split_half: float | None
+
+
+def infer(losses: Losses, prompts: Tensor, settings: Settings) -> Inferred:
+    """Make environments of losses, without labels.
+
+    Args:
+        losses: of N images.
+        prompts: int64 ``[N]``.
+        settings: how.
+
+    Raises:
+        InvDiffError: if a setting is out of range.
+    """
+    found, refined = attribute_scores(losses, prompts)
+    evidence = weigh(found, refined, prompts)
+    pursued = settings.score == "prompt_pursuit"
+    scores = by_group(refined, prompts) if pursued else score(losses, prompts, settings.score)
+    groups, criteria = _groups(scores, prompts, settings)
+    table = standardise(losses.null, prompts).flatten(1)
+    result, soft = _environments(scores, prompts, groups, table, settings)
+    second, second_scores = None, None
+    if settings.seeks_second and evidence.bias_found:
+        other, others = second_attribute_scores(losses, prompts, refined)
+        second = weigh(other, others, prompts)
+        if second.bias_found:
+            second_scores = by_group(others, prompts)
+            pairs = [
+                _environments(each, prompts, 2, table, settings) for each in (scores, second_scores)
+            ]
+            result = cross(*(replace(hard, memberships=members) for hard, members in pairs))
+            groups, soft, criteria = 4, result.memberships, None
+    known = refined if pursued and found is not None else None
+    split_half = split_half_rank_correlation(losses, prompts, settings.score, known)
+    return Inferred(
+        scores, second_scores, result, soft, groups, criteria, evidence, second, split_half
+    )
+
+
+def _environments(
+    scores: Tensor, prompts: Tensor, groups: int, table: Tensor, settings: Settings
+) -> tuple[Assignment, Tensor]:
+    """Environments of one attribute, and their memberships by a mixture."""
+    result = assign(
+        scores,
+        prompts,
+        groups,
+        method=settings.partition,
+        minimum_share=settings.minimum_share,
+        objective=settings.objective,
+        table=table,
+        seed=settings.seed,
+    )
+    if settings.partition == "mixture":
+        return result, result.memberships
+    return result, mixture_memberships(scores, prompts, result.assignments)
+
+
+def _groups(
+    scores: Tensor, prompts: Tensor, settings: Settings
+) -> tuple[int, dict[int, float] | None]:
+    """The number of environments and, if it is chosen here, the criterion of each number."""
+    if settings.groups is not None:
+        return settings.groups, None
+    partitions = {
+        groups: partition(
+            scores, prompts, groups, min(settings.minimum_share, 1 / groups)
+        ).assignments
+        for groups in range(2, MOST_GROUPS + 1)
+    }
+    return choose_groups(scores, prompts, partitions)

@@ -1,0 +1,62 @@
+"""From losses to environments: one bias gives a cut, two give pairs of groups."""
+
+import pytest
+import torch
+
+from invdiff_pl.environments.inference import Settings, infer
+from invdiff_pl.environments.quality import adjusted_rand_index, conflicting
+from invdiff_pl.environments.scores import Losses
+
+
+def _losses(second_share: float, seed: int = 0):
+    """Losses that tell two attributes of images under two prompts; one is rare for its prompt."""
+    source = torch.Generator().manual_seed(seed)
+    prompts = torch.arange(2000) % 2
+    shares = torch.tensor([[0.1, 0.9], [1 - second_share, second_share]])
+    attributes = [(torch.rand(2000, generator=source) < share[prompts]).long() for share in shares]
+    probes = torch.randn(2, 2, 6, generator=source)
+    null = 0.4 * torch.randn(2000, 2, 6, generator=source)
+    for attribute, probe in zip(attributes, probes, strict=True):
+        null += 2 * attribute[:, None, None] * probe
+    return (
+        Losses(null[..., :1] + 0.1 * torch.randn(2000, 2, 1, generator=source), null),
+        prompts,
+        attributes,
+    )
+
+
+@pytest.mark.parametrize("groups", [4, None])
+def test_two_biases_give_the_four_pairs_of_their_groups(groups: int | None) -> None:
+    losses, prompts, attributes = _losses(0.75)
+    found = infer(losses, prompts, Settings(groups=groups))
+    assert found.groups == 4
+    assert found.second is not None
+    assert found.second.bias_found
+    first, second = (conflicting(prompts, attribute).long() for attribute in attributes)
+    cells = torch.minimum(first + 2 * second, torch.tensor(3))
+    # Which of the two is found first is open.
+    numbered = found.result.assignments
+    swapped = (numbered % 2) * 2 + numbered // 2
+    assert max(adjusted_rand_index(a, cells) for a in (numbered, swapped)) > 0.95
+    assert (found.soft.argmax(1) == numbered).double().mean() > 0.99
+    torch.testing.assert_close(found.soft.sum(1), torch.ones(2000))
+
+
+def test_a_second_attribute_that_all_prompts_share_alike_is_not_crossed() -> None:
+    losses, prompts, attributes = _losses(0.5)
+    found = infer(losses, prompts, Settings(groups=None))
+    assert found.evidence.bias_found
+    assert found.second is not None
+    assert found.second.bias_found is False
+    assert found.second_scores is None
+    assert found.groups == 2
+    expected = conflicting(prompts, attributes[0]).long()
+    assert adjusted_rand_index(found.result.assignments, expected) > 0.95
+
+
+@pytest.mark.parametrize("settings", [Settings(groups=2), Settings(groups=4, score="standardised")])
+def test_a_second_attribute_is_looked_for_only_if_asked(settings: Settings) -> None:
+    losses, prompts, _ = _losses(0.75)
+    found = infer(losses, prompts, settings)
+    assert found.second is None
+    assert found.groups == settings.groups
