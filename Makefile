@@ -12,12 +12,20 @@ RUN_DIR  ?= runs/$(EXP)/$(SCALE)
 SEED     ?= 0
 ARGS     ?=
 RUNS     ?= $(RUN_DIR)
+REPORTS  ?= runs/NAME/$(SCALE)
+NAMES    ?= waterbirds celeba fairface
 OUTPUT   ?= $(RUN_DIR)/export
 
 PYTHON3  ?= python3.11
 VENV     ?= .venv
 PYTHON   := $(VENV)/bin/python
 READY    := $(VENV)/.installed
+
+# Ends one command of a recipe and begins the next.
+define NEXT
+
+	
+endef
 
 OPTIONS = --experiment $(EXP) --scale $(SCALE) --run-dir $(RUN_DIR) \
   $(if $(DATA),--data $(DATA)) $(if $(BACKBONE),--backbone $(BACKBONE)) \
@@ -41,6 +49,8 @@ help: ## list the targets and variables
 	@echo "  LAUNCHER=$(LAUNCHER)                 starts a stage's processes, such as srun; one machine needs none"
 	@echo "  RUN_DIR=$(RUN_DIR)  run folder"
 	@echo "  RUNS=$(RUNS)     run folders to sweep"
+	@echo "  REPORTS=$(REPORTS)      run folders to copy reports of; NAME stands for each of NAMES"
+	@echo "  NAMES=$(NAMES)  experiments to copy reports of"
 	@echo "  OUTPUT=$(OUTPUT)  folder to export to"
 	@echo "  SEED=$(SEED)                   of everything random"
 	@echo "  ARGS=$(ARGS)                    Lightning CLI overrides, such as --model.lambda_=10"
@@ -76,10 +86,8 @@ export: setup ## write backbone, adapter and model card of RUN_DIR into the fold
 ablation: setup ## what each part of the method is worth, on the run in RUN_DIR (hours)
 	$(PYTHON) benchmarks/ablation.py $(RUN_DIR) $(ARGS)
 
-docs-reports: setup ## copy the reports of the three experiments into docs/reports, small
-	for name in waterbirds celeba fairface; do \
-	  $(PYTHON) -m invdiff_pl report --run-dir runs/$$name/$(SCALE) --into docs/reports/$$name || exit 1; \
-	done
+docs-reports: setup ## copy the reports of the runs REPORTS, small, into docs/reports
+	$(foreach name,$(NAMES),$(PYTHON) -m invdiff_pl report --run-dir $(subst NAME,$(name),$(REPORTS)) --into docs/reports/$(name)$(NEXT))
 
 tensorboard: setup ## open the run's dashboard
 	$(VENV)/bin/tensorboard --logdir $(RUN_DIR)/tensorboard

@@ -26,6 +26,8 @@ def silence() -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: record.levelno >= logging.WARNING
     )
+    # "Seed set to", for every stage whose flags are checked; the command line tells the seed.
+    logging.getLogger("lightning_fabric.utilities.seed").setLevel(logging.WARNING)
     threading.excepthook = _tell_thread_error
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

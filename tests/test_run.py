@@ -286,16 +286,30 @@ def test_help_lists_the_commands_without_loading_torch(
 def test_make_tensorboard_opens_the_folder_that_stages_write_to(
     words: list[str], folder: str
 ) -> None:
+    assert _lines_of_make("tensorboard", *words)[-1].endswith(f"--logdir {folder}")
+
+
+def test_make_docs_reports_copies_the_report_of_each_name() -> None:
+    *_, first, last = _lines_of_make("docs-reports", "REPORTS=/runs/NAME-0", "NAMES=celeba mine")
+    assert first.endswith("report --run-dir /runs/celeba-0 --into docs/reports/celeba")
+    assert last.endswith("report --run-dir /runs/mine-0 --into docs/reports/mine")
+    lines = _lines_of_make("docs-reports", "SCALE=sd14")[-3:]
+    folders = [line.split("--run-dir ")[1].split()[0] for line in lines]
+    assert folders == [f"runs/{name}/sd14" for name in ("waterbirds", "celeba", "fairface")]
+
+
+def _lines_of_make(*words: str) -> list[str]:
+    """What make would run."""
     told = subprocess.run(
         # Without a word of the `make test` that may have started this.
-        ["make", "--no-print-directory", "-n", "tensorboard", *words],
+        ["make", "--no-print-directory", "-n", *words],
         check=True,
         cwd=REPOSITORY,
         env={name: value for name, value in os.environ.items() if not name.startswith("MAKE")},
         capture_output=True,
         text=True,
     )
-    assert told.stdout.strip().endswith(f"--logdir {folder}")
+    return told.stdout.strip().splitlines()
 
 
 def test_worst_group_accuracy_is_an_extra_that_makes_only_the_report_due(workspace: Path) -> None:

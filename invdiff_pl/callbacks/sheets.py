@@ -17,7 +17,9 @@ from invdiff_pl.files import atomic_path
 from invdiff_pl.tensors import read_tensors
 
 _TILE = 64
-_LABEL_WIDTH = 150
+_LABEL_WIDTH = 190
+_FONT = 16  # pixels: still to be read when TensorBoard shows the sheet at half its size
+_HEAD = 28
 
 
 class EnvironmentSheets(pl.Callback):
@@ -95,8 +97,10 @@ def _sheet(prompt: str, names: list[str], strips: list[NDArray[np.uint8]]) -> ND
     label = Image.new("RGB", (_LABEL_WIDTH, len(rows)), "white")
     draw = ImageDraw.Draw(label)
     for number, name in enumerate(names):
-        draw.text((4, number * _TILE + _TILE // 2 - 6), name, fill="black")
+        place = (4, number * _TILE + _TILE // 2 - _FONT // 2)
+        draw.text(place, name, fill="black", font_size=_FONT)
     body = np.concatenate([np.asarray(label), rows], axis=1)
-    head = Image.new("RGB", (body.shape[1], 20), "white")
-    ImageDraw.Draw(head).text((4, 4), prompt.encode("ascii", "replace").decode(), fill="black")
+    head = Image.new("RGB", (body.shape[1], _HEAD), "white")
+    words = prompt.encode("ascii", "replace").decode()
+    ImageDraw.Draw(head).text((4, 4), words, fill="black", font_size=_FONT)
     return np.concatenate([np.asarray(head), body])

@@ -65,5 +65,5 @@ def squared_discrepancy(a: Tensor, b: Tensor, bandwidth: float) -> Tensor:
 def _mean_kernel(a: Tensor, b: Tensor, bandwidth: float) -> Tensor:
     total = torch.zeros((), dtype=torch.float64, device=a.device)
     for _, distances in squared_distances(a, b):
-        total += (-distances / (2 * bandwidth**2)).exp().sum()
+        total += distances.div_(-2 * bandwidth**2).exp_().sum()
     return total / (len(a) * len(b))

@@ -155,6 +155,7 @@ class InceptionV3(FeatureExtractor):
             ) from None
         except RuntimeError as error:
             raise _misfit(weights, self.name, error) from None
+        self.network.to(memory_format=torch.channels_last)  # a third faster on a CPU
         self.freeze()
 
     def features(self, images: Tensor) -> Tensor:

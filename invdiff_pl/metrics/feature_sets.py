@@ -5,15 +5,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from invdiff_pl.errors import InvDiffError
+
+_FIRST_ROWS = 1024
 
 
 class FeatureSets(Metric):
     """Features of real and of generated images, float32 ``[N, D]``; ranks gather them.
 
-    Real images survive ``reset``, as those of a Fréchet distance do.
+    Real images survive ``reset``, as those of a Fréchet distance do. Each set is one tensor with
+    room to spare: thousands of small ones, each allocated between two passes of a network, would
+    keep the allocator from using again what the network frees around them.
 
     Args:
         num_features: D.
@@ -41,7 +44,8 @@ class FeatureSets(Metric):
             raise InvDiffError(
                 f"features must have shape [N, {self.num_features}], found {list(features.shape)}."
             )
-        (self.real if real else self.generated).append(features.to(self.device, torch.float32))
+        chunks = self.real if real else self.generated
+        chunks[:] = [_extended(self._joined(chunks), features)]
 
     def sets(self, least: int, what: str) -> tuple[Tensor, Tensor]:
         """All real and all generated features.
@@ -49,11 +53,23 @@ class FeatureSets(Metric):
         Raises:
             InvDiffError: if a set has fewer than ``least`` images, which ``what`` needs.
         """
-        for name, chunks in (("real", self.real), ("generated", self.generated)):
-            found = sum(len(chunk) for chunk in chunks)
-            if found < least:
-                raise InvDiffError(f"{what} at least {least} {name} images, found {found}.")
-        return dim_zero_cat(self.real), dim_zero_cat(self.generated)
+        found = {}
+        for name in ("real", "generated"):
+            found[name] = self._joined(getattr(self, name))
+            if len(found[name]) < least:
+                raise InvDiffError(
+                    f"{what} at least {least} {name} images, found {len(found[name])}."
+                )
+        return found["real"], found["generated"]
+
+    def _joined(self, state: list[Tensor] | Tensor) -> Tensor:
+        # Ranks gather a tensor. torch.cat would copy even a single one.
+        if isinstance(state, Tensor):
+            return state
+        if len(state) == 1:
+            return state[0]
+        empty = torch.empty((0, self.num_features), dtype=torch.float32, device=self.device)
+        return torch.cat([empty, *state])
 
     def reset(self) -> None:
         """Forget the generated images."""
@@ -68,3 +84,15 @@ class FeatureSets(Metric):
             if not getattr(self, name):
                 setattr(self, name, [torch.empty((0, self.num_features), device=self.device)])
         super()._sync_dist(*args, **kwargs)
+
+
+def _extended(rows: Tensor, more: Tensor) -> Tensor:
+    """Float32 ``[N + M, D]``: rows with more of them behind, in place where there is room."""
+    count, dim = len(rows) + len(more), rows.shape[1]
+    if rows.untyped_storage().nbytes() < count * dim * rows.element_size():
+        room = rows.new_empty((max(_FIRST_ROWS, 2 * len(rows), count), dim))
+        room[: len(rows)] = rows
+        rows = room
+    extended = rows.as_strided((count, dim), (dim, 1), 0)
+    extended[count - len(more) :] = more
+    return extended

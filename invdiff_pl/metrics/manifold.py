@@ -9,8 +9,8 @@ from torch import Tensor
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.metrics.feature_sets import FeatureSets
 
-_ENTRIES = 1 << 22  # of a distance matrix, held at a time
-_COLUMNS = 2048
+_ENTRIES = 1 << 21  # of a distance matrix, held at a time
+_COLUMNS = 1024
 
 
 class ManifoldScores(FeatureSets):
@@ -90,15 +90,21 @@ def squared_radii(features: Tensor, neighbours: int) -> Tensor:
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of the float64 matrix of squared distances ``[len(a), len(b)]``, some at a time."""
+    """Rows of the float64 matrix of squared distances ``[len(a), len(b)]``, some at a time.
+
+    They are good until the next ones are asked for: all take the same memory.
+    """
     count = max(1, _ENTRIES // len(b))
+    memory = torch.empty((min(count, len(a)), len(b)), dtype=torch.float64, device=a.device)
     for start in range(0, len(a), count):
         rows = slice(start, min(start + count, len(a)))
         chunk = a[rows].double()
-        distances = torch.empty((len(chunk), len(b)), dtype=torch.float64, device=a.device)
+        norms = chunk.square().sum(1, keepdim=True)
+        distances = memory[: len(chunk)]
         # A float64 copy of some of b at a time: of all of it, it would outweigh the features.
-        for columns in torch.arange(len(b)).split(_COLUMNS):
-            part = b[columns[0] : columns[-1] + 1].double()
-            norms = chunk.square().sum(1, keepdim=True) + part.square().sum(1)
-            distances[:, columns[0] : columns[-1] + 1] = norms - 2 * (chunk @ part.mT)
+        for first in range(0, len(b), _COLUMNS):
+            part = b[first : first + _COLUMNS].double()
+            columns = distances[:, first : first + _COLUMNS]
+            torch.add(norms, part.square().sum(1), out=columns)
+            columns.addmm_(chunk, part.mT, alpha=-2)
         yield rows, distances.clamp_(min=0)

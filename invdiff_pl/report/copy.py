@@ -7,7 +7,7 @@ from urllib.parse import unquote
 from PIL import Image
 
 from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import atomic_path, write_text
+from invdiff_pl.files import atomic_path, read_json, write_text
 
 _WIDEST = 900  # pixels
 _COLOURS = 128
@@ -16,6 +16,8 @@ _PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
 
 def copy_report(run_dir: Path, folder: Path) -> None:
     """Write ``README.md`` and its pictures, reduced to a few tens of kilobytes each.
+
+    It names no folder of the machine that the run was made on: the run does not go with the copy.
 
     Args:
         run_dir: of a run whose report is written.
@@ -27,7 +29,9 @@ def copy_report(run_dir: Path, folder: Path) -> None:
     source = run_dir / "report" / "report.md"
     if not source.is_file():
         raise InvDiffError(f"{source} is missing: finish the run first, with `make train`.")
+    replay = f"`{read_json(source.parent / 'report.json')['replay']}`"
     text = source.read_text(encoding="utf-8")
+    text = text.replace(replay, "In the run folder `make replay`")
     with atomic_path(folder) as partial:
         partial.mkdir()
         for number, (_, link) in enumerate(_PICTURE.findall(text)):

@@ -50,7 +50,7 @@ def held_out_section(held: dict[str, Any]) -> list[Block]:
         Text(
             "Mean and worst denoising risk of the inferred environments on training images that "
             "the adapter never saw, and the bound: worst ≤ mean + √((G − 1) Var), Var over the G "
-            f"environments. Of the steps {steps}, {chosen} is kept: the last whose held-out "
+            f"environments. Step {chosen} is kept of steps {steps}: the last whose held-out "
             "objective is within one standard error of the lowest; labels are not read."
         ),
     ]

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 _COLUMNS = 12
 _GAP = 6
 _ROW_NAMES = {1: ["samples"], 2: ["before", "after"]}
-LABEL_WIDTH = 160
+LABEL_WIDTH = 210
+_FONT = 14  # pixels
 _ZOOM_TO = 64
 
 
@@ -92,9 +93,11 @@ def _labelled(block: NDArray[np.uint8], text: list[str]) -> NDArray[np.uint8]:
     draw = ImageDraw.Draw(label)
     prompt, *names = text
     words = prompt.removeprefix("a photo of ")
-    draw.text((4, 4), words if len(words) <= 26 else f"{words[:25]}…", fill="black")
+    words = words if len(words) <= 26 else f"{words[:25]}…"
+    draw.text((4, 4), words, fill="black", font_size=_FONT)
     for number, name in enumerate(names):
-        draw.text((4, 24 + number * len(block) // len(names)), name, fill="grey")
+        place = (4, 26 + number * len(block) // len(names))
+        draw.text(place, name, fill="grey", font_size=_FONT)
     return np.concatenate([np.asarray(label), block], axis=1)
 
 

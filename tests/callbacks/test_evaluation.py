@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pytorch_lightning import Trainer
+from trainers import quiet_trainer
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, Dinov2Config, Dinov2Model
 
 from invdiff_pl.callbacks.evaluation import SampleEvaluation
@@ -74,15 +74,8 @@ def test_samples_are_scored_while_they_are_drawn(birds, tiny_backbone, tmp_path,
     scoring = EvaluationSettings(resolution=32, clip=str(tmp_path / "no-model"))
     callback = SampleEvaluation(str(tmp_path), str(classifier), scoring)
     module = ConditionalSampler(str(tiny_backbone), str(tmp_path / "samples"), steps=1)
-    Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        use_distributed_sampler=False,
-        callbacks=[callback],
-    ).predict(module, datamodule=data, return_predictions=False)
+    trainer = quiet_trainer(tmp_path, callbacks=[callback])
+    trainer.predict(module, datamodule=data, return_predictions=False)
     report = read_json(Path(tmp_path) / "metrics.json")
     (figures,) = report["scales"].values()
     assert figures["bias"]["mean"] == 1.0
@@ -133,15 +126,7 @@ def test_given_weights_bring_figures_of_their_own_names(
     callback = SampleEvaluation(str(tmp_path), str(classifier), scoring)
     data = module_of(content="prompts", samples_per_prompt=4, batch_size=7)
     module = ConditionalSampler(str(tiny_backbone), str(tmp_path / "samples"), steps=1)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        use_distributed_sampler=False,
-        callbacks=[callback],
-    )
+    trainer = quiet_trainer(tmp_path, callbacks=[callback])
     getattr(trainer, run)(module, datamodule=data)
     report = read_json(tmp_path / "metrics.json")
     (figures,) = report["scales"].values()

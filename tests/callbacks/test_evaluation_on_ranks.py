@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
+from trainers import quiet_trainer
 
 from invdiff_pl.callbacks import FitEvaluation, SampleEvaluation
 from invdiff_pl.files import read_json
@@ -13,19 +13,6 @@ from invdiff_pl.report.curves import read_scalars
 from invdiff_pl.settings import EvaluationSettings
 
 SCORING = EvaluationSettings(resolution=32)
-
-
-def _trainer(ranks: int, **settings: Any) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        devices=ranks,
-        strategy="auto" if ranks == 1 else "ddp_fork",  # forked: nothing is imported anew
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **settings,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +24,7 @@ def figures(module_of, classifier, tiny_backbone, tmp_path_factory) -> dict[int,
         data = module_of(content="prompts", samples_per_prompt=5, batch_size=4)
         module = ConditionalSampler(str(tiny_backbone), str(folder / "samples"), steps=1)
         callback = SampleEvaluation(str(folder), str(classifier), SCORING)
-        trainer = _trainer(ranks, logger=False, callbacks=[callback])
+        trainer = quiet_trainer(folder, ranks, callbacks=[callback])
         trainer.predict(module, datamodule=data, return_predictions=False)
         found[ranks] = read_json(folder / "metrics.json")
     return found
@@ -70,7 +57,7 @@ def test_a_look_during_training_is_the_same_on_two_ranks(
         look = FitEvaluation(str(classifier), SCORING, samples_per_prompt=5, steps=1, batch_size=4)
         logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
         module = Backbone(str(tiny_backbone), str(folder), learning_rate=0.0)
-        trainer = _trainer(ranks, logger=logger, callbacks=[look], max_steps=1)
+        trainer = quiet_trainer(folder, ranks, logger=logger, callbacks=[look], max_steps=1)
         trainer.fit(module, datamodule=module_of(batch_size=8))
         scalars = read_scalars(folder)
         found[ranks] = {

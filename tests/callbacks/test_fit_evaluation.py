@@ -8,6 +8,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from trainers import quiet_trainer
 
 from invdiff_pl.callbacks import (
     Dashboard,
@@ -26,21 +27,8 @@ SCORING = EvaluationSettings(resolution=32)
 def environments(module_of, tiny_backbone, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("environments")
     module = EnvironmentInference(str(tiny_backbone), str(folder), timesteps=2, noise_draws=1)
-    _trainer(folder).predict(module, datamodule=module_of(), return_predictions=False)
+    quiet_trainer(folder).predict(module, datamodule=module_of(), return_predictions=False)
     return folder
-
-
-def _trainer(folder: Path, **settings) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        devices=1,
-        default_root_dir=folder,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **{"logger": False, **settings},
-    )
 
 
 def _train(folder: Path, module_of, backbone: Path, environments: Path, callbacks: list) -> dict:
@@ -49,7 +37,8 @@ def _train(folder: Path, module_of, backbone: Path, environments: Path, callback
     )
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
     settings = {"logger": logger, "max_steps": 4, "log_every_n_steps": 1}
-    trainer = _trainer(folder, callbacks=[ExponentialMovingAverage(0.5), *callbacks], **settings)
+    callbacks = [ExponentialMovingAverage(0.5), *callbacks]
+    trainer = quiet_trainer(folder, callbacks=callbacks, **settings)
     trainer.fit(module, datamodule=module_of(environments=str(environments), batch_size=8))
     return {name: value.detach().clone() for name, value in module.trainable_parameters().items()}
 

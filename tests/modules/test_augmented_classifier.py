@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import LightningModule
+from trainers import quiet_trainer
 
 from invdiff_pl.data.images import read_images, to_float
 from invdiff_pl.errors import InvDiffError
@@ -39,18 +40,7 @@ def samples(module_of, tmp_path: Path) -> Path:
 
 
 def _train(module: LightningModule, data, folder: Path, steps: int, **settings: Any) -> None:
-    Trainer(
-        accelerator="cpu",
-        devices=1,
-        default_root_dir=folder,
-        max_steps=steps,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **settings,
-    ).fit(module, datamodule=data)
+    quiet_trainer(folder, max_steps=steps, **settings).fit(module, datamodule=data)
 
 
 def test_both_are_tested_in_every_group_and_only_one_learns_the_samples(

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
+from trainers import quiet_trainer
 
 from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
@@ -56,15 +57,7 @@ def _fit(
     module: InvariantAdapter, data: WaterbirdsDataModule, folder: Path, **settings: Any
 ) -> pl.Trainer:
     resume = settings.pop("resume", None)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        default_root_dir=folder,
-        logger=False,
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **{"devices": 1, "max_steps": STEPS, "enable_checkpointing": False, **settings},
-    )
+    trainer = quiet_trainer(folder, **{"max_steps": STEPS, **settings})
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return trainer
 
@@ -129,7 +122,6 @@ def test_two_ranks_have_the_gradient_of_the_whole_batch(
     for ranks in (1, 2):
         module = _module(tiny_backbone, tmp_path, lambda_=10.0)
         gradients = tmp_path / f"{ranks}.safetensors"
-        settings = {"devices": 2, "strategy": "ddp_spawn"} if ranks == 2 else {}
         _fit(
             module,
             _data(birds, tiny_backbone, place),
@@ -137,7 +129,7 @@ def test_two_ranks_have_the_gradient_of_the_whole_batch(
             max_steps=1,
             accumulate_grad_batches=parts if ranks == 2 else 1,
             callbacks=[_Gradients(gradients), HeldOutSelection(images=12, bins=2)],
-            **settings,
+            ranks=ranks,
         )
         results.append((load_file(gradients), read_json(tmp_path / "heldout.json")))
     (one, held), (two, held_by_two) = results

@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
+from trainers import quiet_trainer
 
 from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
@@ -22,19 +22,6 @@ from invdiff_pl.samples import read_manifest, sample_file
 STEPS = 4
 
 
-def _trainer(folder: Path, **settings) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        default_root_dir=folder,
-        logger=False,
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **{"enable_checkpointing": False, **settings},
-    )
-
-
 def _data(root: Path, backbone: Path, cache: Path, **settings) -> WaterbirdsDataModule:
     settings = {"batch_size": 12, **settings}
     return WaterbirdsDataModule(
@@ -45,7 +32,7 @@ def _data(root: Path, backbone: Path, cache: Path, **settings) -> WaterbirdsData
 def _infer(root: Path, backbone: Path, folder: Path, **settings) -> dict[str, torch.Tensor]:
     module = EnvironmentInference(str(backbone), str(folder), timesteps=3, noise_draws=2)
     data = _data(root, backbone, folder / "cache", **settings)
-    _trainer(folder).predict(module, datamodule=data, return_predictions=False)
+    quiet_trainer(folder).predict(module, datamodule=data, return_predictions=False)
     return load_file(folder / "environments.safetensors")
 
 
@@ -59,7 +46,7 @@ def _train(
     checkpoints = ModelCheckpoint(
         folder / "checkpoints", filename="{step}", every_n_train_steps=2, save_top_k=-1
     )
-    trainer = _trainer(
+    trainer = quiet_trainer(
         folder,
         max_steps=STEPS,
         enable_checkpointing=True,
@@ -142,7 +129,7 @@ def test_interrupted_scoring_keeps_what_it_has(birds, tiny_backbone, inferred, t
     module = EnvironmentInference(str(tiny_backbone), str(tmp_path), timesteps=3, noise_draws=2)
     module.unet = None  # must not be called: every loss is there
     data = _data(birds, tiny_backbone, tmp_path / "cache")
-    _trainer(tmp_path).predict(module, datamodule=data, return_predictions=False)
+    quiet_trainer(tmp_path).predict(module, datamodule=data, return_predictions=False)
     _assert_equal(
         load_file(tmp_path / "environments.safetensors"),
         load_file(inferred / "environments.safetensors"),
@@ -163,7 +150,7 @@ def test_training_changes_the_adapter_and_leaves_the_backbone_alone(
     }
     start = {name: parameter.clone() for name, parameter in module.trainable_parameters().items()}
     data = _data(birds, tiny_backbone, tmp_path / "cache", environments=str(inferred))
-    _trainer(tmp_path, max_steps=STEPS).fit(module, datamodule=data)
+    quiet_trainer(tmp_path, max_steps=STEPS).fit(module, datamodule=data)
     parameters = dict(module.pipeline.unet.named_parameters())
     assert all(torch.equal(parameters[name], value) for name, value in frozen.items())
     assert any(not torch.equal(parameters[name], value) for name, value in start.items())
@@ -206,7 +193,7 @@ def _sample(birds, backbone, adapter, folder, batch_size=5) -> None:
         samples_per_prompt=2,
         batch_size=batch_size,
     )
-    _trainer(folder).predict(module, datamodule=data, return_predictions=False)
+    quiet_trainer(folder).predict(module, datamodule=data, return_predictions=False)
 
 
 def test_scale_zero_reproduces_the_backbones_images_exactly(

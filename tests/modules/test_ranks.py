@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import DDPStrategy
 from safetensors.torch import load_file, save_file
+from trainers import quiet_trainer
 
 from invdiff_pl.data.datasets import SequentialBatches
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
@@ -31,22 +31,6 @@ class _KeepGradients(pl.Callback):
             save_file({name: p.grad.contiguous() for name, p in parameters}, self.file)
 
 
-def _trainer(folder: Path, ranks: int, **settings) -> pl.Trainer:
-    strategy = DDPStrategy(process_group_backend="gloo", start_method="fork")
-    return pl.Trainer(
-        accelerator="cpu",
-        devices=ranks,
-        strategy=strategy if ranks > 1 else "auto",
-        default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **settings,
-    )
-
-
 def _data(birds: Path, backbone: Path, cache: Path, **settings) -> WaterbirdsDataModule:
     settings = {"batch_size": BATCH, **settings}
     return WaterbirdsDataModule(
@@ -61,7 +45,7 @@ def inferred(birds, tiny_backbone, tmp_path_factory) -> dict[int, Path]:
     for ranks, folder in folders.items():
         module = EnvironmentInference(str(tiny_backbone), str(folder), timesteps=2, noise_draws=1)
         data = _data(birds, tiny_backbone, folders[1] / "cache")
-        _trainer(folder, ranks).predict(module, datamodule=data, return_predictions=False)
+        quiet_trainer(folder, ranks).predict(module, datamodule=data, return_predictions=False)
     return folders
 
 
@@ -88,7 +72,7 @@ def test_samples_are_the_same_files_byte_for_byte(
             samples_per_prompt=3,
             batch_size=5,
         )
-        trainer = _trainer(tmp_path, count)
+        trainer = quiet_trainer(tmp_path, count)
         trainer.predict(module, datamodule=data, return_predictions=False)
     assert digest_folder(tmp_path / f"{ranks}") == digest_folder(tmp_path / "1")
     assert len(list((tmp_path / "1").rglob("*.png"))) == 18
@@ -103,7 +87,7 @@ def test_ranks_for_which_there_is_no_batch_wait_for_the_others(
             str(tiny_backbone), str(environments), timesteps=1, noise_draws=1
         )
         data = _data(birds, tiny_backbone, inferred[1] / "cache", batch_size=500)
-        trainer = _trainer(environments, ranks)
+        trainer = quiet_trainer(environments, ranks)
         trainer.predict(module, datamodule=data, return_predictions=False)
         sampler = ConditionalSampler(str(tiny_backbone), str(tmp_path / f"{ranks}"), steps=1)
         data = _data(
@@ -114,7 +98,7 @@ def test_ranks_for_which_there_is_no_batch_wait_for_the_others(
             samples_per_prompt=1,
             batch_size=500,
         )
-        trainer = _trainer(tmp_path, ranks)
+        trainer = quiet_trainer(tmp_path, ranks)
         trainer.predict(sampler, datamodule=data, return_predictions=False)
     file = "environments.safetensors"
     assert digest_file(tmp_path / "environments-1" / file) == digest_file(
@@ -138,7 +122,7 @@ def _gradients(
     environments = str(inferred[1]) if make is _adapter else None
     data = _data(birds, backbone, inferred[1] / "cache", environments=environments)
     kept = _KeepGradients(folder / f"{ranks}.safetensors")
-    trainer = _trainer(folder, ranks, max_steps=STEPS, callbacks=[kept])
+    trainer = quiet_trainer(folder, ranks, max_steps=STEPS, callbacks=[kept])
     trainer.fit(make(backbone, folder / f"result-{ranks}"), datamodule=data)
     return load_file(kept.file)
 

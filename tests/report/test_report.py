@@ -279,7 +279,7 @@ def test_held_out_risks_and_their_bound_stand_in_the_report(run_dir: Path) -> No
     assert write_report(run_dir, seed=3)["held_out"] == held
     text = (run_dir / "report" / "report.md").read_text()
     assert "| 900–999 | 0.5000 | 0.2500 | 0.7500 | 0.3000 | 0.8000 | 0.3500 |" in text
-    assert "Of the steps 0, 300, 300 is kept" in text
+    assert "Step 300 is kept of steps 0, 300:" in text
     assert "Nothing was trained" not in text
     adapter = json.loads((run_dir / "adapter" / "adapter" / "adapter.json").read_text())
     adapter |= {"trained": False, "reason": "no bias found"}
@@ -311,6 +311,8 @@ def test_a_copy_for_documentation_is_small_and_complete(run_dir: Path, capsys) -
     widths = [Image.open(run_dir / "docs" / link).width for link in links]
     assert max(widths) == 900
     assert text.split("](")[0].startswith("# InvDiff on waterbirds")
+    assert str(run_dir) not in text  # a page of the project tells nothing of the machine's folders
+    assert "In the run folder `make replay` makes the run anew" in text
 
 
 def test_the_command_tells_which_stage_is_missing(run_dir: Path, capsys) -> None:

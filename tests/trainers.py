@@ -1,0 +1,24 @@
+"""A trainer as tests use it."""
+
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Trainer
+from pytorch_lightning.strategies import DDPStrategy
+
+
+def quiet_trainer(folder: Path, ranks: int = 1, **settings: Any) -> Trainer:
+    """A trainer on so many CPU processes that neither logs, saves nor prints unless told to."""
+    # Forked: nothing is imported anew.
+    several = DDPStrategy(process_group_backend="gloo", start_method="fork")
+    chosen = {"logger": False, "enable_checkpointing": False, **settings}
+    return Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy=several if ranks > 1 else "auto",
+        default_root_dir=folder,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **chosen,
+    )
