@@ -14,6 +14,18 @@ _LIFELINE = "INVDIFF_LIFELINE"
 # Says that the parent holds the run folder's lock.
 LOCKED = "INVDIFF_RUN_LOCKED"
 TERMINATED = 128 + signal.SIGTERM
+# How the C library (glibc) should get a stage's memory: freed tensors are kept for the next ones
+# rather than handed back to the kernel and faulted in again, page by page, and pages are large ones
+# where the system offers them. Tensors come out the same; what is not known is ignored.
+_ALLOCATOR = {
+    "GLIBC_TUNABLES": ":".join(
+        (
+            "glibc.malloc.hugetlb=1",
+            f"glibc.malloc.trim_threshold={4 << 30}",
+            f"glibc.malloc.mmap_threshold={32 << 20}",
+        )
+    )
+}
 _GRACE_SECONDS = 60.0
 
 
@@ -61,7 +73,8 @@ def call(command: Sequence[str], lock: int, *, tied: bool) -> int:
     """Run a stage and wait for it.
 
     SIGTERM is passed on, and the stage killed if it has not ended a minute later. Ctrl-C reaches it
-    anyway, from the terminal.
+    anyway, from the terminal. The C library's allocator is set for large tensors, unless the user's
+    GLIBC_TUNABLES says otherwise.
 
     Args:
         command: program and arguments.
@@ -76,7 +89,7 @@ def call(command: Sequence[str], lock: int, *, tied: bool) -> int:
         Terminated: once the stage has ended, if SIGTERM arrived meanwhile.
     """
     far, near = os.pipe()
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", LOCKED: "1"}
+    environment = {**_ALLOCATOR, **os.environ, "PYTHONUNBUFFERED": "1", LOCKED: "1"}
     if tied:
         environment[_LIFELINE] = str(far)
     received = threading.Event()

@@ -1,6 +1,7 @@
 """Stages as child processes: signals, and no child left behind."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -76,3 +77,32 @@ def test_a_status_is_handed_on(tmp_path: Path) -> None:
     assert processes.call(command, lock, tied=False) == 7
     killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     assert processes.call(killed, lock, tied=True) == -signal.SIGKILL
+
+
+# Pages that the kernel had to hand out while 8 MiB were taken and freed a hundred times.
+FAULTS = """
+import pathlib, resource, sys
+import torch
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(100):
+        torch.ones(1 << 21)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+pathlib.Path(sys.argv[1]).write_text(str(after - before))
+"""
+
+
+def _faults(folder: Path) -> int:
+    lock = os.open(folder, os.O_RDONLY)
+    command = [sys.executable, "-c", FAULTS, str(folder / "faults")]
+    assert processes.call(command, lock, tied=False) == 0
+    return int((folder / "faults").read_text())
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
+def test_a_stage_uses_freed_memory_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert _faults(tmp_path) < 100
+    # A user's own settings win: these give every tensor back to the kernel.
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=65536")
+    assert _faults(tmp_path) > 10_000

@@ -2,6 +2,8 @@
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,6 +74,14 @@ class Adapter(ABC):
     @abstractmethod
     def prepare_sampling(self, pipeline: StableDiffusionPipeline, scale: float) -> None:
         """Put the adapter at a scale into a pipeline, in its fastest form."""
+
+    @contextmanager
+    def folded(self) -> Iterator[None]:
+        """In its fastest form at scale 1, as in training, while nothing is trained.
+
+        Predictions are the same up to rounding, and the weights afterwards what they were.
+        """
+        yield
 
     def predict(self, noisy: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         """Prediction of the adapted denoiser.

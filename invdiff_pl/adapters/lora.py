@@ -1,6 +1,8 @@
 """Low-rank adapters through peft, in the file form that stock diffusers loads."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +155,9 @@ class LoraAdapter(Adapter):
     def prepare_sampling(self, pipeline: StableDiffusionPipeline, scale: float) -> None:
         """Fold the scaled updates into the weights, so that sampling costs what it did before."""
         pipeline.unet = self.unet
+        self._fuse(scale)
+
+    def _fuse(self, scale: float) -> None:
         if scale == self._fused_scale:
             return
         self._unfuse()
@@ -165,6 +170,23 @@ class LoraAdapter(Adapter):
                 }
             self.unet.fuse_lora(lora_scale=scale, adapter_names=[NAME])
         self._fused_scale = scale
+
+    @contextmanager
+    def folded(self) -> Iterator[None]:
+        """Updates folded into the weights; in half precision, whose rounding could lose them, not.
+
+        The copy of the original weights is kept no longer than it is needed.
+        """
+        half = self.unet.dtype != torch.float32 or torch.is_autocast_enabled(self.unet.device.type)
+        if half or self._fused_scale is not None:  # or put at a scale by prepare_sampling
+            yield
+            return
+        self._fuse(1.0)
+        try:
+            yield
+        finally:
+            self._unfuse()
+            self._frozen, self._fused_scale = {}, None
 
     @torch.no_grad()
     def _unfuse(self) -> None:

@@ -165,7 +165,7 @@ class HeldOutSelection(pl.Callback):
         data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
         losses = torch.zeros(self._timesteps.shape, device=module.device)
         own = torch.arange(trainer.global_rank, len(self.rows), trainer.world_size)
-        with trainer.precision_plugin.val_step_context():
+        with trainer.precision_plugin.val_step_context(), module.adapter.folded():
             for mine in own.split(self.batch_size):
                 batch = trainer.strategy.batch_to_device(data.training_latents(self.rows[mine]))
                 for column in range(self.bins):

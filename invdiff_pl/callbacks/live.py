@@ -1,7 +1,7 @@
 """Drawing samples with the modules that are being trained."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
@@ -21,14 +21,16 @@ def live_pipeline(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[A
     pipeline: Any = module.pipeline
     pipeline.to(module.device)
     adapter, own = getattr(module, "adapter", None), pipeline.unet
+    folded: AbstractContextManager[None] = nullcontext()
     if isinstance(adapter, Adapter):
-        pipeline.unet = adapter.denoiser
+        pipeline.unet, folded = adapter.denoiser, adapter.folded()
     modes = {part: part.training for part in pipeline.unet.modules()}
     pipeline.unet.eval()
     for average in averages:
         average.swap(module)
     try:
-        yield pipeline
+        with folded:
+            yield pipeline
     finally:
         for average in averages:
             average.restore(module)

@@ -1,14 +1,11 @@
 """Phase 3: guided sampling, prompts by seeds, at one or several invariant scales."""
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypedDict
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
-from PIL import Image
 from torch import Tensor
 
 from invdiff_pl.adapters import load_adapter
@@ -16,7 +13,8 @@ from invdiff_pl.data.datasets import PromptBatch
 from invdiff_pl.data.images import read_images
 from invdiff_pl.diffusion.pipeline import load_pipeline, sample_images, set_scheduler
 from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import atomic_path, write_text
+from invdiff_pl.files import write_text
+from invdiff_pl.images import ImageWriter
 from invdiff_pl.modules.common import data_module, output_folder
 from invdiff_pl.samples import MANIFEST, Sample, manifest_text, sample_file
 
@@ -77,8 +75,7 @@ class ConditionalSampler(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Fetch the prompt embeddings."""
         self.register_buffer("embeddings", data_module(self).prompt_embeddings(), persistent=False)
-        self._writers = ThreadPoolExecutor(2)
-        self._pending: list[Future[None]] = []
+        self._writer = ImageWriter()
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> SampledBatch:
         """Samples of a batch of indices at every scale."""
@@ -108,7 +105,7 @@ class ConditionalSampler(pl.LightningModule):
             guidance_scale=self.guidance_scale,
         )
         for file, image in zip(files, images, strict=True):
-            self._pending.append(self._writers.submit(_write_png, file, image))
+            self._writer.write(file, image)
         return images
 
     def _drawn(self, files: Sequence[Path]) -> Tensor | None:
@@ -126,16 +123,11 @@ class ConditionalSampler(pl.LightningModule):
 
     def on_predict_batch_end(self, *unused: object) -> None:
         """Let a failed write (a full disk, say) stop the run rather than go unseen."""
-        written = [future for future in self._pending if future.done()]
-        self._pending = [future for future in self._pending if not future.done()]
-        for future in written:
-            future.result()
+        self._writer.check()
 
     def on_predict_end(self) -> None:
         """Wait for the last images and write the manifest."""
-        for future in self._pending:
-            future.result()
-        self._writers.shutdown()
+        self._writer.close()
         self.trainer.strategy.barrier()
         if self.trainer.is_global_zero:
             self._write_manifest()
@@ -162,9 +154,3 @@ class ConditionalSampler(pl.LightningModule):
             for index in range(len(data.prompts) * per_prompt)
         ]
         write_text(output_folder(self.output) / MANIFEST, manifest_text(samples))
-
-
-def _write_png(file: Path, image: Tensor) -> None:
-    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    with atomic_path(file, durable=False) as partial:
-        Image.fromarray(pixels).save(partial, format="PNG")

@@ -65,6 +65,35 @@ def test_scale_zero_gives_the_backbones_images_exactly_even_after_another(
     assert torch.equal(draw_images(pipeline), expected)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_folded_it_predicts_the_same_and_is_afterwards_what_it_was(kind, tiny_backbone) -> None:
+    adapter = _build(kind, tiny_backbone)
+    disturb(adapter)
+    state = {name: value.clone() for name, value in adapter.denoiser.state_dict().items()}
+    with torch.no_grad():
+        expected = adapter.predict(*inputs())
+        with adapter.folded():
+            folded = adapter.predict(*inputs())
+        torch.testing.assert_close(folded, expected, rtol=1e-4, atol=1e-5)
+        assert torch.equal(adapter.predict(*inputs()), expected)
+    assert all(torch.equal(adapter.denoiser.state_dict()[name], state[name]) for name in state)
+    adapter.predict(*inputs()).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in adapter.parameters().values())
+
+
+def test_lora_is_not_folded_where_half_precision_would_round_it_away(tiny_backbone) -> None:
+    adapter = _build("lora", tiny_backbone)
+    weights = {n: value.clone() for n, value in adapter.denoiser.state_dict().items()}
+    disturb(adapter)
+    updates = adapter.parameters()
+    with torch.autocast("cpu", torch.bfloat16), adapter.folded():
+        state = adapter.denoiser.state_dict()
+        assert all(torch.equal(state[n], v) for n, v in weights.items() if n not in updates)
+    with adapter.folded():
+        state = adapter.denoiser.state_dict()
+        assert not all(torch.equal(state[n], v) for n, v in weights.items() if n not in updates)
+
+
 @pytest.mark.parametrize("kind", ["small_unet", "unet_copy"])
 def test_the_prediction_is_linear_in_the_scale(kind, tiny_backbone) -> None:
     adapter, frozen = _build(kind, tiny_backbone), _frozen(tiny_backbone)
