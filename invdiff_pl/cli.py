@@ -14,11 +14,12 @@ import transformers
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.rank_zero import _get_rank
+from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from safetensors import SafetensorError
 
-from invdiff_pl.callbacks import StopOnDivergence, StopOnSigterm
+from invdiff_pl.callbacks import ProgressBar, StopOnDivergence, StopOnSigterm
 from invdiff_pl.checkpoints import SafeCheckpointIO
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.errors import InvDiffError
@@ -56,6 +57,10 @@ class InvDiffCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for place, callback in enumerate(callbacks):
+            if type(callback) is RichProgressBar:  # Lightning's default
+                callbacks[place] = ProgressBar()
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:

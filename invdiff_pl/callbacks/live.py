@@ -28,7 +28,8 @@ def live_pipeline(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[A
     for average in averages:
         average.swap(module)
     try:
-        yield pipeline
+        with trainer.precision_plugin.forward_context():
+            yield pipeline
     finally:
         for average in averages:
             average.restore(module)
