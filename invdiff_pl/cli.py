@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 import jsonargparse
 import pytorch_lightning as pl
+import torch
 import transformers
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -110,6 +111,13 @@ def run(args: Sequence[str]) -> None:
         raise Terminated from None
     except SafetensorError as error:  # from libraries that write such files
         raise system_error(error) from None
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split(". ")[0]
+        raise InvDiffError(
+            f"the device's memory is full ({reason}): lower --scale.local_batch (training), "
+            "--scale.scoring_batch or --scale.sampling_batch, or set "
+            "--scale.gradient_checkpointing=true; finished steps and files are kept."
+        ) from None
 
 
 def check(args: Sequence[str]) -> None:

@@ -26,9 +26,7 @@ def _arguments(stage: str, *flags: str, scale: str = "mini") -> list[str]:
     return [COMMANDS.get(stage, "fit"), *configs, *flags]
 
 
-def _parsed(
-    monkeypatch: pytest.MonkeyPatch, stage: str, *flags: str, scale: str = "mini"
-) -> dict:
+def _parsed(monkeypatch: pytest.MonkeyPatch, stage: str, *flags: str, scale: str = "mini") -> dict:
     def stop(self: cli.InvDiffCLI) -> None:
         raise _ParsedError(self.config[self.config.subcommand].as_dict())
 

@@ -34,8 +34,11 @@ class LocalBatch(pl.Callback):
         """Count what a checkpoint has seen in micro-batches of the present number."""
         if self.most is not None:
             seen = trainer.global_step * trainer.accumulate_grad_batches
-            current = trainer.fit_loop.epoch_loop.batch_progress.current
-            current.ready = current.started = current.processed = current.completed = seen
+            loop = trainer.fit_loop.epoch_loop
+            current = loop.batch_progress.current
+            current.ready = current.started = current.processed = seen
+            # A checkpoint is written within a batch, which Lightning counts when it goes on.
+            current.completed = seen - 1 if loop.restarted_on_train_batch_end else seen
 
 
 def micro_batches(batch: int, devices: int, most: int) -> int:

@@ -35,10 +35,8 @@ def hold_frozen(module: pl.LightningModule, *others: nn.Module) -> None:
     half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(module.trainer.precision)
     frozen = {name: value for name, value in module.named_parameters() if not value.requires_grad}
     if half is not None:
-        for value in frozen.values():
+        for value in (*frozen.values(), *(p for other in others for p in other.parameters())):
             value.data = value.data.to(half)
-        for other in others:
-            other.to(half)
     ignored = [*frozen, *(name for name, _ in module.named_buffers())]
     # Where DistributedDataParallel looks for it.
     module._ddp_params_and_buffers_to_ignore = ignored  # type: ignore[assignment]
