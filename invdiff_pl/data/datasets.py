@@ -58,7 +58,8 @@ class LatentDataset(Dataset[LatentBatch]):
 
     def _placed(self, batch: LatentBatch) -> LatentBatch:
         device = self.moments.device
-        placed = {n: v if n == "row" else on_device(v, device) for n, v in batch.items()}
+        fields = cast(dict[str, Tensor], batch)
+        placed = {n: v if n == "row" else on_device(v, device) for n, v in fields.items()}
         return cast(LatentBatch, placed)
 
 
