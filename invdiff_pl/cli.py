@@ -10,15 +10,17 @@ from typing import Any
 import diffusers
 import jsonargparse
 import pytorch_lightning as pl
+import torch
 import transformers
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.rank_zero import _get_rank
+from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from safetensors import SafetensorError
 
-from invdiff_pl.callbacks import StopOnDivergence, StopOnSigterm
+from invdiff_pl.callbacks import ProgressBar, StopOnDivergence, StopOnSigterm
 from invdiff_pl.checkpoints import SafeCheckpointIO
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.errors import InvDiffError
@@ -56,6 +58,10 @@ class InvDiffCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for place, callback in enumerate(callbacks):
+            if type(callback) is RichProgressBar:  # Lightning's default
+                callbacks[place] = ProgressBar()
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -105,6 +111,13 @@ def run(args: Sequence[str]) -> None:
         raise Terminated from None
     except SafetensorError as error:  # from libraries that write such files
         raise system_error(error) from None
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split(". ")[0]
+        raise InvDiffError(
+            f"the device's memory is full ({reason}): lower --scale.local_batch (training), "
+            "--scale.scoring_batch or --scale.sampling_batch, or set "
+            "--scale.gradient_checkpointing=true; finished steps and files are kept."
+        ) from None
 
 
 def check(args: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """Settings that several stages share; the YAML files under ``experiments/`` fill them in."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -40,11 +41,26 @@ class ScaleSettings:
         backbone_steps: optimizer steps of the backbone.
         backbone_batch: global batch of the backbone.
         backbone_learning_rate: peak rate of the backbone.
+        backbone_warmup: optimizer steps over which the backbone's rate rises to its peak.
+        backbone_lora_rank: of low-rank updates that are trained instead of every weight of the
+            backbone, and added to them in the end; every weight if not given.
         classifier_steps: optimizer steps of the classifier that scores samples.
         scoring_batch: images scored together.
         adapter_steps: optimizer steps of the adapter.
         adapter_batch: global batch of the adapter.
         adapter_learning_rate: peak rate of the adapter.
+        adapter_warmup: optimizer steps over which the adapter's rate rises to its peak.
+        adapter: kind of adapter, see ``invdiff_pl.adapters``.
+        adapter_settings: of that kind.
+        local_batch: most samples a device and pass of training; larger shares of the global batch
+            are accumulated over several passes. No limit if not given.
+        gradient_checkpointing: recompute activations of training, for less memory and more time.
+        residence: where latents are held while they are trained on, see
+            ``invdiff_pl.data.base.BiasedDataModule``.
+        embedding_dtype: in which prompt embeddings are cached.
+        look_every: optimizer steps between held-out measurements, pictures and quick looks.
+        look_samples: samples of each prompt in a quick look.
+        checkpoint_every: optimizer steps between checkpoints.
         sampling_batch: images drawn together.
         samples_per_prompt: samples drawn of each prompt at each invariant scale.
         sampling_steps: denoising steps.
@@ -58,11 +74,23 @@ class ScaleSettings:
     backbone_steps: int = 5000
     backbone_batch: int = 64
     backbone_learning_rate: float = 1e-3
+    backbone_warmup: int = 200
+    backbone_lora_rank: int | None = None
     classifier_steps: int = 400
     scoring_batch: int = 128
     adapter_steps: int = 400
     adapter_batch: int = 48
     adapter_learning_rate: float = 1e-3
+    adapter_warmup: int = 20
+    adapter: str = "lora"
+    adapter_settings: dict[str, Any] = field(default_factory=dict)
+    local_batch: int | None = None
+    gradient_checkpointing: bool = False
+    residence: str = "disk"
+    embedding_dtype: str = "float32"
+    look_every: int = 100
+    look_samples: int = 16
+    checkpoint_every: int = 100
     sampling_batch: int = 64
     samples_per_prompt: int = 256
     sampling_steps: int = 20

@@ -112,7 +112,9 @@ _WATCHING = (
     "invdiff_pl.callbacks.Dashboard",
     "invdiff_pl.callbacks.EnvironmentSheets",
     "invdiff_pl.callbacks.FitEvaluation",
+    "invdiff_pl.callbacks.LocalBatch",
     "invdiff_pl.callbacks.SampleGrid",
+    "invdiff_pl.callbacks.StagePlan",
     "pytorch_lightning.callbacks.ModelCheckpoint",
 )
 

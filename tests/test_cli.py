@@ -10,7 +10,8 @@ from invdiff_pl.__main__ import main
 from invdiff_pl.settings import ScaleSettings
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
-FILES = ["waterbirds.yaml", "base.yaml", "scales/mini.yaml"]
+FILES = ["waterbirds.yaml", "base.yaml"]
+SCALES = sorted(path.stem for path in (EXPERIMENTS / "scales").glob("*.yaml"))
 STAGES = sorted(path.stem for path in (EXPERIMENTS / "stages").glob("*.yaml"))
 COMMANDS = {"environments": "predict", "samples": "predict", "backbone_samples": "predict"}
 
@@ -19,26 +20,27 @@ class _ParsedError(Exception):
     """Carries a parsed configuration out of the command line."""
 
 
-def _arguments(stage: str, *flags: str) -> list[str]:
-    files = [*FILES, f"stages/{stage}.yaml"]
+def _arguments(stage: str, *flags: str, scale: str = "mini") -> list[str]:
+    files = [*FILES, f"scales/{scale}.yaml", f"stages/{stage}.yaml"]
     configs = [f"--config={EXPERIMENTS / name}" for name in files]
     return [COMMANDS.get(stage, "fit"), *configs, *flags]
 
 
-def _parsed(monkeypatch: pytest.MonkeyPatch, stage: str, *flags: str) -> dict:
+def _parsed(monkeypatch: pytest.MonkeyPatch, stage: str, *flags: str, scale: str = "mini") -> dict:
     def stop(self: cli.InvDiffCLI) -> None:
         raise _ParsedError(self.config[self.config.subcommand].as_dict())
 
     monkeypatch.setattr(cli.InvDiffCLI, "before_instantiate_classes", stop)
     with pytest.raises(_ParsedError) as stopped:
-        cli.run(_arguments(stage, *flags))
+        cli.run(_arguments(stage, *flags, scale=scale))
     config: dict = stopped.value.args[0]
     return config
 
 
+@pytest.mark.parametrize("scale", ["mini", "sd14"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_shipped_stage_parses(stage: str) -> None:
-    cli.check(_arguments(stage))
+def test_every_shipped_stage_parses(stage: str, scale: str) -> None:
+    cli.check(_arguments(stage, scale=scale))
 
 
 def test_a_flag_reaches_every_interpolation_across_files(monkeypatch) -> None:
@@ -100,7 +102,35 @@ def test_wrong_flags_are_told_in_one_line(flag: str, named: str, capsys) -> None
     assert named in message
 
 
-def test_scale_files_name_only_known_settings() -> None:
-    for path in (EXPERIMENTS / "scales").glob("*.yaml"):
-        scale = yaml.safe_load(path.read_text())["scale"]
-        assert set(scale) <= set(ScaleSettings.__dataclass_fields__)
+@pytest.mark.parametrize("scale", SCALES)
+def test_scale_files_name_every_setting_and_no_other(scale: str) -> None:
+    content = yaml.safe_load((EXPERIMENTS / "scales" / f"{scale}.yaml").read_text())
+    assert set(content["scale"]) == set(ScaleSettings.__dataclass_fields__)
+    assert content["experiment"]["scale"] == scale
+
+
+def test_the_reference_scale_has_the_published_schedule(monkeypatch) -> None:
+    for stage in ("backbone", "adapter"):
+        config = _parsed(monkeypatch, stage, scale="sd14-reference")
+        model = config["model"]["init_args"]
+        assert config["trainer"]["max_steps"] == 10_000
+        assert config["data"]["init_args"]["batch_size"] == 64
+        assert config["data"]["init_args"]["resolution"] == 512
+        assert (model["learning_rate"], model["warmup_steps"]) == (1e-4, 1000)
+    assert model["lambda_"] == 1.0
+
+
+def test_sampling_at_the_large_scale_is_guided_and_takes_the_backbones_own_scheduler(
+    monkeypatch,
+) -> None:
+    model = _parsed(monkeypatch, "samples", scale="sd14")["model"]["init_args"]
+    assert (model["steps"], model["guidance_scale"], model["scheduler"]) == (50, 7.5, None)
+
+
+def test_flags_change_one_setting_of_the_scales_adapter(monkeypatch) -> None:
+    flags = ("--scale.adapter=small_unet", "--scale.adapter_settings={}")
+    model = _parsed(monkeypatch, "adapter", *flags, scale="sd14")["model"]["init_args"]
+    assert (model["adapter"], model["adapter_settings"]) == ("small_unet", {})
+    flag = "--model.adapter_settings.rank=4"
+    model = _parsed(monkeypatch, "adapter", flag, scale="sd14")["model"]["init_args"]
+    assert (model["adapter"], model["adapter_settings"]) == ("lora", {"rank": 4})

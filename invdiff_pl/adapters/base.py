@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
+from invdiff_pl.diffusion.noising import predict
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import read_object, write_json
 
@@ -94,10 +95,7 @@ class Adapter(ABC):
         Returns:
             ``[B, C, H, W]``, in the denoiser's dtype.
         """
-        dtype = self.unet.dtype
-        given = noisy.to(dtype), timesteps, embeddings.to(dtype)
-        prediction: Tensor = self.denoiser(*given, return_dict=False)[0]
-        return prediction
+        return predict(self.denoiser, noisy, timesteps, embeddings)
 
     def size(self) -> int:
         """Number of trainable parameters."""

@@ -130,6 +130,15 @@ class LoraAdapter(Adapter):
             if f".{NAME}." not in name
         }
 
+    @torch.no_grad()
+    def updates(self) -> dict[str, torch.Tensor]:
+        """What the updates add at scale 1 to the backbone's weights, float32, by their names."""
+        return {
+            f"{name}.weight": module.get_delta_weight(NAME).float()
+            for name, module in self.unet.named_modules()
+            if isinstance(module, BaseTunerLayer)
+        }
+
     def save_weights(self, folder: Path) -> None:
         """Write the file that ``StableDiffusionPipeline.load_lora_weights`` takes."""
         StableDiffusionPipeline.save_lora_weights(

@@ -7,8 +7,11 @@ from invdiff_pl.callbacks.evaluation import SampleEvaluation
 from invdiff_pl.callbacks.fit_evaluation import FitEvaluation
 from invdiff_pl.callbacks.grids import SampleGrid
 from invdiff_pl.callbacks.heldout import HeldOutSelection
+from invdiff_pl.callbacks.local_batch import LocalBatch
+from invdiff_pl.callbacks.progress import ProgressBar
 from invdiff_pl.callbacks.safety import StopOnDivergence, StopOnSigterm
 from invdiff_pl.callbacks.sheets import EnvironmentSheets
+from invdiff_pl.callbacks.stage_plan import StagePlan
 
 __all__ = [
     "Dashboard",
@@ -16,9 +19,12 @@ __all__ = [
     "ExponentialMovingAverage",
     "FitEvaluation",
     "HeldOutSelection",
+    "LocalBatch",
+    "ProgressBar",
     "SampleEvaluation",
     "SampleGrid",
     "ScaleCalibration",
+    "StagePlan",
     "StopOnDivergence",
     "StopOnSigterm",
 ]

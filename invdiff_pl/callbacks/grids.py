@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
@@ -23,6 +24,7 @@ class SampleGrid(pl.Callback):
         prompts: at most so many.
         steps: denoising steps.
         guidance_scale: of classifier-free guidance.
+        batch_size: samples drawn together; all of them if not given.
         seed: of the noises.
     """
 
@@ -33,6 +35,7 @@ class SampleGrid(pl.Callback):
         prompts: int = 6,
         steps: int = 12,
         guidance_scale: float = 2.0,
+        batch_size: int | None = None,
         seed: int = 0,
     ) -> None:
         self.every_n_steps = every_n_steps
@@ -40,6 +43,7 @@ class SampleGrid(pl.Callback):
         self.prompts = prompts
         self.steps = steps
         self.guidance_scale = guidance_scale
+        self.batch_size = batch_size
         self.seed = seed
         self._drawn_at = -1
 
@@ -68,12 +72,17 @@ class SampleGrid(pl.Callback):
     def _sample(self, pipeline: Any, module: pl.LightningModule) -> Tensor:
         embeddings: Tensor = module.embeddings  # type: ignore[assignment]
         count = min(self.prompts, len(embeddings) - 1)
-        return sample_images(
-            pipeline,
-            embeddings[:count].repeat_interleave(self.columns, dim=0),
-            embeddings[-1:],
-            range(count * self.columns),
-            seed=self.seed,
-            steps=self.steps,
-            guidance_scale=self.guidance_scale,
-        )
+        numbers = torch.arange(count * self.columns)
+        images = [
+            sample_images(
+                pipeline,
+                embeddings[indices // self.columns],
+                embeddings[-1:],
+                indices.tolist(),
+                seed=self.seed,
+                steps=self.steps,
+                guidance_scale=self.guidance_scale,
+            )
+            for indices in numbers.split(self.batch_size or len(numbers))
+        ]
+        return torch.cat(images)

@@ -29,7 +29,7 @@ def live_pipeline(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[A
     for average in averages:
         average.swap(module)
     try:
-        with folded:
+        with folded, trainer.precision_plugin.forward_context():
             yield pipeline
     finally:
         for average in averages:

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from invdiff_pl.modules.common import diverged
@@ -19,7 +19,19 @@ class StopOnDivergence(pl.Callback):
 
     A finite loss can have such gradients; the step would spoil every weight, and the next
     checkpoint would keep them. Under float16 the gradient scaler skips such steps itself.
+
+    To look at the norm is to wait for the device. On a GPU the fused optimizer is therefore told
+    on the device to leave the weights alone from such a step on, and the host looks as often as
+    figures are logged, before a checkpoint is written and when training ends.
+
+    Args:
+        deferred: whether the host looks later; on GPUs if not given.
     """
+
+    def __init__(self, deferred: bool | None = None) -> None:
+        self.deferred = deferred
+        # The first step whose gradients were not finite, on the device; -1 if there is none.
+        self._stopped_at: Tensor | None = None
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -34,9 +46,38 @@ class StopOnDivergence(pl.Callback):
             if parameter.grad is not None
         ]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if not torch.isfinite(norm):
+        deferred = norm.is_cuda if self.deferred is None else self.deferred
+        if deferred and optimizer.defaults.get("fused"):
+            self._hold(norm, optimizer, trainer.global_step)
+            if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+                self._look(pl_module)
+        elif not torch.isfinite(norm):
             named = _not_finite(pl_module)
             raise diverged(pl_module, f"the gradients' norm is {float(norm)} ({named})")
+
+    def _hold(self, norm: Tensor, optimizer: Optimizer, step: int) -> None:
+        """Have the optimizer skip this step and all later ones, if this one is not finite."""
+        if self._stopped_at is None:
+            self._stopped_at = torch.full((), -1, dtype=torch.int64, device=norm.device)
+        first = (self._stopped_at < 0) & ~torch.isfinite(norm)
+        self._stopped_at = torch.where(first, step, self._stopped_at)
+        # What a gradient scaler would set; fused optimizers read it.
+        optimizer.found_inf = (self._stopped_at >= 0).float()  # type: ignore[attr-defined]
+
+    def _look(self, module: pl.LightningModule) -> None:
+        stopped_at = -1 if self._stopped_at is None else int(self._stopped_at)
+        if stopped_at >= 0:
+            raise diverged(module, "the gradients' norm is not finite", step=stopped_at)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Look before anything is written."""
+        self._look(pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look before the result is written."""
+        self._look(pl_module)
 
 
 class StopOnSigterm(pl.Callback):

@@ -19,7 +19,13 @@ from invdiff_pl.data.batches import (
     pairs_in,
 )
 from invdiff_pl.data.broken import describe_broken, readable_rows
-from invdiff_pl.data.cache import ShardedTensor, build_shards, is_complete
+from invdiff_pl.data.cache import (
+    ResidentTensor,
+    RowSource,
+    ShardedTensor,
+    build_shards,
+    is_complete,
+)
 from invdiff_pl.data.datasets import (
     ImageDataset,
     LatentBatch,
@@ -39,6 +45,7 @@ from invdiff_pl.diffusion.pipeline import (
 )
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import DAY, digest_json, remove_leftovers
+from invdiff_pl.plan import Residence, image_bytes, place_for, require_room
 from invdiff_pl.tensors import read_tensors, write_tensors
 
 Split = Literal["train", "val", "test"]
@@ -72,6 +79,12 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         held_out: share of each environment that training never sees, for held-out risks.
         seed: of the order of images and of the flips.
         workers: processes that load batches; 0 reads in the training process.
+        residence: where latents are held while they are trained on: ``disk`` reads each batch's
+            rows from the shards; ``memory`` and ``device`` read all of them once; ``auto`` takes
+            the device where they fill at most a quarter of what is free of its memory, else the
+            host's memory on the same terms, else the disk.
+        embedding_dtype: in which prompt embeddings are cached: ``float32`` or ``float16``. Latents
+            are cached in float16 always.
         broken: what becomes of an image that cannot be read: ``fail`` names it and stops;
             ``skip`` leaves it out, named and counted, in all stages alike. It is never replaced.
     """
@@ -92,6 +105,8 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         held_out: float = 0.1,
         seed: int = 0,
         workers: int = 0,
+        residence: Residence = "disk",
+        embedding_dtype: Literal["float32", "float16"] = "float32",
         broken: Literal["fail", "skip"] = "fail",
     ) -> None:
         super().__init__()
@@ -108,11 +123,14 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         self.held_out_share = held_out
         self.seed = seed
         self.workers = workers
+        self.residence = residence
+        self.embedding_dtype: torch.dtype = getattr(torch, embedding_dtype)
         self.broken = broken
         self._index: ImageIndex | None = None
         self._kept: Tensor | None = None
         self._contents: dict[Split, str] = {}
         self._inferred: Environments | None = None
+        self._moments: RowSource | None = None
 
     attribute = "attribute"  # what figures of it are called
 
@@ -219,7 +237,7 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
             encode_images(load_pipeline(self.backbone).vae, paths, self.resolution, folder)
 
     def prompt_embeddings(self) -> Tensor:
-        """Embeddings of every prompt and, last, of the empty one: ``[P + 1, L, D]``, cached."""
+        """Embeddings of every prompt and, last, of the empty one: float32 ``[P + 1, L, D]``."""
         file = self._prompts_file()
         if file.exists():
             try:
@@ -228,19 +246,21 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
                 print(f"warning: {error}")
             else:
                 if len(cached) == len(self.prompts) + 1:
-                    return cached
+                    return cached.float()
         pipeline = load_pipeline(self.backbone)
         for prompt, cut in tokens_cut(pipeline, self.prompts).items():
             print(f"warning: the text encoder does not see the last {cut} tokens of {prompt!r}")
-        embeddings = embed_prompts(pipeline, [*self.prompts, ""])
+        embeddings = embed_prompts(pipeline, [*self.prompts, ""]).to(self.embedding_dtype)
         write_tensors(file, {"embeddings": embeddings})
-        return embeddings
+        return embeddings.float()
 
     def images(self, split: Split) -> ShardedTensor:
         """The images of a split at ``resolution``, uint8 ``[N, 3, H, W]``, cached."""
         folder = self._folder("images", split)
         if not is_complete(folder):
             paths = self.index.paths(self.index.rows(split))
+            size = len(paths) * image_bytes((3, self.resolution, self.resolution))
+            require_room(folder, size, f"{len(paths)} decoded {split} images")
             build_shards(
                 folder,
                 len(paths),
@@ -314,8 +334,29 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         return self._loader(self._latents(None), rows)
 
     def _latents(self, memberships: Tensor | None) -> LatentDataset:
-        latents = ShardedTensor(self._folder("latents", "train"))
-        return LatentDataset(latents, self._prompts("train"), memberships)
+        return LatentDataset(self.moments(), self._prompts("train"), memberships)
+
+    def moments(self) -> RowSource:
+        """The train split's latents, float16 ``[N, 2, 2C, h, w]``, where ``residence`` says."""
+        if self._moments is None:
+            shards = ShardedTensor(self._folder("latents", "train"))
+            device, processes = torch.device("cpu"), 1
+            if self.trainer is not None:
+                device = self.trainer.strategy.root_device
+                processes = max(1, self.trainer.num_devices)
+            place = place_for(shards.nbytes, self.residence, device, processes)
+            self._moments = shards if place is None else ResidentTensor(shards, place)
+        return self._moments
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Row numbers stay on the host, which alone looks at them."""
+        if not isinstance(batch, dict) or "row" not in batch:
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        rest = {name: value for name, value in batch.items() if name != "row"}
+        moved = super().transfer_batch_to_device(rest, device, dataloader_idx)
+        return {"row": batch["row"], **moved}
 
     def _image_loader(self, split: Split, *, labelled: bool, shuffled: bool) -> DataLoader:
         prompts, attributes = self.labels(split) if labelled else (self._prompts(split), None)
@@ -329,13 +370,16 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         return self._loader(ImageDataset(self.images(split), prompts, attributes), sampler)
 
     def _loader(self, dataset: Any, sampler: Sampler[Selection]) -> DataLoader:
+        # Rows that a device holds are gathered there, by this process.
+        here = isinstance(dataset, LatentDataset) and dataset.moments.device.type != "cpu"
+        workers = 0 if here else self.workers
         return DataLoader(
             dataset,
             sampler=sampler,
             batch_size=None,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available() and not here,
         )
 
     def _every_row(self, count: int) -> SequentialBatches:
@@ -376,9 +420,11 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         return self.cache_dir / kind / digest_json(key)
 
     def _prompts_file(self) -> Path:
-        key = {
+        key: dict[str, Any] = {
             "prompts": self.prompts,
             "tokenizer": backbone_digest(self.backbone, "tokenizer"),
             "text_encoder": backbone_digest(self.backbone, "text_encoder"),
         }
+        if self.embedding_dtype != torch.float32:
+            key["dtype"] = str(self.embedding_dtype)
         return self.cache_dir / "prompts" / f"{digest_json(key)}.safetensors"

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from math import prod
 from operator import index
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from rich.progress import track
 from torch import Tensor
 
+from invdiff_pl.diffusion.draws import on_device
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import digest_file, read_object, write_json
 from invdiff_pl.locks import build_lock
@@ -109,6 +111,78 @@ class _Shard:
         return cls(path, 8 + length + first, shape, dtype)
 
 
+class RowSource(Protocol):
+    """Rows of one tensor ``[rows, ...]``, wherever they lie."""
+
+    rows: int
+
+    def __len__(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int:
+        """Of all values."""
+
+    def held_on(self, device: torch.device) -> bool:
+        """Whether all rows take memory of a device."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where gathered rows lie."""
+
+    def gather(self, rows: Tensor, variants: Tensor | None = None) -> Tensor:
+        """Rows in the order asked for."""
+
+
+class ResidentTensor:
+    """The rows of shards, held in memory or on a device.
+
+    Args:
+        shards: to be read, once.
+        device: to hold them.
+    """
+
+    def __init__(self, shards: "ShardedTensor", device: torch.device) -> None:
+        self.rows = len(shards)
+        self.values = torch.empty((self.rows, *shards.shape), dtype=shards.dtype, device=device)
+        for part in torch.arange(self.rows).split(SHARD_ROWS):
+            self.values[part[0] : part[-1] + 1] = shards.gather(part).to(device)
+
+    def __len__(self) -> int:
+        return self.rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return tuple(self.values.shape[1:])
+
+    @property
+    def nbytes(self) -> int:
+        """Of all values."""
+        return self.values.nbytes
+
+    def held_on(self, device: torch.device) -> bool:
+        """Whether all rows take memory of a device."""
+        return self.device == device
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows lie."""
+        return self.values.device
+
+    def gather(self, rows: Tensor, variants: Tensor | None = None) -> Tensor:
+        """Rows in the order asked for, as :meth:`ShardedTensor.gather` gives them."""
+        rows = on_device(rows, self.device)
+        return (
+            self.values[rows]
+            if variants is None
+            else self.values[rows, on_device(variants, self.device)]
+        )
+
+
 class ShardedTensor:
     """Read-only view of a folder of shards as one tensor ``[rows, ...]``.
 
@@ -149,6 +223,25 @@ class ShardedTensor:
         """Shape of one row."""
         return self._shards[0].shape[1:]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the values."""
+        return self._shards[0].dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Of all values."""
+        return self.rows * prod(self.shape) * self.dtype.itemsize
+
+    def held_on(self, device: torch.device) -> bool:
+        """They take none."""
+        return False
+
+    @property
+    def device(self) -> torch.device:
+        """Rows are read into the host's memory."""
+        return torch.device("cpu")
+
     def gather(self, rows: Tensor, variants: Tensor | None = None) -> Tensor:
         """Rows in the order asked for.
 
@@ -160,7 +253,7 @@ class ShardedTensor:
             ``[B, ...]``, a copy in memory.
         """
         shape = self.shape if variants is None else self.shape[1:]
-        values = torch.empty((len(rows), *shape), dtype=self._shards[0].dtype)
+        values = torch.empty((len(rows), *shape), dtype=self.dtype)
         memory = values.flatten().view(torch.uint8).numpy()
         size = prod(shape) * values.element_size()
         units = rows % self._shard_rows

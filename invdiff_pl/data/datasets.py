@@ -1,7 +1,7 @@
 """Data sets whose items are whole batches, fetched by a :class:`Selection` of rows."""
 
 from collections.abc import Iterator
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -9,13 +9,14 @@ from torch.nn.functional import one_hot
 from torch.utils.data import Dataset, Sampler
 
 from invdiff_pl.data.batches import Selection
-from invdiff_pl.data.cache import ShardedTensor
+from invdiff_pl.data.cache import RowSource, ShardedTensor
+from invdiff_pl.diffusion.draws import on_device
 
 
 class LatentBatch(TypedDict, total=False):
     """What training and inference see of an image. There is no attribute among it."""
 
-    row: Tensor  # int64 [B], in the split
+    row: Tensor  # int64 [B], in the split; on the CPU always
     prompt: Tensor  # int64 [B]
     moments: Tensor  # [B, 2C, h, w], posterior mean and log variance
     draw: Tensor  # int64 [B], which shared draw of (timestep, noise)
@@ -25,11 +26,12 @@ class LatentBatch(TypedDict, total=False):
 class LatentDataset(Dataset[LatentBatch]):
     """Cached latents of one split; fetched a batch at a time by a :class:`Selection`.
 
-    A row that was drawn for one environment is a member of that one alone.
+    A row that was drawn for one environment is a member of that one alone. Where the latents are
+    held by a device the whole batch is on it, but for the row numbers.
     """
 
     def __init__(
-        self, moments: ShardedTensor, prompt_ids: Tensor, memberships: Tensor | None = None
+        self, moments: RowSource, prompt_ids: Tensor, memberships: Tensor | None = None
     ) -> None:
         self.moments = moments
         self.prompt_ids = prompt_ids
@@ -46,13 +48,19 @@ class LatentDataset(Dataset[LatentBatch]):
             draw=selection.draws,
         )
         if self.memberships is None:
-            return batch
+            return self._placed(batch)
         if selection.environments is None:
             batch["membership"] = self.memberships[selection.rows]
         else:
             groups = self.memberships.shape[1]
             batch["membership"] = one_hot(selection.environments, groups).float()
-        return batch
+        return self._placed(batch)
+
+    def _placed(self, batch: LatentBatch) -> LatentBatch:
+        device = self.moments.device
+        fields = cast(dict[str, Tensor], batch)
+        placed = {n: v if n == "row" else on_device(v, device) for n, v in fields.items()}
+        return cast(LatentBatch, placed)
 
 
 class SequentialBatches(Sampler[Selection]):

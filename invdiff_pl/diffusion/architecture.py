@@ -56,7 +56,7 @@ def new_pipeline(
         return StableDiffusionPipeline(
             vae=_autoencoder(architecture),
             text_encoder=_text_encoder(architecture),
-            tokenizer=_tokenizer(prompts),
+            tokenizer=prompt_tokenizer(prompts),
             unet=_unet(architecture),
             scheduler=DDIMScheduler(
                 beta_schedule="scaled_linear",
@@ -110,7 +110,7 @@ def _autoencoder(architecture: Architecture) -> AutoencoderKL:
 
 def _text_encoder(architecture: Architecture) -> CLIPTextModel:
     width = architecture.text_width
-    # Tokens: 0 <|startoftext|>, 1 <|endoftext|>, as _tokenizer numbers them.
+    # Tokens: 0 <|startoftext|>, 1 <|endoftext|>, as prompt_tokenizer numbers them.
     config = CLIPTextConfig(
         vocab_size=_VOCABULARY,
         hidden_size=width,
@@ -126,8 +126,13 @@ def _text_encoder(architecture: Architecture) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def _tokenizer(prompts: Sequence[str]) -> CLIPTokenizer:
-    """A CLIP tokenizer whose byte-pair merges are learned from the prompts."""
+def prompt_tokenizer(prompts: Sequence[str], most_tokens: int = _MAX_TOKENS) -> CLIPTokenizer:
+    """A CLIP tokenizer whose byte-pair merges are learned from the prompts.
+
+    Args:
+        prompts: whose words it knows.
+        most_tokens: to which prompts are padded and cut.
+    """
     tokenizer = Tokenizer(BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     tokenizer.normalizer = Lowercase()
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=True)
@@ -149,4 +154,4 @@ def _tokenizer(prompts: Sequence[str]) -> CLIPTokenizer:
         known = dict(sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1]))
         lines = Path(merges).read_text(encoding="utf-8").splitlines()
     pairs = [tuple(line.split(" ")) for line in lines if not line.startswith("#version")]
-    return CLIPTokenizer(vocab=known, merges=pairs, model_max_length=_MAX_TOKENS)
+    return CLIPTokenizer(vocab=known, merges=pairs, model_max_length=most_tokens)

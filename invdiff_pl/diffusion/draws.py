@@ -22,6 +22,17 @@ def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """Values that were drawn on the CPU, on a device.
+
+    To a GPU they are copied from pinned memory: the host does not wait for the copy, nor the copy
+    for what was put in the GPU's queue before.
+    """
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
 def stratified_timesteps(
     count: int, train_timesteps: int, earliest: float = 0.0, latest: float = 1.0
 ) -> Tensor:

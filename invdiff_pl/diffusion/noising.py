@@ -1,5 +1,7 @@
 """The forward process and the training target of a diffusers scheduler."""
 
+from typing import Any
+
 import torch
 from diffusers import DDPMScheduler
 from diffusers.configuration_utils import FrozenDict
@@ -52,6 +54,24 @@ class ForwardProcess:
         """Signal-to-noise ratio at each timestep, float32 ``[B]``; 0 at a zero-SNR end."""
         alphas = self._scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
         return alphas / (1 - alphas)
+
+
+def predict(denoiser: Any, noisy: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+    """Prediction of a denoiser, which is given latents and embeddings in its own precision.
+
+    Args:
+        denoiser: a ``UNet2DConditionModel``, or what is called as one and has its ``dtype``.
+        noisy: latents ``[B, C, H, W]``.
+        timesteps: int64 ``[B]``.
+        embeddings: text embeddings ``[B, L, D]``.
+
+    Returns:
+        ``[B, C, H, W]``, in the denoiser's dtype, or autocast's.
+    """
+    dtype = denoiser.dtype
+    given = noisy.to(dtype), timesteps, embeddings.to(dtype)
+    prediction: Tensor = denoiser(*given, return_dict=False)[0]
+    return prediction
 
 
 def sample_losses(prediction: Tensor, target: Tensor) -> Tensor:

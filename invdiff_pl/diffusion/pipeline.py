@@ -39,6 +39,7 @@ def load_pipeline(backbone: str, dtype: torch.dtype = torch.float32) -> StableDi
             vae=_whole(AutoencoderKL, source, "vae", dtype),
             dtype=dtype,
             safety_checker=None,
+            feature_extractor=None,  # the safety checker's, of a class that may be gone
             requires_safety_checker=False,
             use_safetensors=True,  # the other formats are pickles, which may run code
         )

@@ -29,36 +29,46 @@ class LossTable:
         self._losses: list[Tensor] = []
 
     def append(self, rows: Tensor, losses: Tensor) -> None:
-        """Add losses ``[B, 2, T, R]`` of row numbers ``[B]``.
+        """Add losses ``[B, 2, T, R]`` of row numbers ``[B]``, on the CPU.
+
+        The losses may still be computed by the device, which is not waited for.
 
         Raises:
-            InvDiffError: if a loss is not finite; nothing of these rows is kept.
+            InvDiffError: as of :meth:`flush`.
         """
-        finite = losses.isfinite().flatten(1).all(1)
-        if not finite.all():
-            row = int(rows[int((~finite).int().argmax())])
-            raise InvDiffError(
-                f"stage environments: the denoising loss of image {row} of the train split is not "
-                f"finite (nor of {int((~finite).sum()) - 1} others of its batch); losses written "
-                f"before are kept in {self.folder}; use --environments.trainer.precision=32-true, "
-                "and run again."
-            )
-        self._rows.append(rows.cpu())
-        self._losses.append(losses.float().cpu())
+        self._rows.append(rows)
+        self._losses.append(losses)
         if sum(map(len, self._rows)) >= self.flush_rows:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is collected as one part."""
+        """Write what is collected as one part.
+
+        Raises:
+            InvDiffError: if a loss is not finite; rows that are finite are kept.
+        """
         if not self._rows:
             return
-        rows, losses = torch.cat(self._rows), torch.cat(self._losses)
+        rows, losses = torch.cat(self._rows), torch.cat(self._losses).float().cpu()
+        self._rows, self._losses = [], []
+        finite = losses.isfinite().flatten(1).all(1)
+        if finite.any():
+            self._write(rows[finite], losses[finite])
+        if not finite.all():
+            row = int(rows[int((~finite).int().argmax())])
+            raise InvDiffError(
+                f"stage environments: the denoising loss of image {row} of the train split is not "
+                f"finite (nor of {int((~finite).sum()) - 1} others scored since losses were last "
+                f"written); all others are kept in {self.folder}; use "
+                "--environments.trainer.precision=32-true, and run again."
+            )
+
+    def _write(self, rows: Tensor, losses: Tensor) -> None:
         # Named after all of its rows: parts of other ranks, or of a run on fewer of them, may
         # begin and end at the same ones.
         which = digest_bytes(rows.numpy().tobytes())[:8]
         path = self.folder / f"part-{int(rows[0]):09d}-{which}.safetensors"
         write_tensors(path, {"rows": rows, "losses": losses})
-        self._rows, self._losses = [], []
 
     def read(self, count: int) -> tuple[Tensor, Tensor]:
         """What has been written so far.

@@ -4,17 +4,20 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from diffusers import StableDiffusionPipeline
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from invdiff_pl.adapters import LoraAdapter
 from invdiff_pl.data.datasets import LatentBatch
-from invdiff_pl.diffusion.draws import generator, sample_timesteps
-from invdiff_pl.diffusion.noising import ForwardProcess, sample_losses, sample_posterior
+from invdiff_pl.diffusion.draws import generator, on_device, sample_timesteps
+from invdiff_pl.diffusion.noising import ForwardProcess, predict, sample_losses, sample_posterior
 from invdiff_pl.diffusion.pipeline import load_pipeline, save_pipeline
 from invdiff_pl.files import atomic_path
 from invdiff_pl.modules.common import (
     check_finite,
     data_module,
+    hold_frozen,
     optimizer_with_schedule,
     output_folder,
     require_step_limit,
@@ -26,7 +29,8 @@ class Backbone(pl.LightningModule):
     """Trains the UNet of a pipeline folder and writes the whole pipeline.
 
     The folder may be Stable Diffusion's, to be fine-tuned, or the autoencoder stage's, whose UNet
-    starts from random weights.
+    starts from random weights. With ``lora_rank`` low-rank updates are trained, and added to the
+    weights in the end: the result is an ordinary pipeline folder either way.
 
     Args:
         backbone: the pipeline to start from: folder or hub id.
@@ -37,6 +41,9 @@ class Backbone(pl.LightningModule):
         conditioning_dropout: share of prompts replaced by the empty one, so that
             classifier-free guidance works.
         high_noise_exponent: the timestep density, see ``sample_timesteps``; 1 is uniform.
+        lora_rank: of the updates (see ``invdiff_pl.adapters.LoraAdapter``); every weight is trained
+            if not given.
+        gradient_checkpointing: recompute activations, for less memory and more time.
         half_precision: write float16 weights.
         seed: of all draws.
     """
@@ -52,11 +59,15 @@ class Backbone(pl.LightningModule):
         warmup_steps: int = 200,
         conditioning_dropout: float = 0.1,
         high_noise_exponent: float = 1.0,
+        lora_rank: int | None = None,
+        gradient_checkpointing: bool = False,
         half_precision: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        self.strict_loading = False
+        self.backbone = backbone
         self.output = output
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -66,15 +77,27 @@ class Backbone(pl.LightningModule):
         self.half_precision = half_precision
         self.seed = seed
         self.pipeline = load_pipeline(backbone)
-        self.unet = self.pipeline.unet.requires_grad_(True).train()
+        self.unet = self.pipeline.unet
+        self.lora: LoraAdapter | None = None
+        if lora_rank is None:
+            self.unet.requires_grad_(True).train()
+        else:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                self.lora = LoraAdapter(self.unet, rank=lora_rank)
+        if gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
         self.process = ForwardProcess(self.pipeline.scheduler.config)
 
     def setup(self, stage: str) -> None:
         """Fetch the prompt embeddings."""
         self.register_buffer("embeddings", data_module(self).prompt_embeddings(), persistent=False)
+        hold_frozen(self, self.pipeline.vae, self.pipeline.text_encoder)
 
     def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
         """What is trained, and averaged by the EMA callback."""
+        if self.lora is not None:
+            return self.lora.parameters()
         return dict(self.unet.named_parameters())
 
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
@@ -86,15 +109,17 @@ class Backbone(pl.LightningModule):
         shape = (draws, moments.shape[1] // 2, *moments.shape[2:])
         timesteps = sample_timesteps(
             draws, self.process.train_timesteps, self.high_noise_exponent, source
-        ).to(self.device)[draw]
-        noises = torch.randn((2, *shape), generator=source).to(self.device)[:, draw]
-        dropped = torch.rand(draws, generator=source).to(self.device) < self.conditioning_dropout
-        prompts = batch["prompt"].masked_fill(dropped[draw], len(self.embeddings) - 1)
+        )
+        timesteps = on_device(timesteps, self.device)[draw]
+        noises = on_device(torch.randn((2, *shape), generator=source), self.device)[:, draw]
+        dropped = torch.rand(draws, generator=source) < self.conditioning_dropout
+        null = len(self.embeddings) - 1
+        prompts = batch["prompt"].masked_fill(on_device(dropped, self.device)[draw], null)
 
         scaling = self.pipeline.vae.config.scaling_factor
         latents = sample_posterior(moments, noises[0], scaling)
         noisy = self.process.add_noise(latents, noises[1], timesteps)
-        prediction = self.unet(noisy, timesteps, self.embeddings[prompts], return_dict=False)[0]
+        prediction = predict(self.unet, noisy, timesteps, self.embeddings[prompts])
         losses = sample_losses(prediction, self.process.target(latents, noises[1], timesteps))
         loss = share_of_mean(losses, self)
         check_finite(loss, self)
@@ -104,7 +129,7 @@ class Backbone(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine."""
         require_step_limit(self)
-        parameters = list(self.unet.parameters())
+        parameters = list(self.trainable_parameters().values())
         return optimizer_with_schedule(
             self, parameters, self.learning_rate, self.weight_decay, self.warmup_steps
         )
@@ -115,9 +140,22 @@ class Backbone(pl.LightningModule):
             return
         dtype = torch.float16 if self.half_precision else torch.float32
         with atomic_path(output_folder(self.output) / "pipeline") as partial:
-            save_pipeline(self.pipeline.to(dtype), partial)
+            save_pipeline(self._result().to(dtype), partial)
+
+    @torch.no_grad()
+    def _result(self) -> StableDiffusionPipeline:
+        """The pipeline with what was learned; the parts held here may be rounded."""
+        pipeline = load_pipeline(self.backbone)
+        if self.lora is None:
+            pipeline.unet = self.unet
+        else:
+            weights = pipeline.unet.state_dict()
+            for name, update in self.lora.updates().items():
+                weights[name] += update.to(weights[name].device)
+        return pipeline
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only the UNet: VAE and text encoder are frozen and lie in the starting folder."""
+        """Keep what is trained; what is frozen lies in the starting folder."""
+        kept = {f"unet.{name}" for name in self.trainable_parameters()}
         state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {n: v for n, v in state.items() if n.startswith("unet.")}
+        checkpoint["state_dict"] = {n: v for n, v in state.items() if n in kept}

@@ -7,7 +7,7 @@ from typing import cast
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -18,6 +18,28 @@ from invdiff_pl.errors import InvDiffError
 def data_module(module: pl.LightningModule) -> BiasedDataModule:
     """The DataModule that the module's trainer runs on."""
     return cast(BiasedDataModule, module.trainer.datamodule)  # type: ignore[attr-defined]
+
+
+def hold_frozen(module: pl.LightningModule, *others: nn.Module) -> None:
+    """Make what is not trained cheap to hold: call it in ``setup``.
+
+    Under mixed precision (``bf16-mixed``, ``16-mixed``) frozen weights are rounded to half
+    precision once, instead of at every pass; trained ones stay float32. DDP is told of the trained
+    parameters only: the others are the same on all ranks as they come from the same files, and are
+    not sent from one to another.
+
+    Args:
+        module: whose frozen parameters are meant.
+        others: networks that it holds without having registered them, all of them frozen.
+    """
+    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(module.trainer.precision)
+    frozen = {name: value for name, value in module.named_parameters() if not value.requires_grad}
+    if half is not None:
+        for value in (*frozen.values(), *(p for other in others for p in other.parameters())):
+            value.data = value.data.to(half)
+    ignored = [*frozen, *(name for name, _ in module.named_buffers())]
+    # Where DistributedDataParallel looks for it.
+    module._ddp_params_and_buffers_to_ignore = ignored  # type: ignore[assignment]
 
 
 def warmup_cosine(optimizer: AdamW, warmup_steps: int, total_steps: int) -> LRSchedulerConfigType:
@@ -66,6 +88,8 @@ def check_finite(
 ) -> None:
     """Stop on a loss that is not finite, before it spoils the weights.
 
+    On a GPU it is looked at as often as figures are logged.
+
     Args:
         loss: of a batch.
         module: that is trained.
@@ -74,12 +98,18 @@ def check_finite(
     Raises:
         InvDiffError: naming stage, step, environment and the last good checkpoint.
     """
+    trainer = module.trainer
+    if loss.is_cuda and trainer.global_step % max(1, trainer.log_every_n_steps):  # type: ignore[attr-defined]
+        return  # to look is to wait for the device; StopOnDivergence keeps the weights meanwhile
     if not torch.isfinite(loss):
         raise diverged(module, f"the loss is {loss.item()}", risks)
 
 
 def diverged(
-    module: pl.LightningModule, what: str, risks: Mapping[str, Tensor] | None = None
+    module: pl.LightningModule,
+    what: str,
+    risks: Mapping[str, Tensor] | None = None,
+    step: int | None = None,
 ) -> InvDiffError:
     """The error that tells where training went off, and what there is from before.
 
@@ -87,13 +117,15 @@ def diverged(
         module: that is trained; its ``output`` names the stage.
         what: is not finite.
         risks: loss of each environment, by name; those that are not finite are named.
+        step: the optimizer step; the present one if not given.
     """
     trainer = module.trainer
     stage = Path(str(getattr(module, "output", ""))).name or type(module).__name__
     wrong = [n for n, risk in (risks or {}).items() if not bool(torch.isfinite(risk).all())]
     environments = f" (environment {', '.join(wrong)})" if wrong else ""
     return InvDiffError(
-        f"stage {stage}, step {trainer.global_step}: {what}{environments}; nothing of this step "
+        f"stage {stage}, step {trainer.global_step if step is None else step}: {what}"
+        f"{environments}; nothing of this step "
         f"was kept, and {_last_checkpoint(trainer)}; lower --{stage}.model.learning_rate, or use "
         f"--{stage}.trainer.precision=32-true, and run again."
     )

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.data.datasets import LatentBatch
-from invdiff_pl.diffusion.draws import generator, stratified_timesteps
-from invdiff_pl.diffusion.noising import ForwardProcess, sample_losses, sample_posterior
+from invdiff_pl.diffusion.draws import generator, on_device, stratified_timesteps
+from invdiff_pl.diffusion.noising import ForwardProcess, predict, sample_losses, sample_posterior
 from invdiff_pl.diffusion.pipeline import load_pipeline
 from invdiff_pl.environments.inference import Settings, infer
 from invdiff_pl.environments.quality import environment_report
@@ -16,7 +16,7 @@ from invdiff_pl.environments.scores import Losses, contrast_table, timestep_weig
 from invdiff_pl.environments.table import LossTable
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import write_json
-from invdiff_pl.modules.common import data_module, output_folder
+from invdiff_pl.modules.common import data_module, hold_frozen, output_folder
 from invdiff_pl.tensors import write_tensors
 
 
@@ -89,6 +89,7 @@ class EnvironmentInference(pl.LightningModule):
         """Fetch the prompt embeddings and the losses that an interrupted run left."""
         data = data_module(self)
         self.register_buffer("embeddings", data.prompt_embeddings(), persistent=False)
+        hold_frozen(self)
         self.count = len(data.index.rows("train"))
         folder = output_folder(self.output) / "losses"
         self.table = LossTable(folder, (len(self.grid), self.noise_draws))
@@ -96,7 +97,7 @@ class EnvironmentInference(pl.LightningModule):
 
     def predict_step(self, batch: LatentBatch, batch_idx: int) -> None:
         """Losses of a batch at every (timestep, noise), into the table."""
-        if self.present[batch["row"].cpu()].all():
+        if self.present[batch["row"]].all():
             return
         latents = sample_posterior(batch["moments"], None, self.scaling_factor)
         own = self.embeddings[batch["prompt"]]
@@ -110,13 +111,14 @@ class EnvironmentInference(pl.LightningModule):
                 target = self.process.target(latents, noise, timesteps)
                 given = {0: own, 1: null} if draw < self.own_draws else {1: null}
                 for row, embeddings in given.items():
-                    prediction = self.unet(noisy, timesteps, embeddings, return_dict=False)[0]
+                    prediction = predict(self.unet, noisy, timesteps, embeddings)
                     losses[:, row, column, draw] = sample_losses(prediction, target)
         self.table.append(batch["row"], losses)
 
     def _noise(self, column: int, draw: int, latents: Tensor) -> Tensor:
         source = generator(self.seed, "common noise", column, draw)
-        return torch.randn(latents.shape[1:], generator=source).to(latents).expand_as(latents)
+        noise = torch.randn(latents.shape[1:], generator=source)
+        return on_device(noise, latents.device).expand_as(latents)
 
     def on_predict_epoch_end(self) -> None:
         """Partition once all ranks have written their losses."""

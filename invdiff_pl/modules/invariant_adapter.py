@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from invdiff_pl.adapters import Adapter, build_adapter
 from invdiff_pl.data.datasets import LatentBatch
-from invdiff_pl.diffusion.draws import generator
+from invdiff_pl.diffusion.draws import generator, on_device
 from invdiff_pl.diffusion.noising import ForwardProcess, sample_losses, sample_posterior
 from invdiff_pl.diffusion.pipeline import load_pipeline
 from invdiff_pl.errors import InvDiffError
@@ -18,6 +18,7 @@ from invdiff_pl.files import atomic_path
 from invdiff_pl.modules.common import (
     check_finite,
     data_module,
+    hold_frozen,
     optimizer_with_schedule,
     output_folder,
     require_step_limit,
@@ -121,6 +122,8 @@ class InvariantAdapter(pl.LightningModule):
         data = data_module(self)
         chosen: Any = self.hparams
         self.register_buffer("embeddings", data.prompt_embeddings(), persistent=False)
+        # VAE and text encoder draw the pictures of callbacks.
+        hold_frozen(self, self.pipeline.vae, self.pipeline.text_encoder)
         inferred = data.inferred()
         self.rule = build_rule(
             chosen.objective, inferred.groups, chosen.lambda_, **(chosen.objective_settings or {})
@@ -193,11 +196,12 @@ class InvariantAdapter(pl.LightningModule):
         moments, draw = batch["moments"], batch["draw"]
         # Drawn for the whole global batch, so that the ranks' shares do not change the numbers.
         shape = (self.draws, moments.shape[1] // 2, *moments.shape[2:])
-        timesteps = self.density.sample(self.draws, source).to(self.device)[draw]
-        noise, posterior_noise = torch.randn((2, *shape), generator=source).to(self.device)[:, draw]
+        timesteps = on_device(self.density.sample(self.draws, source), self.device)[draw]
+        noises = torch.randn((2, *shape), generator=source)
+        noise, posterior_noise = on_device(noises, self.device)[:, draw]
         dropped = torch.rand(self.draws, generator=source) < self.conditioning_dropout
         null = len(self.embeddings) - 1
-        prompts = batch["prompt"].masked_fill(dropped.to(self.device)[draw], null)
+        prompts = batch["prompt"].masked_fill(on_device(dropped, self.device)[draw], null)
         losses = self.denoising_losses(moments, prompts, timesteps, noise, posterior_noise)
         return losses * self.loss_weights(timesteps)
 

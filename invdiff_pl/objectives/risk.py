@@ -33,16 +33,14 @@ class Objective:
     @property
     def mean(self) -> Tensor:
         """Mean risk of the groups that are there."""
-        return self._present().mean()
+        return self.risks.sum() / (self.masses > 0).sum()
 
     @property
     def variance(self) -> Tensor:
         """Sample variance of the group risks; 0 with fewer than two groups."""
-        present = self._present()
-        return present.var() if len(present) > 1 else present.new_zeros(())
-
-    def _present(self) -> Tensor:
-        return self.risks[self.masses > 0]
+        groups = (self.masses > 0).sum()
+        deviations = torch.where(self.masses > 0, self.risks - self.mean, 0.0)
+        return deviations.square().sum() / (groups - 1).clamp(min=1)
 
 
 def group_sums(losses: Tensor, weights: Tensor) -> Tensor:

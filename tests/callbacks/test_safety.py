@@ -93,6 +93,59 @@ def test_divergence_is_told_with_stage_step_and_last_good_checkpoint(
     assert torch.isfinite(_weights(checkpoint)).all()
 
 
+class _Fused(_Model):
+    """With the optimizer of the modules, which can be told on the device to skip steps."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=0.01, fused=True)
+
+
+def test_a_look_that_comes_later_still_finds_the_weights_of_before_the_fault(tmp_path) -> None:
+    weights = {}
+
+    class Keep(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *unused) -> None:
+            weights[trainer.global_step] = pl_module.weights.detach().clone()
+
+    model = _Fused(tmp_path / "adapter", "gradient")
+    callbacks = [StopOnDivergence(deferred=True), Keep()]
+    # Step 5 is spoilt, the host looks at step 8.
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=10,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=4,
+        callbacks=callbacks,
+    )
+    with pytest.raises(InvDiffError, match=f"stage adapter, step {FAULT}: the gradients' norm"):
+        trainer.fit(model, torch.ones(20, 1))
+    assert sorted(weights) == list(range(1, 9))
+    assert not torch.equal(weights[FAULT], weights[FAULT - 1])
+    assert torch.equal(weights[8], weights[FAULT])
+    assert torch.equal(model.weights, weights[FAULT])
+
+
+def test_no_checkpoint_is_written_after_a_fault_that_nobody_has_looked_at(tmp_path) -> None:
+    model = _Fused(tmp_path / "adapter", "gradient")
+    checkpoints = ModelCheckpoint(tmp_path, "step", every_n_train_steps=7, save_last=True)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=10,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=100,
+        callbacks=[StopOnDivergence(deferred=True), checkpoints],
+    )
+    with pytest.raises(InvDiffError, match=f"step {FAULT}"):
+        trainer.fit(model, torch.ones(20, 1))
+    assert trainer.global_step == 7
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
 def test_the_checkpoint_from_before_the_fault_goes_on_to_the_healthy_result(tmp_path) -> None:
     healthy = _Model(tmp_path / "healthy" / "adapter")
     _train(tmp_path / "healthy", healthy)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from invdiff_pl.data import cache
-from invdiff_pl.data.cache import ShardedTensor, build_shards, is_complete
+from invdiff_pl.data.cache import ResidentTensor, ShardedTensor, build_shards, is_complete
 from invdiff_pl.errors import InvDiffError
 
 ROWS = 23
@@ -43,6 +43,19 @@ def test_gathered_rows_and_variants_are_those_of_the_whole(dtype, tmp_path) -> N
     assert torch.equal(shards.gather(rows, variants), whole[rows, variants])
     assert torch.equal(shards.gather(torch.arange(ROWS)), whole)
     assert shards.gather(rows[:0]).shape == (0, 2, 3, 4)
+
+
+def test_rows_held_in_memory_are_those_of_the_shards(tmp_path) -> None:
+    whole = _whole(torch.float16)
+    held = ResidentTensor(_built(tmp_path, whole), torch.device("cpu"))
+    rows, variants = torch.tensor([22, 0, 7, 7]), torch.tensor([0, 1, 1, 0])
+    assert (len(held), held.shape, held.nbytes) == (ROWS, (2, 3, 4), whole.nbytes)
+    assert torch.equal(held.gather(rows), whole[rows])
+    assert torch.equal(held.gather(rows, variants), whole[rows, variants])
+    held.gather(rows).zero_()
+    assert torch.equal(held.values, whole)
+    (tmp_path / "00000.safetensors").unlink()
+    assert torch.equal(held.gather(rows), whole[rows])
 
 
 def test_shards_are_plain_safetensors_files(tmp_path) -> None:

@@ -1,0 +1,33 @@
+"""A pipeline folder of Stable Diffusion 1.4's architecture with random weights, for rehearsals.
+
+What it draws is noise; what it takes (memory, disk, time) is what the real one takes:
+
+    python benchmarks/random_backbone.py /tmp/random-sd14
+    make train EXP=waterbirds SCALE=sd14 BACKBONE=/tmp/random-sd14 DATA=/data/birds
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from invdiff_pl.diffusion.pipeline import save_pipeline
+from invdiff_pl.diffusion.stable_diffusion import random_stable_diffusion
+from invdiff_pl.files import atomic_path
+
+
+def main() -> None:
+    """Write the folder, float16: 2.1 GB at the published size."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--thinner", type=int, default=1, help="divide the channels: 2, 5 or 10")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--prompts", nargs="+", default=["a photo of a landbird or a waterbird"])
+    options = parser.parse_args()
+    pipeline = random_stable_diffusion(options.prompts, options.seed, options.thinner)
+    with atomic_path(options.folder) as partial:
+        save_pipeline(pipeline.to(torch.float16), partial)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""A global batch on any number of devices: as many micro-batches as it takes."""
+
+from math import ceil
+
+import pytorch_lightning as pl
+
+from invdiff_pl.errors import InvDiffError
+from invdiff_pl.modules.common import data_module
+
+
+class LocalBatch(pl.Callback):
+    """Sets ``accumulate_grad_batches`` so that no device holds more than so many samples at once.
+
+    The global batch stays what it is, and so does what is trained, to rounding: with more devices
+    there are fewer micro-batches. A run that was interrupted on other devices goes on from the step
+    it stood at.
+
+    Args:
+        most: samples a device and pass; ``None`` leaves the trainer's setting alone.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        if most is not None and most < 1:
+            raise InvDiffError(f"--scale.local_batch={most}: expected at least 1, or null.")
+        self.most = most
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Choose the number of micro-batches."""
+        if self.most is not None:
+            batch = data_module(pl_module).batch_size
+            trainer.accumulate_grad_batches = micro_batches(batch, trainer.world_size, self.most)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count what a checkpoint has seen in micro-batches of the present number."""
+        if self.most is not None:
+            seen = trainer.global_step * trainer.accumulate_grad_batches
+            loop = trainer.fit_loop.epoch_loop
+            current = loop.batch_progress.current
+            current.ready = current.started = current.processed = seen
+            # A checkpoint is written within a batch, which Lightning counts when it goes on.
+            current.completed = seen - 1 if loop.restarted_on_train_batch_end else seen
+
+
+def micro_batches(batch: int, devices: int, most: int) -> int:
+    """Into how many parts each device's share of a global batch is cut, at least 1."""
+    return max(1, ceil(batch / (devices * most)))
