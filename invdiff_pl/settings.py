@@ -60,6 +60,7 @@ class ScaleSettings:
         embedding_dtype: in which prompt embeddings are cached.
         look_every: optimizer steps between held-out measurements, pictures and quick looks.
         look_samples: samples of each prompt in a quick look.
+        calibration_samples: over all prompts, at each scale that is tried after training.
         checkpoint_every: optimizer steps between checkpoints.
         sampling_batch: images drawn together.
         samples_per_prompt: samples drawn of each prompt at each invariant scale.
@@ -90,6 +91,7 @@ class ScaleSettings:
     embedding_dtype: str = "float32"
     look_every: int = 100
     look_samples: int = 16
+    calibration_samples: int = 512
     checkpoint_every: int = 100
     sampling_batch: int = 64
     samples_per_prompt: int = 256

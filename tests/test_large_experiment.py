@@ -22,6 +22,7 @@ SMALL = [
     "--scale.local_batch=2",
     "--scale.adapter_warmup=1",
     "--scale.look_samples=1",
+    "--scale.calibration_samples=4",
     "--scale.samples_per_prompt=2",
     "--scale.sampling_batch=2",
     "--scale.sampling_steps=1",

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -25,8 +26,6 @@ TRIED = (1.0, 1.5)
 BEYOND = {1.0: 0.5, 1.5: 2.0}
 # Of all timesteps: where images are looked at, still clear enough to show everything.
 LOOK = 0.3
-# Below this share of right readings in an environment samples cannot be counted.
-LEAST_RECALL = 0.75
 CRITERION = (
     "the scale at which the inferred environments are drawn most evenly, by a reader of the frozen "
     "denoiser's features that has learned the inferred environments; labels are not read"
@@ -53,6 +52,8 @@ class ScaleCalibration(pl.Callback):
         images: of the training split, dealt over (prompt, environment), that the reader learns from
             at most.
         batch_size: images and samples together on a rank.
+        least_recall: where the reader finds less of an environment's images again, samples cannot
+            be counted, and the adapter is left as it is.
         seed: of all noises.
     """
 
@@ -63,6 +64,7 @@ class ScaleCalibration(pl.Callback):
         guidance_scale: float = 2.0,
         images: int = 4096,
         batch_size: int = 128,
+        least_recall: float = 0.75,
         seed: int = 0,
     ) -> None:
         self.samples = samples
@@ -70,6 +72,7 @@ class ScaleCalibration(pl.Callback):
         self.guidance_scale = guidance_scale
         self.images = images
         self.batch_size = batch_size
+        self.least_recall = least_recall
         self.seed = seed
 
     @torch.no_grad()
@@ -87,6 +90,9 @@ class ScaleCalibration(pl.Callback):
         pl_module.adapter.rescale(told["scale"])
         if trainer.is_global_zero:
             write_json(Path(pl_module.output) / "calibration.json", told)
+            print(
+                f"scale {told['scale']:.3f} of the trained adapter becomes its scale 1", flush=True
+            )
 
     def _calibrate(self, trainer: pl.Trainer, module: InvariantAdapter) -> dict[str, Any]:
         adapter, pipeline = module.adapter, module.pipeline
@@ -104,7 +110,7 @@ class ScaleCalibration(pl.Callback):
             },
             "measured": [],
         }
-        if not reader.recall >= LEAST_RECALL:
+        if reader.recall < self.least_recall:
             told["reason"] = (
                 f"environments cannot be told from features: of one only {reader.recall:.2f} are "
                 "read rightly"
@@ -153,6 +159,9 @@ class ScaleCalibration(pl.Callback):
     ) -> Tensor:
         """Shares of the environments in samples at a scale, float64 ``[P, G]``."""
         data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        rank_zero_only(print)(
+            f"counting environments in {self.samples} samples at scale {scale:g}", flush=True
+        )
         prompts = torch.arange(self.samples) // 2 % len(data.prompts)
 
         def features(mine: Tensor) -> Tensor:

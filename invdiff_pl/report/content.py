@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from invdiff_pl.report.blocks import Block, Heading, Picture, Table, Text
+from invdiff_pl.report.calibration import calibration_section
 from invdiff_pl.report.heldout import held_out_section
 
 # Held-out accuracy below which the classifier's figures are called untrustworthy.
@@ -46,6 +47,7 @@ def report_blocks(report: dict[str, Any], pictures: dict[str, Sequence[str]]) ->
             for number, file in enumerate(pictures["sheets"], start=1)
         ),
         *held_out_section(report["held_out"]),
+        *calibration_section(report.get("calibration")),
         *_shown(
             "Training",
             pictures["curves"],

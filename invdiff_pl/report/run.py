@@ -8,6 +8,7 @@ from typing import Any
 from invdiff_pl.files import digest_file, read_json, write_json, write_text
 from invdiff_pl.provenance import provenance
 from invdiff_pl.report.blocks import to_html, to_markdown
+from invdiff_pl.report.calibration import read_calibration
 from invdiff_pl.report.content import report_blocks
 from invdiff_pl.report.curves import pareto_points, plot_curves, plot_pareto
 from invdiff_pl.report.heldout import read_held_out
@@ -104,6 +105,7 @@ def collect(
             "share": adapter["share"],
         },
         "held_out": read_held_out(run_dir),
+        "calibration": read_calibration(run_dir),
         **augmentation(run_dir),
         "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
     }

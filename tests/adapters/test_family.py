@@ -65,6 +65,26 @@ def test_scale_zero_gives_the_backbones_images_exactly_even_after_another(
     assert torch.equal(draw_images(pipeline), expected)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "unet_copy"])
+def test_rescaled_it_predicts_at_one_what_it_did_at_the_factor(kind, tiny_backbone) -> None:
+    adapter = _build(kind, tiny_backbone)
+    disturb(adapter)
+    with torch.no_grad():
+        adapter.set_scale(1.5)
+        expected = adapter.predict(*inputs())
+        adapter.set_scale(1.0)
+        assert not torch.allclose(adapter.predict(*inputs()), expected, rtol=1e-4, atol=1e-5)
+        adapter.rescale(1.5)
+        torch.testing.assert_close(adapter.predict(*inputs()), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_references_copy_refuses_to_be_rescaled(tiny_backbone) -> None:
+    adapter = _build("unet_copy", tiny_backbone)
+    assert not adapter.rescalable
+    with pytest.raises(InvDiffError, match="blends two models"):
+        adapter.rescale(1.5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_folded_it_predicts_the_same_and_is_afterwards_what_it_was(kind, tiny_backbone) -> None:
     adapter = _build(kind, tiny_backbone)

@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 from trainers import quiet_trainer
 
-from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection
+from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection, ScaleCalibration
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
 from invdiff_pl.diffusion.pipeline import load_pipeline, sample_images
 from invdiff_pl.errors import InvDiffError
@@ -50,7 +50,12 @@ def _train(
         folder,
         max_steps=STEPS,
         enable_checkpointing=True,
-        callbacks=[ExponentialMovingAverage(0.5), HeldOutSelection(2, images=12), checkpoints],
+        callbacks=[
+            ExponentialMovingAverage(0.5),
+            HeldOutSelection(2, images=12),
+            ScaleCalibration(samples=12, steps=2, least_recall=0.0),
+            checkpoints,
+        ],
     )
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return load_file(folder / "adapter" / "pytorch_lora_weights.safetensors")

@@ -263,6 +263,20 @@ def test_the_grid_shows_before_above_after_for_each_prompt(run_dir: Path) -> Non
     assert grid[208, 70, 0] == 203
 
 
+def test_the_calibrated_scale_and_the_shares_it_rests_on_stand_in_the_report(run_dir: Path) -> None:
+    measured = [
+        {"scale": 1.0, "shares": [[0.6, 0.4], [0.5, 0.5]]},
+        {"scale": 1.5, "shares": [[0.4, 0.6], [0.5, 0.5]]},
+    ]
+    told = {"scale": 1.25, "samples": 64, "measured": measured}
+    (run_dir / "adapter" / "calibration.json").write_text(json.dumps(told))
+    assert write_report(run_dir, seed=3)["calibration"] == told
+    text = (run_dir / "report" / "report.md").read_text()
+    assert "| 1.00 | 0.550 | 0.450 |" in text
+    assert "| 1.50 | 0.450 | 0.550 |" in text
+    assert "times **1.250**" in text
+
+
 def test_held_out_risks_and_their_bound_stand_in_the_report(run_dir: Path) -> None:
     write_report(run_dir, seed=3)
     assert (

@@ -1,0 +1,42 @@
+"""The calibrated scale in a report: what the adapter was multiplied by, and why."""
+
+from pathlib import Path
+from typing import Any
+
+from invdiff_pl.files import read_json
+from invdiff_pl.report.blocks import Block, Heading, Table, Text
+
+
+def read_calibration(run_dir: Path) -> dict[str, Any] | None:
+    """What the adapter stage counted; ``None`` where nothing was calibrated."""
+    file = run_dir / "adapter" / "calibration.json"
+    if not file.is_file():
+        return None
+    told: dict[str, Any] = read_json(file)
+    return told
+
+
+def calibration_section(told: dict[str, Any] | None) -> list[Block]:
+    """Blocks of the report; none where nothing was calibrated."""
+    if told is None:
+        return []
+    title = Heading("Scale")
+    if "reason" in told:
+        return [title, Text(f"The adapter stands as trained: {told['reason']}.")]
+    rows = []
+    for row in told["measured"]:
+        groups = list(zip(*row["shares"], strict=True))  # by environment, over prompts
+        means = [sum(group) / len(group) for group in groups]
+        rows.append([f"{row['scale']:.2f}", *(f"{mean:.3f}" for mean in means)])
+    numbers = range(len(rows[0]) - 1)
+    return [
+        title,
+        Table(["scale of the trained adapter", *(f"environment {n}" for n in numbers)], rows),
+        Text(
+            f"Shares of the inferred environments in {told['samples']} samples at each scale, "
+            f"mean over prompts. The adapter is its trained self times **{told['scale']:.3f}**, "
+            "where the environments are drawn most evenly; that is its scale 1. A reader of the "
+            "frozen denoiser's features counts, which has learned the inferred environments; "
+            "labels are not read."
+        ),
+    ]

@@ -1,0 +1,110 @@
+"""The scale of a trained adapter, told by counting samples by environment."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from trainers import quiet_trainer
+
+from invdiff_pl.callbacks import ScaleCalibration
+from invdiff_pl.diffusion.pipeline import (
+    embed_prompts,
+    initial_latents,
+    load_pipeline,
+    sample_antithetic_latents,
+)
+from invdiff_pl.files import read_json
+from invdiff_pl.modules import EnvironmentInference, InvariantAdapter
+
+
+@pytest.fixture(scope="module")
+def environments(module_of, tiny_backbone, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("environments")
+    module = EnvironmentInference(str(tiny_backbone), str(folder), timesteps=2, noise_draws=1)
+    quiet_trainer(folder).predict(module, datamodule=module_of(), return_predictions=False)
+    return folder
+
+
+def _trained(folder: Path, module_of, backbone, environments, ranks: int = 1, **settings) -> Path:
+    """The adapter stage's folder after two steps and a calibration."""
+    module = InvariantAdapter(
+        str(backbone), str(folder), learning_rate=0.01, warmup_steps=1, train_without_bias=True
+    )
+    calibration = ScaleCalibration(steps=2, guidance_scale=1.0, **settings)
+    trainer = quiet_trainer(folder, ranks, callbacks=[calibration], max_steps=2)
+    trainer.fit(module, datamodule=module_of(environments=str(environments), batch_size=8))
+    return folder
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "pytorch_lora_weights.safetensors")
+
+
+def test_the_written_adapter_is_the_trained_one_at_the_scale_told(
+    module_of, tiny_backbone, environments, tmp_path
+) -> None:
+    given = module_of, tiny_backbone, environments
+    plain = _trained(tmp_path / "plain", *given, samples=0)
+    assert not (plain / "calibration.json").exists()
+    scaled = _trained(tmp_path / "scaled", *given, samples=12, least_recall=0.0)
+    told = read_json(scaled / "calibration.json")
+    assert 0.5 <= told["scale"] <= 2.0
+    assert {1.0, 1.5} <= {row["scale"] for row in told["measured"]}
+    for row in told["measured"]:
+        shares = torch.tensor(row["shares"])
+        torch.testing.assert_close(shares.sum(1), torch.ones(len(shares)))
+    before, after = _weights(plain), _weights(scaled)
+    for name, value in before.items():
+        factor = told["scale"] if ".lora.up." in name or ".lora_B." in name else 1.0
+        torch.testing.assert_close(after[name], factor * value)
+
+
+def test_where_environments_cannot_be_read_the_adapter_stays_as_it_is(
+    module_of, tiny_backbone, environments, tmp_path
+) -> None:
+    given = module_of, tiny_backbone, environments
+    plain = _trained(tmp_path / "plain", *given, samples=0)
+    left = _trained(tmp_path / "left", *given, samples=12, least_recall=1.01)
+    told = read_json(left / "calibration.json")
+    assert told["scale"] == 1.0
+    assert "cannot be told from features" in told["reason"]
+    for name, value in _weights(plain).items():
+        assert torch.equal(_weights(left)[name], value)
+
+
+def test_two_ranks_tell_the_same_scale_as_one(
+    module_of, tiny_backbone, environments, tmp_path
+) -> None:
+    given = module_of, tiny_backbone, environments
+    told = [
+        read_json(
+            _trained(tmp_path / str(ranks), *given, ranks, samples=13, least_recall=0.0)
+            / "calibration.json"
+        )
+        for ranks in (1, 2)
+    ]
+    assert told[0]["measured"] == told[1]["measured"]
+    assert told[0]["scale"] == told[1]["scale"]
+
+
+def test_samples_come_in_pairs_of_opposite_noise(tiny_backbone) -> None:
+    pipeline = load_pipeline(str(tiny_backbone))
+    pipeline.scheduler.set_timesteps(1)
+    embeddings = embed_prompts(pipeline, ["a photo of a mallard", ""])
+    started: list[torch.Tensor] = []
+    pipeline.unet.register_forward_pre_hook(lambda unet, args: started.append(args[0].clone()))
+    sample_antithetic_latents(
+        pipeline,
+        embeddings[:1].repeat(4, 1, 1),
+        embeddings[1:],
+        [0, 1, 6, 7],
+        seed=3,
+        steps=1,
+        guidance_scale=1.0,
+    )
+    first = started[0]
+    assert torch.equal(first[0], -first[1])
+    assert torch.equal(first[2], -first[3])
+    expected = initial_latents(pipeline, [0, 3], 3)[0] * pipeline.scheduler.init_noise_sigma
+    torch.testing.assert_close(first[::2], expected)
