@@ -45,6 +45,7 @@ TINY = (
 TRAIN = (
     *TINY,
     "--scale.adapter_steps=18",
+    "--scale.calibration_samples=12",
     "--scale.adapter_batch=12",
     "--scale.scoring_batch=16",
     "--environments.model.timesteps=2",
