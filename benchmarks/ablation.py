@@ -22,7 +22,7 @@ from typing import Any
 from ablation_groups import write_groups
 from ablation_rows import ROWS, SECTIONS, Row
 
-from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection
+from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection, ScaleCalibration
 from invdiff_pl.cli import build
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import digest_file, digest_json, read_json, write_json, write_text
@@ -35,6 +35,7 @@ HEADER = (
     "parameters",
     "share",
     "training, s",
+    "scale",
     "Bias",
     "prompt accuracy",
     "Fréchet distance",
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--steps", type=int, help="optimizer steps; the run's otherwise")
     parser.add_argument("--samples-per-prompt", type=int, help="the run's otherwise")
+    parser.add_argument("--precision", help="of training, such as bf16-mixed; the run's otherwise")
     parser.add_argument("--seed", type=int, default=0, help="of random groups")
     parser.add_argument("--output", type=Path, help="RUN/ablation otherwise")
     return parser
@@ -101,6 +103,7 @@ def _run_row(row: Row, options: argparse.Namespace, configs: dict[str, Path], ou
             "environments": digest_file(groups / "environments.safetensors"),
             "configs": [config.read_text(encoding="utf-8") for config in configs.values()],
             "steps": options.steps,
+            "precision": options.precision,
             "samples_per_prompt": options.samples_per_prompt,
         }
     )
@@ -136,10 +139,14 @@ def _train(
         f"--trainer.default_root_dir={folder}",
         *row.flags(),
     ]
+    if options.precision:
+        flags.append(f"--trainer.precision={options.precision}")
     if options.steps:
         flags.append(f"--trainer.max_steps={options.steps}")
     built = build(["fit", f"--config={config}", *flags])
-    kept = ExponentialMovingAverage, HeldOutSelection
+    kept: tuple[type, ...] = ExponentialMovingAverage, HeldOutSelection
+    if row.calibrated:
+        kept += (ScaleCalibration,)
     callbacks = built.trainer.callbacks  # type: ignore[attr-defined]
     built.trainer.callbacks = [c for c in callbacks if isinstance(c, kept)]  # type: ignore[attr-defined]
     started = time.monotonic()
@@ -148,10 +155,12 @@ def _train(
     facts = read_json(folder / "adapter" / "adapter.json")
     held_out = folder / "heldout.json"
     chosen = read_json(held_out).get("selection", {}) if held_out.is_file() else {}
+    calibrated = folder / "calibration.json"
     return {
         "adapter": {name: facts[name] for name in ("kind", "settings", "parameters", "share")},
         "seconds": round(seconds, 1),
         "chosen_step": chosen.get("chosen_step"),
+        "scale": read_json(calibrated)["scale"] if calibrated.is_file() else 1.0,
     }
 
 
@@ -182,6 +191,7 @@ def _cells(result: dict[str, Any]) -> tuple[str, ...]:
         f"{adapter['parameters']:,}" if adapter else "",
         f"{100 * adapter['share']:.2f} %" if adapter else "",
         f"{result['seconds']:.0f}" if adapter else "",
+        f"{result['scale']:.2f}" if adapter else "",
         f"{result['bias']:.3f} [{low:.3f}, {high:.3f}]",
         f"{100 * result['prompt_accuracy']:.1f} %",
         f"{result['frechet_distance']:.1f}" if result["frechet_distance"] is not None else "–",

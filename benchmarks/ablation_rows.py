@@ -21,6 +21,7 @@ class Row:
         model: changed settings of ``InvariantAdapter``.
         data: changed settings of the DataModule.
         untrained: only the backbone is sampled.
+        calibrated: whether the trained adapter's scale is calibrated, where its kind allows it.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Row:
     model: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     untrained: bool = False
+    calibrated: bool = True
 
     def flags(self) -> list[str]:
         """The changes as flags of the Lightning command line."""
@@ -63,6 +65,7 @@ SECTIONS: dict[str, list[str]] = {
         "plus_balance",
         "plus_pairs",
         "plus_high_noise",
+        "uncalibrated",
         "ours",
     ],
     "Environments": ["no_groups", "random_groups", "ours", "oracle"],
@@ -107,7 +110,8 @@ ROWS: dict[str, Row] = {
         Row("plus_balance", "+ balanced batches", "inferred", _WHOLE, {"batches": "balanced"}),
         Row("plus_pairs", "+ paired draws", "inferred", _WHOLE),
         Row("plus_high_noise", "+ timesteps towards high noise", "inferred", _COPY),
-        Row("ours", "the run's own settings (additive LoRA, a no-op at first)"),
+        Row("uncalibrated", "+ additive LoRA, a no-op at first", calibrated=False),
+        Row("ours", "+ calibrated scale: the run's own settings"),
         Row("no_groups", "no groups: one environment", "one"),
         Row("random_groups", "random groups of the inferred ones' sizes", "random"),
         Row("oracle", "oracle groups (labels: NOT available to a user)", "oracle"),

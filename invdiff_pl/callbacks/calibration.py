@@ -79,7 +79,9 @@ class ScaleCalibration(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw, count, and rescale the adapter before the module writes it."""
         assert isinstance(pl_module, InvariantAdapter)
-        if not pl_module.trains or self.samples == 0 or not pl_module.adapter.rescalable:
+        data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        wanted = pl_module.trains and self.samples > 0 and data.inferred().groups > 1
+        if not (wanted and pl_module.adapter.rescalable):
             return
         modes = {part: part.training for part in pl_module.denoiser.modules()}
         pl_module.denoiser.eval()
