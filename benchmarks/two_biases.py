@@ -29,7 +29,7 @@ HEADER = (
     "a second",
     "score: AUC place, tint",
     "second score: AUC place, tint",
-    "adjusted Rand index with place, tint, both",
+    "adjusted Rand index with place, tint, either, the four cells",
     "worst recall of the four cells",
 )
 

@@ -28,7 +28,7 @@ class Settings:
 
     Attributes:
         score: name of the score, see :data:`invdiff_pl.environments.scores.SCORES`.
-        groups: number of environments; ``None`` chooses from 2 to 4. With ``None`` or 4,
+        groups: number of environments; ``None`` chooses from 2 to 4. With 4,
             ``prompt_pursuit`` looks for a second attribute beside the first; where the evidence for
             it stands the same test, the environments are the four pairs of both attributes' groups.
         partition: see :func:`invdiff_pl.environments.assignment.assign`.
@@ -47,7 +47,7 @@ class Settings:
     @property
     def seeks_second(self) -> bool:
         """Whether two cuts, of two attributes, may be crossed."""
-        crossed = self.groups in (None, 4) and self.partition in ("exact", "mixture")
+        crossed = self.groups == 4 and self.partition in ("exact", "mixture")
         return crossed and self.score == "prompt_pursuit"
 
 
