@@ -36,12 +36,12 @@ from invdiff_pl.checkpoints import SafeCheckpointIO
 from invdiff_pl.data.cache import ShardedTensor, build_shards
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
 from invdiff_pl.diffusion.pipeline import load_pipeline
+from invdiff_pl.due import fingerprint
 from invdiff_pl.environments.table import LossTable
 from invdiff_pl.locks import run_lock
 from invdiff_pl.metrics.classifier import SampleClassifier
 from invdiff_pl.records import read_record, write_listing, write_record
 from invdiff_pl.samples import Sample, manifest_text, read_manifest
-from invdiff_pl.stages import fingerprint
 
 
 def _make_shards(folder: Path) -> None:
