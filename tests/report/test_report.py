@@ -224,10 +224,10 @@ def test_a_copy_for_documentation_is_small_and_complete(run_dir: Path, capsys) -
     assert len(links) == 4
     assert files == {*links, "README.md"}
     widths = [Image.open(run_dir / "docs" / link).width for link in links]
-    assert max(widths) == 900
+    assert max(widths) == 1000
     assert text.split("](")[0].startswith("# InvDiff on waterbirds")
     assert str(run_dir) not in text  # a page of the project tells nothing of the machine's folders
-    assert "In the run folder `make replay` makes the run anew" in text
+    assert "`make replay` of the run folder makes the run anew" in text
 
 
 def test_the_command_tells_which_stage_is_missing(run_dir: Path, capsys) -> None:
