@@ -9,21 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from invdiff_pl import processes
+from invdiff_pl.due import begin, finish, is_current
 from invdiff_pl.errors import InvDiffError
+from invdiff_pl.experiment import Experiment
 from invdiff_pl.files import atomic_path, read_object, write_json
 from invdiff_pl.locks import run_lock
 from invdiff_pl.provenance import provenance
-from invdiff_pl.stages import (
-    LIGHTNING,
-    MAIN_STAGE,
-    PLANS,
-    STAGES,
-    Experiment,
-    Stage,
-    begin,
-    finish,
-    is_current,
-)
+from invdiff_pl.stages import LIGHTNING, MAIN_STAGE, PLANS, STAGES, Stage
 
 # Tells, in the run folder, the command that made it; beside it lie the YAML files of the time.
 RUN_RECORD = "run.json"

@@ -1,4 +1,4 @@
-"""What the tests share: a tiny data set, a tiny untrained backbone, an untrained classifier."""
+"""What the tests share: a tiny data set, and tiny untrained networks of every kind."""
 
 import os
 import shutil
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, Dinov2Config, Dinov2Model
 
 from invdiff_pl.data.synthetic.waterbirds import RenderedWaterbirds, render_waterbirds
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
@@ -89,4 +90,25 @@ def classifier(
         "held_out_confusion": {"attribute": [[45, 5], [5, 45]]},
     }
     network.save(folder, facts)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small CLIP and DINOv2 models with random weights."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    text = {**sizes, "num_attention_heads": 2, "vocab_size": 1024, "eos_token_id": 1}
+    vision = {**sizes, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    CLIPModel(config).save_pretrained(folder / "clip")
+    pipeline = new_pipeline(TINY, ["a photo of a bird"], seed=0)
+    pipeline.tokenizer.save_pretrained(folder / "clip")
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    CLIPImageProcessor(**size).save_pretrained(folder / "clip")
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=224, patch_size=56
+    )
+    Dinov2Model(config).save_pretrained(folder / "dinov2")
     return folder

@@ -20,13 +20,13 @@ from invdiff_pl.data.images import read_image
 from invdiff_pl.diffusion.pipeline import load_pipeline
 from invdiff_pl.environments.table import LossTable
 from invdiff_pl.errors import InvDiffError
+from invdiff_pl.experiment import Experiment
 from invdiff_pl.files import read_json
 from invdiff_pl.metrics.classifier import SampleClassifier
 from invdiff_pl.metrics.clip import ClipEncoder
 from invdiff_pl.metrics.extractors import build_extractor
 from invdiff_pl.records import read_record
 from invdiff_pl.samples import read_manifest
-from invdiff_pl.stages import Experiment
 from invdiff_pl.tensors import read_tensors
 
 PACKAGE = Path(invdiff_pl.__file__).parent

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from invdiff_pl.__main__ import main
+from invdiff_pl.due import begin, finish, is_current
 from invdiff_pl.errors import InvDiffError
+from invdiff_pl.experiment import Experiment
 from invdiff_pl.files import digest_json
 from invdiff_pl.records import read_record, refresh, require_intact, write_listing, write_record
-from invdiff_pl.stages import STAGES, Experiment, begin, finish, is_current
+from invdiff_pl.stages import STAGES
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -10,18 +10,11 @@ import pytest
 
 from invdiff_pl import run as runner
 from invdiff_pl.__main__ import main
+from invdiff_pl.due import begin, fingerprint, finish, is_current
 from invdiff_pl.errors import InvDiffError
+from invdiff_pl.experiment import Experiment
 from invdiff_pl.records import refresh
-from invdiff_pl.stages import (
-    PLANS,
-    STAGES,
-    Experiment,
-    Stage,
-    begin,
-    fingerprint,
-    finish,
-    is_current,
-)
+from invdiff_pl.stages import PLANS, STAGES, Stage
 
 REPOSITORY = Path(__file__).parent.parent
 

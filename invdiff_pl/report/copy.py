@@ -9,7 +9,7 @@ from PIL import Image
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import atomic_path, read_json, write_text
 
-_WIDEST = 900  # pixels
+_WIDEST = 1000  # pixels; a grid is narrower: pixels that were enlarged one by one compress well
 _COLOURS = 128
 _PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
 
@@ -31,7 +31,7 @@ def copy_report(run_dir: Path, folder: Path) -> None:
         raise InvDiffError(f"{source} is missing: finish the run first, with `make train`.")
     replay = f"`{read_json(source.parent / 'report.json')['replay']}`"
     text = source.read_text(encoding="utf-8")
-    text = text.replace(replay, "In the run folder `make replay`")
+    text = text.replace(replay, "`make replay` of the run folder")
     with atomic_path(folder) as partial:
         partial.mkdir()
         for number, (_, link) in enumerate(_PICTURE.findall(text)):

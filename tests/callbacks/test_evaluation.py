@@ -5,11 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from trainers import quiet_trainer
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, Dinov2Config, Dinov2Model
 
 from invdiff_pl.callbacks.evaluation import SampleEvaluation
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
-from invdiff_pl.diffusion.architecture import Architecture, new_pipeline
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import read_json
 from invdiff_pl.metrics import BiasScore
@@ -88,27 +86,6 @@ def test_samples_are_scored_while_they_are_drawn(birds, tiny_backbone, tmp_path,
     assert report["manifold"] == {"neighbours": 3}
     assert "no-model" in figures["clip_t"]["reason"]
     assert "CLIP-T (and CMMD) is left out" in capsys.readouterr().out
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small CLIP and DINOv2 models with random weights."""
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
-    text = {**sizes, "num_attention_heads": 2, "vocab_size": 1024, "eos_token_id": 1}
-    vision = {**sizes, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
-    CLIPModel(config).save_pretrained(folder / "clip")
-    pipeline = new_pipeline(Architecture(), ["a photo of a bird"], 0)
-    pipeline.tokenizer.save_pretrained(folder / "clip")
-    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    CLIPImageProcessor(**size).save_pretrained(folder / "clip")
-    config = Dinov2Config(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=224, patch_size=56
-    )
-    Dinov2Model(config).save_pretrained(folder / "dinov2")
-    return folder
 
 
 @pytest.mark.parametrize("run", ["predict", "test"])

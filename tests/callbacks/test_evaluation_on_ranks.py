@@ -16,14 +16,22 @@ SCORING = EvaluationSettings(resolution=32)
 
 
 @pytest.fixture(scope="module")
-def figures(module_of, classifier, tiny_backbone, tmp_path_factory) -> dict[int, dict[str, Any]]:
-    """``metrics.json`` by the number of ranks that wrote it."""
+def figures(
+    module_of, classifier, weights, tiny_backbone, tmp_path_factory
+) -> dict[int, dict[str, Any]]:
+    """``metrics.json``, of every figure but FID, by the number of ranks that wrote it."""
+    scoring = EvaluationSettings(
+        resolution=32,
+        clip=str(weights / "clip"),
+        dinov2=str(weights / "dinov2"),
+        second_classifier=str(classifier),
+    )
     found = {}
     for ranks in (1, 2, 3):
         folder = tmp_path_factory.mktemp(f"ranks-{ranks}")
         data = module_of(content="prompts", samples_per_prompt=5, batch_size=4)
         module = ConditionalSampler(str(tiny_backbone), str(folder / "samples"), steps=1)
-        callback = SampleEvaluation(str(folder), str(classifier), SCORING)
+        callback = SampleEvaluation(str(folder), str(classifier), scoring)
         trainer = quiet_trainer(folder, ranks, callbacks=[callback])
         trainer.predict(module, datamodule=data, return_predictions=False)
         found[ranks] = read_json(folder / "metrics.json")
@@ -37,6 +45,7 @@ def test_counts_are_the_same_on_any_number_of_ranks(figures, ranks: int) -> None
     assert sum(sum(entry.values()) for entry in counts) == 25
     assert several["bias"] == one["bias"]
     assert several["prompt_accuracy"] == one["prompt_accuracy"]
+    assert several["intersection"] == one["intersection"]
     assert figures[ranks]["data"] == figures[1]["data"]
 
 
@@ -46,13 +55,19 @@ def test_distances_are_the_same_on_any_number_of_ranks(figures, ranks: int) -> N
     # Features are float32 and may be summed in another order in batches of another size.
     assert several["frechet_distance"] == pytest.approx(one["frechet_distance"], rel=1e-5)
     assert several["manifold"] == pytest.approx(one["manifold"], abs=1e-12)
+    measured = {name: value for name, value in one["distances"].items() if name != "fid"}
+    assert measured.keys() == {"fd_dinov2", "cmmd"}
+    for name, value in measured.items():
+        assert several["distances"][name] == pytest.approx(value, rel=1e-5)
+    assert several["clip_t"]["mean"] == pytest.approx(one["clip_t"]["mean"], rel=1e-5)
+    assert several["clip_t"]["per_prompt"] == pytest.approx(one["clip_t"]["per_prompt"], rel=1e-5)
 
 
-def test_a_look_during_training_is_the_same_on_two_ranks(
+def test_a_look_during_training_is_the_same_on_two_and_three_ranks(
     module_of, classifier, tiny_backbone, tmp_path
 ) -> None:
     found = {}
-    for ranks in (1, 2):
+    for ranks in (1, 2, 3):
         folder = tmp_path / str(ranks)
         look = FitEvaluation(str(classifier), SCORING, samples_per_prompt=5, steps=1, batch_size=4)
         logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
@@ -66,6 +81,7 @@ def test_a_look_during_training_is_the_same_on_two_ranks(
             if tag.startswith(("bias/", "interval/", "val/"))
         }
     assert len(found[1]["bias/background"]) == 2  # before the step and after it
-    assert found[2].keys() == found[1].keys()
-    for tag, values in found[1].items():
-        assert found[2][tag] == pytest.approx(values, rel=1e-4)
+    for ranks in (2, 3):
+        assert found[ranks].keys() == found[1].keys()
+        for tag, values in found[1].items():
+            assert found[ranks][tag] == pytest.approx(values, rel=1e-4)

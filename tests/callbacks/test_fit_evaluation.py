@@ -36,9 +36,10 @@ def _train(folder: Path, module_of, backbone: Path, environments: Path, callback
         str(backbone), str(folder), learning_rate=0.01, warmup_steps=1, train_without_bias=True
     )
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
-    settings = {"logger": logger, "max_steps": 4, "log_every_n_steps": 1}
     callbacks = [ExponentialMovingAverage(0.5), *callbacks]
-    trainer = quiet_trainer(folder, callbacks=callbacks, **settings)
+    trainer = quiet_trainer(
+        folder, callbacks=callbacks, logger=logger, max_steps=4, log_every_n_steps=1
+    )
     trainer.fit(module, datamodule=module_of(environments=str(environments), batch_size=8))
     return {name: value.detach().clone() for name, value in module.trainable_parameters().items()}
 

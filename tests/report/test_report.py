@@ -7,108 +7,23 @@ import numpy as np
 import pytest
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
-from safetensors.numpy import save_file
+from run_folder import METRICS, scale_figures, write_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from invdiff_pl.__main__ import main
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import digest_file
-from invdiff_pl.report.card import card
 from invdiff_pl.report.curves import pareto_front, read_scalars
 from invdiff_pl.report.plots import LABEL_WIDTH
 from invdiff_pl.report.run import write_report
-from invdiff_pl.samples import Sample, manifest_text, read_manifest, sample_file
-
-PROMPTS = ("a photo of a raven", "a | strange <prompt>")
-
-
-def _bias(mean: float) -> dict:
-    entry = {
-        "bias": mean,
-        "interval": [mean - 0.05, mean + 0.05],
-        "counts": {"land": 60, "water": 4},
-        "total_variation": mean / 2,
-        "kl": mean / 3,
-        "corrected": mean - 0.01,
-        "balanced_sampler_would_show": 0.1,
-    }
-    per_prompt = dict.fromkeys(PROMPTS, entry)
-    interval = [mean - 0.04, mean + 0.04]
-    return {
-        "mean": mean,
-        "std": 0.0,
-        "interval": interval,
-        "corrected_mean": mean - 0.01,
-        "target": "even",
-        "per_prompt": per_prompt,
-    }
-
-
-def _figures(bias: float, accuracy: float, distance: float) -> dict:
-    return {
-        "bias": _bias(bias),
-        "prompt_accuracy": {"mean": accuracy, "interval": [accuracy - 0.01, 1.0]},
-        "frechet_distance": distance,
-        "distances": {"fid": {"reason": "no weights"}, "cmmd": distance / 100},
-        "manifold": {"precision": 0.7, "recall": bias, "density": 0.6, "coverage": 0.5},
-        "clip_t": {"reason": "no CLIP model"},
-    }
-
-
-METRICS: dict = {
-    "scales": {"0.0": _figures(0.94, 0.99, 450.0), "1.0": _figures(0.08, 0.98, 420.0)},
-    "data": {"bias": _bias(0.9)},
-    "samples_per_prompt": 2,
-    "classifier": {"attribute": 1.0, "prompt": 0.99},
-    "frechet_distance": {
-        "backend": "torchmetrics",
-        "extractor": "efficientnet_lite0",
-        "resize": 96,
-        "reference": "test split",
-        "reference_images": 12,
-        "n": 4,
-    },
-    "distances": {"cmmd": {"backend": "invdiff-pl", "extractor": "clip", "n": 4}},
-    "manifold": {"neighbours": 3},
-    "attribute": "background",
-}
+from invdiff_pl.samples import read_manifest
 
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    def write(name: str, value: dict) -> None:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value))
-
-    write("samples/metrics.json", METRICS)
-    settings = {"experiment": {"name": "waterbirds", "scale": "mini"}}
-    write("samples/stage.json", {"seconds": 12.0, "config": settings})
-    write("adapter/stage.json", {"seconds": 30.5})
-    adapter = {"kind": "lora", "settings": {"rank": 2}, "parameters": 1000, "share": 0.03}
-    write("adapter/adapter/adapter.json", adapter)
-    environments = {
-        "groups": 2,
-        "score": "weighted_contrast",
-        "split_half_rank_correlation": 0.5,
-        "prompts": list(PROMPTS),
-        "quality": {"auc": 0.9876, "per_prompt": []},
-    }
-    write("environments/environments.json", environments)
-    scores = np.concatenate([np.zeros(90), np.ones(10)]) + np.linspace(0, 0.1, 100)
-    tensors = {"scores": scores, "assignments": (scores > 0.5).astype(np.int64)}
-    save_file(tensors, tmp_path / "environments" / "environments.safetensors")
-    samples = []
-    for scale, grey in ((0.0, 10), (1.0, 200)):
-        for index in range(4):
-            file = sample_file(scale, index)
-            (tmp_path / "samples" / file).parent.mkdir(exist_ok=True)
-            pixels = np.full((32, 32, 3), grey + index, np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "samples" / file)
-            prompt = PROMPTS[index // 2]
-            samples.append(Sample(str(file), index, prompt, index // 2, scale, 0, 1.0, 2, "DDIM"))
-    (tmp_path / "samples" / "manifest.jsonl").write_text(manifest_text(samples))
+    """The folder of a run that has everything but a report."""
+    write_run(tmp_path)
     return tmp_path
 
 
@@ -167,7 +82,7 @@ def test_curves_and_several_scales_are_drawn(run_dir: Path) -> None:
         logger.log_metrics(figures, step)
     logger.finalize("success")
     metrics = json.loads(json.dumps(METRICS))
-    metrics["scales"]["0.5"] = _figures(0.5, 0.99, 430.0)
+    metrics["scales"]["0.5"] = scale_figures(0.5, 0.99, 430.0)
     (run_dir / "samples" / "metrics.json").write_text(json.dumps(metrics))
     (run_dir / "sweep").mkdir()
     Image.new("RGB", (8, 8), "blue").save(run_dir / "sweep" / "sweep.png")
@@ -323,10 +238,10 @@ def test_a_copy_for_documentation_is_small_and_complete(run_dir: Path, capsys) -
     assert len(links) == 4
     assert files == {*links, "README.md"}
     widths = [Image.open(run_dir / "docs" / link).width for link in links]
-    assert max(widths) == 900
+    assert max(widths) == 1000
     assert text.split("](")[0].startswith("# InvDiff on waterbirds")
     assert str(run_dir) not in text  # a page of the project tells nothing of the machine's folders
-    assert "In the run folder `make replay` makes the run anew" in text
+    assert "`make replay` of the run folder makes the run anew" in text
 
 
 def test_the_command_tells_which_stage_is_missing(run_dir: Path, capsys) -> None:
@@ -352,42 +267,3 @@ def test_recall_of_too_few_images_is_left_out_with_its_reason(run_dir: Path) -> 
     report = write_report(run_dir, 0)
     assert report["recall"] == {"before": None, "after": None, "reason": "too few"}
     assert "Recall" not in (run_dir / "report" / "report.md").read_text()
-
-
-def test_the_card_says_whether_the_backbone_shows_the_bias() -> None:
-    record = {
-        "seconds": 60.0,
-        "hardware": "2 cores",
-        "config": {
-            "experiment": {"name": "waterbirds", "scale": "mini", "start": "/models/sd"},
-            "seed_everything": 0,
-            "trainer": {"max_steps": 10},
-            "data": {"init_args": {"resolution": 32}},
-            "model": {"init_args": {"steps": 20, "guidance_scale": 1.0}},
-        },
-    }
-    records = dict.fromkeys(("autoencoder", "backbone", "backbone_samples"), record)
-    one_scale = {**METRICS, "scales": {"0.0": METRICS["scales"]["0.0"]}}
-    assert "0.940 [0.900, 0.980], within 0.1" in card(one_scale, records)
-    unscored = {**METRICS, "scales": None, "reason": "no labels in birds"}
-    assert "not measured: no labels in birds" in card(unscored, records)
-    unbiased = {**METRICS, "scales": {"0.0": METRICS["scales"]["1.0"]}}
-    assert "NOT within 0.1" in card(unbiased, records)
-
-
-def test_the_card_of_a_fine_tuned_backbone_names_what_it_started_from() -> None:
-    config = {
-        "experiment": {"name": "waterbirds", "scale": "mini", "start": "/models/sd"},
-        "seed_everything": 0,
-        "trainer": {"max_steps": 10},
-        "data": {"init_args": {"resolution": 32}},
-        "model": {"init_args": {"steps": 20, "guidance_scale": 1.0}},
-    }
-    record = {"seconds": 60.0, "hardware": "2 cores", "config": config}
-    record["command"] = ["python", "fit", "--config=a.yaml", "--scale.backbone_steps=10"]
-    records = dict.fromkeys(("backbone", "backbone_samples"), record)
-    text = card({**METRICS, "scales": {"0.0": METRICS["scales"]["0.0"]}}, records)
-    assert "from `/models/sd` on" in text
-    assert "BACKBONE=/models/sd" in text
-    assert 'ARGS="--scale.backbone_steps=10"' in text
-    assert "from scratch" not in text

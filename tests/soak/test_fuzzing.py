@@ -1,18 +1,20 @@
 """Damaged input of every kind ends in success or one clear refusal, and changes no file."""
 
 import os
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import targets
+from feeding import Target, feed
 
 LEAN = 12
 SEED = int(os.environ.get("INVDIFF_SOAK_SEED", str(time.time_ns() % 1_000_000)))
 
 
-def _fuzz(chosen: list[targets.Target], inputs: int, seed: int, folder: Path) -> Counter[str]:
+def _fuzz(chosen: list[Target], inputs: int, seed: int, folder: Path) -> Counter[str]:
     """Feed each target; returns how many inputs of each kind were read, and how many refused."""
     counts: Counter[str] = Counter()
     failures = []
@@ -22,12 +24,12 @@ def _fuzz(chosen: list[targets.Target], inputs: int, seed: int, folder: Path) ->
         target.make(healthy)
         target.read(healthy)
         if target.writes:
-            targets.shutil.rmtree(healthy)
+            shutil.rmtree(healthy)
             healthy.mkdir()
             target.make(healthy)
         for trial in range(max(1, inputs // target.cost)):
             try:
-                read = targets.feed(target, healthy, folder / f"{number}-{trial}", seed + trial)
+                read = feed(target, healthy, folder / f"{number}-{trial}", seed + trial)
             except AssertionError as error:
                 failures.append(str(error)[:400])
             else:
