@@ -26,11 +26,12 @@ from invdiff_pl.plan import (
     weights_of,
 )
 
+# In which frozen weights are held, and whether trained ones are, too.
 _HELD = {
-    "bf16-mixed": torch.bfloat16,
-    "16-mixed": torch.float16,
-    "bf16-true": torch.bfloat16,
-    "16-true": torch.float16,
+    "bf16-mixed": (torch.bfloat16, False),
+    "16-mixed": (torch.float16, False),
+    "bf16-true": (torch.bfloat16, True),
+    "16-true": (torch.float16, True),
 }
 _REMEDIES = {
     "environments": "lower --scale.scoring_batch",
@@ -69,9 +70,11 @@ class StagePlan(pl.Callback):
         """Count what is held all the time, and what is written."""
         device = trainer.strategy.root_device
         trained = _trained(pl_module)
-        held = _HELD.get(str(trainer.precision))
+        held, whole = _HELD.get(str(trainer.precision), (None, False))
+        if isinstance(pl_module, ConditionalSampler) and not whole:
+            held = None  # it folds updates into the weights as they are
         weights, frozen = weights_of(_networks(pl_module), trained, held)
-        if held is not None and str(trainer.precision).endswith("-true"):
+        if held is not None and whole:
             weights = sum(value.numel() for value in trained) * held.itemsize
         self.plan = Plan(
             stage=Path(str(pl_module.output)).name,
@@ -129,12 +132,16 @@ class StagePlan(pl.Callback):
         self._time(trainer.global_step, trainer.max_steps, pl_module)
 
     def on_predict_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *unused: Any
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        *unused: Any,
     ) -> None:
         """Time batches."""
-        loop = trainer.predict_loop
-        done = loop.batch_progress.current.processed
-        self._time(done, int(sum(trainer.num_predict_batches)), pl_module)
+        self._time(batch_idx + 1, int(sum(trainer.num_predict_batches)), pl_module)
 
     def _time(self, done: int, of: int, module: pl.LightningModule) -> None:
         if self.seconds_a_step is not None:
@@ -215,7 +222,7 @@ def _side(data: BiasedDataModule, module: Any) -> int:
 def _pass(trainer: pl.Trainer, module: Any, count: int) -> None:
     """A pass over so many empty samples: forward, and backward where there is one."""
     data, trained = data_module(module), _trained(module)
-    unet = module.adapter.denoiser if isinstance(module, InvariantAdapter) else module.unet
+    unet: Any = module.adapter.denoiser if isinstance(module, InvariantAdapter) else module.unet
     guided = isinstance(module, ConditionalSampler) and module.guidance_scale > 1
     rows = 2 * count if guided else count
     side, channels = _side(data, module), unet.config.in_channels
