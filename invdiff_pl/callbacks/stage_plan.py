@@ -81,7 +81,8 @@ class StagePlan(pl.Callback):
             device=str(device),
             weights_trained=weights,
             weights_frozen=frozen,
-            gradients=weights,
+            # DistributedDataParallel has buckets of its own for them.
+            gradients=weights * (2 if trainer.world_size > 1 else 1),
             optimizer=ADAMW_COPIES * weights,
             average=weights if trained else 0,
             batch=_local_batch(trainer, pl_module),
@@ -111,7 +112,7 @@ class StagePlan(pl.Callback):
             cache = cached if moments.held_on(module.device) else 0
         peak = activations(lambda count: _pass(trainer, module, count), self.plan.batch)
         # Of a pass that trains the gradients are part of the peak.
-        peak -= min(peak, self.plan.gradients)
+        peak -= min(peak, self.plan.weights_trained)
         self.plan = Plan(**{**vars(self.plan), "cache": cache, "activations": peak})
         lines = self.plan.lines()
         if data.content == "latents":
