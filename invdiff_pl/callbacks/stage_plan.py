@@ -181,10 +181,12 @@ def _networks(module: pl.LightningModule) -> list[nn.Module]:
 
 
 def _local_batch(trainer: pl.Trainer, module: pl.LightningModule) -> int:
-    batch = data_module(module).batch_size
+    data = data_module(module)
     if isinstance(module, InvariantAdapter | Backbone):
-        return ceil(batch / (trainer.world_size * trainer.accumulate_grad_batches))
-    return batch
+        return ceil(data.batch_size / (trainer.world_size * trainer.accumulate_grad_batches))
+    if data.content == "prompts":
+        return min(data.batch_size, len(data.prompts) * data.samples_per_prompt)
+    return min(data.batch_size, len(data.index.rows("train")))
 
 
 def _available(device: torch.device, trainer: pl.Trainer, module: pl.LightningModule) -> int | None:
