@@ -71,7 +71,7 @@ augment: setup ## train, and a classifier with the debiased samples: accuracy in
 compare: setup ## figures of several runs in one table: RUNS="runs/a/mini runs/b/mini"
 	$(PYTHON) -m invdiff_pl compare $(RUNS) $(ARGS)
 
-backbone: setup ## train a small backbone on the data set and measure its bias
+backbone: setup ## train a small backbone, or fine-tune BACKBONE, on the data set and measure its bias
 	$(PYTHON) -m invdiff_pl backbone $(OPTIONS)
 
 check-data: setup ## look over the data set DATA of EXP: what is there, what to mend

@@ -28,6 +28,8 @@ from invdiff_pl.stages import LIGHTNING, STAGES, Stage
 # Holds what a stage had trained before its settings changed.
 PREVIOUS = "previous"
 _WHERE = ("devices", "num_nodes", "accelerator", "strategy", "plugins")
+# Of the data: where rows are held and who reads them.
+_HELD = ("residence", "workers")
 _WATCHING = (
     "invdiff_pl.callbacks.Dashboard",
     "invdiff_pl.callbacks.EnvironmentSheets",
@@ -48,6 +50,8 @@ def fingerprint(experiment: Experiment, stage: Stage) -> str:
     if stage.command not in LIGHTNING:
         config = {"seed_everything": config["seed_everything"]} if stage.name == "report" else {}
     _drop_what_only_watches(config.get("trainer", {}))
+    for name in _HELD:
+        config.get("data", {}).get("init_args", {}).pop(name, None)
     key: dict[str, Any] = {
         "config": config,
         "overrides": experiment.overrides.get(stage.name, ()),

@@ -37,8 +37,9 @@ def _parsed(monkeypatch: pytest.MonkeyPatch, stage: str, *flags: str, scale: str
     return config
 
 
-@pytest.mark.parametrize("scale", ["mini", "sd14"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("stage", "scale"), [*((stage, "mini") for stage in STAGES), ("environments", "sd14")]
+)
 def test_every_shipped_stage_parses(stage: str, scale: str) -> None:
     cli.check(_arguments(stage, scale=scale))
 

@@ -1,4 +1,4 @@
-"""`SCALE=sd14` on the published architecture with a tenth of its channels, at 64×64 latents."""
+"""`SCALE=sd14` from end to end: the published architecture with a tenth of its channels."""
 
 from pathlib import Path
 

@@ -50,6 +50,8 @@ def _stale(before: Experiment, after: Experiment) -> set[str]:
         ("--trainer.max_steps=5", {"adapter", "samples", "report"}),
         ("--scale.adapter_steps=5", {"adapter", "samples", "report"}),
         ("--scale.sampling_steps=5", {"samples", "report"}),
+        ("--scale.residence=memory", set()),
+        ("--scale.local_batch=8", set()),
         ("--samples.model.steps=5", {"samples", "report"}),
         ("--environments.model.groups=3", {"environments", "adapter", "samples", "report"}),
         ("--classifier.model.learning_rate=0.1", {"classifier", "samples", "report"}),

@@ -1,6 +1,7 @@
 """A global batch on any number of devices: as many micro-batches as it takes."""
 
 from math import ceil
+from typing import Any
 
 import pytorch_lightning as pl
 
@@ -35,7 +36,7 @@ class LocalBatch(pl.Callback):
         if self.most is not None:
             seen = trainer.global_step * trainer.accumulate_grad_batches
             loop = trainer.fit_loop.epoch_loop
-            current = loop.batch_progress.current
+            current: Any = loop.batch_progress.current
             current.ready = current.started = current.processed = seen
             # A checkpoint is written within a batch, which Lightning counts when it goes on.
             current.completed = seen - 1 if loop.restarted_on_train_batch_end else seen

@@ -26,11 +26,12 @@ from invdiff_pl.plan import (
     weights_of,
 )
 
+# In which frozen weights are held, and whether trained ones are, too.
 _HELD = {
-    "bf16-mixed": torch.bfloat16,
-    "16-mixed": torch.float16,
-    "bf16-true": torch.bfloat16,
-    "16-true": torch.float16,
+    "bf16-mixed": (torch.bfloat16, False),
+    "16-mixed": (torch.float16, False),
+    "bf16-true": (torch.bfloat16, True),
+    "16-true": (torch.float16, True),
 }
 _REMEDIES = {
     "environments": "lower --scale.scoring_batch",
@@ -69,16 +70,19 @@ class StagePlan(pl.Callback):
         """Count what is held all the time, and what is written."""
         device = trainer.strategy.root_device
         trained = _trained(pl_module)
-        held = _HELD.get(str(trainer.precision))
+        held, whole = _HELD.get(str(trainer.precision), (None, False))
+        if isinstance(pl_module, ConditionalSampler) and not whole:
+            held = None  # it folds updates into the weights as they are
         weights, frozen = weights_of(_networks(pl_module), trained, held)
-        if held is not None and str(trainer.precision).endswith("-true"):
+        if held is not None and whole:
             weights = sum(value.numel() for value in trained) * held.itemsize
         self.plan = Plan(
             stage=Path(str(pl_module.output)).name,
             device=str(device),
             weights_trained=weights,
             weights_frozen=frozen,
-            gradients=weights,
+            # DistributedDataParallel has buckets of its own for them.
+            gradients=weights * (2 if trainer.world_size > 1 else 1),
             optimizer=ADAMW_COPIES * weights,
             average=weights if trained else 0,
             batch=_local_batch(trainer, pl_module),
@@ -108,7 +112,7 @@ class StagePlan(pl.Callback):
             cache = cached if moments.held_on(module.device) else 0
         peak = activations(lambda count: _pass(trainer, module, count), self.plan.batch)
         # Of a pass that trains the gradients are part of the peak.
-        peak -= min(peak, self.plan.gradients)
+        peak -= min(peak, self.plan.weights_trained)
         self.plan = Plan(**{**vars(self.plan), "cache": cache, "activations": peak})
         lines = self.plan.lines()
         if data.content == "latents":
@@ -129,12 +133,16 @@ class StagePlan(pl.Callback):
         self._time(trainer.global_step, trainer.max_steps, pl_module)
 
     def on_predict_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *unused: Any
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        *unused: Any,
     ) -> None:
         """Time batches."""
-        loop = trainer.predict_loop
-        done = loop.batch_progress.current.processed
-        self._time(done, int(sum(trainer.num_predict_batches)), pl_module)
+        self._time(batch_idx + 1, int(sum(trainer.num_predict_batches)), pl_module)
 
     def _time(self, done: int, of: int, module: pl.LightningModule) -> None:
         if self.seconds_a_step is not None:
@@ -173,10 +181,12 @@ def _networks(module: pl.LightningModule) -> list[nn.Module]:
 
 
 def _local_batch(trainer: pl.Trainer, module: pl.LightningModule) -> int:
-    batch = data_module(module).batch_size
+    data = data_module(module)
     if isinstance(module, InvariantAdapter | Backbone):
-        return ceil(batch / (trainer.world_size * trainer.accumulate_grad_batches))
-    return batch
+        return ceil(data.batch_size / (trainer.world_size * trainer.accumulate_grad_batches))
+    if data.content == "prompts":
+        return min(data.batch_size, len(data.prompts) * data.samples_per_prompt)
+    return min(data.batch_size, len(data.index.rows("train")))
 
 
 def _available(device: torch.device, trainer: pl.Trainer, module: pl.LightningModule) -> int | None:
@@ -215,7 +225,7 @@ def _side(data: BiasedDataModule, module: Any) -> int:
 def _pass(trainer: pl.Trainer, module: Any, count: int) -> None:
     """A pass over so many empty samples: forward, and backward where there is one."""
     data, trained = data_module(module), _trained(module)
-    unet = module.adapter.denoiser if isinstance(module, InvariantAdapter) else module.unet
+    unet: Any = module.adapter.denoiser if isinstance(module, InvariantAdapter) else module.unet
     guided = isinstance(module, ConditionalSampler) and module.guidance_scale > 1
     rows = 2 * count if guided else count
     side, channels = _side(data, module), unet.config.in_channels

@@ -234,7 +234,8 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         folder = self._folder("latents", "train")
         if self.content == "latents" and not is_complete(folder):
             paths = self.index.paths(self.index.rows("train"))
-            encode_images(load_pipeline(self.backbone).vae, paths, self.resolution, folder)
+            vae = load_pipeline(self.backbone, with_unet=False).vae
+            encode_images(vae, paths, self.resolution, folder)
 
     def prompt_embeddings(self) -> Tensor:
         """Embeddings of every prompt and, last, of the empty one: float32 ``[P + 1, L, D]``."""
@@ -247,7 +248,7 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
             else:
                 if len(cached) == len(self.prompts) + 1:
                     return cached.float()
-        pipeline = load_pipeline(self.backbone)
+        pipeline = load_pipeline(self.backbone, with_unet=False)
         for prompt, cut in tokens_cut(pipeline, self.prompts).items():
             print(f"warning: the text encoder does not see the last {cut} tokens of {prompt!r}")
         embeddings = embed_prompts(pipeline, [*self.prompts, ""]).to(self.embedding_dtype)

@@ -18,12 +18,15 @@ from invdiff_pl.files import digest_folder, digest_json, read_json, read_object,
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
 
 
-def load_pipeline(backbone: str, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+def load_pipeline(
+    backbone: str, dtype: torch.dtype = torch.float32, *, with_unet: bool = True
+) -> StableDiffusionPipeline:
     """Load a Stable-Diffusion-1.x/2.x-compatible pipeline, frozen and in evaluation mode.
 
     Args:
         backbone: a pipeline folder, a hub id, or ``asset:NAME``.
         dtype: of all weights.
+        with_unet: load the denoiser, too, which is most of a large pipeline.
 
     Raises:
         InvDiffError: if there is no such folder or hub id, or it is not such a pipeline, or its
@@ -35,7 +38,7 @@ def load_pipeline(backbone: str, dtype: torch.dtype = torch.float32) -> StableDi
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
             source,
-            unet=_whole(UNet2DConditionModel, source, "unet", dtype),
+            unet=_whole(UNet2DConditionModel, source, "unet", dtype) if with_unet else None,
             vae=_whole(AutoencoderKL, source, "vae", dtype),
             dtype=dtype,
             safety_checker=None,
@@ -52,7 +55,8 @@ def load_pipeline(backbone: str, dtype: torch.dtype = torch.float32) -> StableDi
             f"weights: {reason}"
         ) from None
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        part.requires_grad_(False).eval()
+        if part is not None:
+            part.requires_grad_(False).eval()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

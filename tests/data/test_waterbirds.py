@@ -95,7 +95,8 @@ def test_the_cache_is_computed_once_and_found_by_content(
     moved = tmp_path / "elsewhere"
     shutil.copytree(birds, moved)  # other paths and times, the same content
     monkeypatch.setattr(
-        "invdiff_pl.data.base.load_pipeline", lambda *_: pytest.fail("the VAE was loaded again")
+        "invdiff_pl.data.base.load_pipeline",
+        lambda *_, **__: pytest.fail("the VAE was loaded again"),
     )
     _module(moved, tmp_path, backbone=str(tiny_backbone)).prepare_data()
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from invdiff_pl.adapters import build_adapter
 from invdiff_pl.diffusion.pipeline import embed_prompts, load_pipeline
 from invdiff_pl.diffusion.stable_diffusion import (
     random_stable_diffusion,
@@ -15,6 +16,7 @@ from invdiff_pl.diffusion.stable_diffusion import (
     stable_diffusion_unet,
     stable_diffusion_vae,
 )
+from invdiff_pl.plan import activations
 
 
 @pytest.mark.parametrize(
@@ -83,3 +85,52 @@ def test_a_folder_of_the_published_form_loads_with_all_of_its_weights(published:
         assert all(torch.equal(ours[name], value) for name, value in theirs.items())
     assert embed_prompts(loaded, ["a photo of a bird", ""]).shape == (2, 77, 72)
     assert type(loaded.scheduler).__name__ == "PNDMScheduler"
+
+
+class _NoMatrix(torch.autograd.Function):
+    """Shapes of an attention that keeps no matrix of tokens by tokens, as GPUs compute it."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        result = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, result)
+        return result
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return tuple(torch.empty_like(given) for given in ctx.saved_tensors[:3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "settings", "recomputed", "gib"),
+    [
+        ("lora", {"rank": 16}, False, 57.3),
+        ("lora", {"rank": 16}, True, 14.9),
+        ("small_unet", {}, False, 13.0),
+    ],
+)
+def test_activations_of_64_samples_counted_on_shapes_are_those_of_the_docs(
+    kind: str, settings: dict, recomputed: bool, gib: float, monkeypatch
+) -> None:
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda query, key, value, **unused: _NoMatrix.apply(query, key, value),
+    )
+    with torch.device("meta"):
+        unet = stable_diffusion_unet().to(torch.bfloat16).requires_grad_(False)
+        adapter = build_adapter(kind, unet, **settings)
+        trained = list(adapter.parameters().values())
+        for value in trained:
+            value.data = value.data.to(torch.bfloat16)
+        if recomputed:
+            adapter.enable_gradient_checkpointing()
+
+        def run(count: int) -> None:
+            given = torch.empty(count, 4, 64, 64), torch.zeros(count, dtype=torch.long)
+            prediction = adapter.predict(*given, torch.empty(count, 77, 768))
+            torch.autograd.grad(prediction.float().square().mean(), trained, allow_unused=True)
+
+        counted = activations(run, 64)
+    assert counted == pytest.approx(gib * 2**30, rel=0.01)
