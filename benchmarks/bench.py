@@ -46,6 +46,12 @@ HEADER = (
     "ours",
     "parity",
 )
+MEASURED_PEAKS: dict[str, Any] = {
+    "scoring": Scoring,
+    "adapter": lambda work: Training(work, "lora"),
+    "sampling": lambda work: Sampling(work, ours=work.batch),
+    "evaluation": Evaluation,
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,8 @@ class Settings:
     batch: int
     rounds: int
     clock: str
-    memory: bool
+    memory: tuple[str, ...]
+    memory_images: int
 
 
 def measure(name: str, half: bool, work: Work, settings: Settings) -> dict[str, Any]:
@@ -82,11 +89,11 @@ def measure(name: str, half: bool, work: Work, settings: Settings) -> dict[str, 
         "parity": stage.parity,
     }
     if stage.required:
-        peaks = [
+        fastest = [
             peak_flops(dtype, clock, device)
             for dtype in (torch.float32, torch.bfloat16 if half else torch.float32)
         ]
-        for side, peak in zip(("reference", "ours"), peaks, strict=True):
+        for side, peak in zip(("reference", "ours"), fastest, strict=True):
             result[f"{side}_mfu"] = result[f"{side}_per_s"] * stage.required / peak
     if stage.waits:
         # Waits include the round that warms up.
@@ -101,13 +108,7 @@ def peak_child(side: str, name: str, settings: Settings) -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = make_work(Path(folder), settings)
         prepare(work, ReferenceInputs(work), work.folder / "latents")
-        recipes: dict[str, Any] = {
-            "scoring": Scoring,
-            "adapter": lambda work: Training(work, "lora"),
-            "sampling": lambda work: Sampling(work, ours=work.batch),
-            "evaluation": Evaluation,
-        }
-        recipe = recipes[name](work)
+        recipe = MEASURED_PEAKS[name](work)
         gc.collect()
         if settings.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -204,7 +205,16 @@ def parse() -> argparse.Namespace:
         "--clock", choices=list(CLOCKS), default="wall", help="cpu where others use the machine"
     )
     parser.add_argument("--no-ladder", action="store_true")
-    parser.add_argument("--no-memory", action="store_true", help="no child processes for peaks")
+    parser.add_argument(
+        "--memory",
+        nargs="*",
+        choices=list(MEASURED_PEAKS),
+        default=list(MEASURED_PEAKS),
+        help="stages whose peaks are measured, in processes of their own",
+    )
+    parser.add_argument(
+        "--memory-images", type=int, default=512, help="N; scoring is measured with 4 N, too"
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile in the ladder, too")
     parser.add_argument("--output", type=Path, help="benchmarks/results/MACHINE.json otherwise")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
@@ -232,7 +242,8 @@ def main() -> int:
             options.batch,
             options.rounds,
             options.clock,
-            not options.no_memory,
+            tuple(options.memory),
+            options.memory_images,
         )
         if options.peak_of:
             peak_child(*options.peak_of.split(":"), settings)
@@ -262,18 +273,16 @@ def run(
             print(
                 f"{results[-1]['stage']}: {results[-1]['ratio']:.2f}", file=sys.stderr, flush=True
             )
-            if settings.memory and not half and name in ("adapter", "sampling", "evaluation"):
-                for side, peak in peaks(name, settings, settings.images).items():
+            if not half and name in settings.memory:
+                for side, peak in peaks(name, settings, settings.memory_images).items():
                     results[-1][f"{side}_peak_mib"] = peak
+    print(table(results), flush=True)
     flat: dict[str, dict[str, float]] = {}
-    if settings.memory and "scoring" in options.stages:
-        for images in (settings.images, 4 * settings.images):
-            flat[f"{images}"] = peaks("scoring", settings, images)
-        scored = next(result for result in results if result["stage"] == "scoring")
-        for side, peak in flat[f"{settings.images}"].items():
-            scored[f"{side}_peak_mib"] = peak
-    print(table(results))
-    if flat:
+    scored = [result for result in results if result["stage"] == "scoring"]
+    if scored and "scoring" in settings.memory:
+        sides, few = ("reference", "ours"), settings.memory_images
+        flat[f"{few}"] = {side: scored[0][f"{side}_peak_mib"] for side in sides}
+        flat[f"{4 * few}"] = peaks("scoring", settings, 4 * few)
         print("\n| images scored | peak MiB, reference | ours |\n| --- | --- | --- |")
         for count, found in flat.items():
             print(f"| {count} | {found['reference']:.0f} | {found['ours']:.0f} |")

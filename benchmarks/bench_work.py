@@ -32,7 +32,7 @@ THIN: dict[str, Any] = {
     "unet": (32, 32, 32, 32),
     "vae": (32, 32, 32, 32),
     "text": (32, 2, 64),
-    "side": 8,
+    "side": 16,
     "heads": 2,
 }
 

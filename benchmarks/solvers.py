@@ -82,11 +82,19 @@ def draw(solver: str, steps: int, prompts: tuple[str, ...], count: int, seed: in
     return torch.cat(drawn)
 
 
+def _row(text: str) -> tuple[str, int]:
+    solver, _, steps = text.partition(":")
+    return solver, int(steps)
+
+
 def main() -> None:
     """Measure row by row, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--images", type=int, default=192)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--rows", nargs="+", default=ROWS, type=_row, metavar="SOLVER:STEPS", help="all otherwise"
+    )
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/solvers.json"))
     options = parser.parse_args()
     silence()
@@ -96,7 +104,7 @@ def main() -> None:
     rows = []
     print(f"{options.images} images a seed, {len(options.seeds)} seeds\n")
     print("| solver | steps | Fréchet distance | CPU ms an image |\n| --- | --- | --- | --- |")
-    for solver, steps in ROWS:
+    for solver, steps in options.rows:
         started = time.process_time()
         sets = [draw(solver, steps, prompts, options.images, seed) for seed in options.seeds]
         milliseconds = 1e3 * (time.process_time() - started) / len(sets) / options.images
