@@ -11,6 +11,7 @@ LAUNCHER ?=
 RUN_DIR  ?= runs/$(EXP)/$(SCALE)
 SEED     ?= 0
 ARGS     ?=
+DEVICE   ?= cpu
 RUNS     ?= $(RUN_DIR)
 REPORTS  ?= runs/NAME/$(SCALE)
 NAMES    ?= waterbirds celeba fairface
@@ -33,7 +34,7 @@ OPTIONS = --experiment $(EXP) --scale $(SCALE) --run-dir $(RUN_DIR) \
   $(if $(LAUNCHER),--launcher "$(LAUNCHER)") --seed_everything=$(SEED) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train augment compare docs-reports backbone check-data sweep export ablation tensorboard verify replay test test-slow soak lint format type clean
+.PHONY: help setup train augment compare docs-reports backbone check-data sweep export ablation bench tensorboard verify replay test test-slow soak lint format type clean
 
 help: ## list the targets and variables
 	@echo "targets:"
@@ -44,6 +45,7 @@ help: ## list the targets and variables
 	@echo "  SCALE=$(SCALE)               a file in experiments/scales/"
 	@echo "  DATA=$(DATA)                    folder of the data set; drawn stand-ins if empty"
 	@echo "  BACKBONE=$(BACKBONE)                pipeline folder or hub id; the shipped one if empty"
+	@echo "  DEVICE=$(DEVICE)                 of bench: cpu or cuda"
 	@echo "  DEVICES=$(DEVICES)                 devices a node, as Lightning takes them"
 	@echo "  NUM_NODES=$(NUM_NODES)                number of machines; needs LAUNCHER, see docs/cluster.md"
 	@echo "  LAUNCHER=$(LAUNCHER)                 starts a stage's processes, such as srun; one machine needs none"
@@ -85,6 +87,9 @@ export: setup ## write backbone, adapter and model card of RUN_DIR into the fold
 
 ablation: setup ## what each part of the method is worth, on the run in RUN_DIR (hours)
 	$(PYTHON) benchmarks/ablation.py $(RUN_DIR) $(ARGS)
+
+bench: setup ## every stage against the reference's recipe, in one run; DEVICE=cuda on a GPU
+	HF_HUB_OFFLINE=1 $(PYTHON) benchmarks/bench.py --device $(DEVICE) $(ARGS)
 
 docs-reports: setup ## copy the reports of the runs REPORTS, small, into docs/reports
 	$(foreach name,$(NAMES),$(PYTHON) -m invdiff_pl report --run-dir $(subst NAME,$(name),$(REPORTS)) --into docs/reports/$(name)$(NEXT))

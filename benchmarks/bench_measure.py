@@ -1,0 +1,124 @@
+"""Timing, peak memory and floating-point operations, for the benchmarks."""
+
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two ways of doing the same, timed in turn.
+
+    Attributes:
+        first: seconds of each round of the first.
+        second: of the second.
+    """
+
+    first: list[float]
+    second: list[float]
+
+    def ratios(self, work: float = 1.0) -> tuple[float, float, float]:
+        """Lowest, median and highest ratio of speeds, second over first, round by round.
+
+        Args:
+            work: how many times as much the second does in a round.
+        """
+        found = [work * a / b for a, b in zip(self.first, self.second, strict=True)]
+        return min(found), statistics.median(found), max(found)
+
+
+def interleaved(
+    first: Callable[[], object],
+    second: Callable[[], object],
+    rounds: int,
+    clock: Callable[[], float],
+    device: torch.device,
+) -> Comparison:
+    """Time two functions in turn, so that a machine's moods meet both; a first round warms up.
+
+    Every other round begins with the second.
+    """
+    seconds: dict[int, list[float]] = {0: [], 1: []}
+    for number in range(rounds + 1):
+        for which in (0, 1) if number % 2 else (1, 0):
+            seconds[which].append(timed((first, second)[which], clock, device))
+    return Comparison(seconds[0][1:], seconds[1][1:])
+
+
+def timed(work: Callable[[], object], clock: Callable[[], float], device: torch.device) -> float:
+    """Seconds of one call, with all that it queued on the device."""
+    settle(device)
+    started = clock()
+    work()
+    settle(device)
+    return clock() - started
+
+
+def settle(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def flops(work: Callable[[], object]) -> int:
+    """Floating-point operations of matrix products, convolutions and attention in one call.
+
+    A multiplication and an addition count as two. Models on the meta device cost nothing to count.
+    """
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def peak_flops(
+    dtype: torch.dtype, clock: Callable[[], float], device: torch.device, side: int = 0
+) -> float:
+    """Operations a second of a square matrix product, the best of ten."""
+    side = side or (8192 if device.type == "cuda" else 1024)
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    seconds = min(timed(lambda: left @ right, clock, device) for _ in range(10))
+    return 2 * side**3 / seconds
+
+
+def peak_mib(device: torch.device) -> float:
+    """Peak memory of this process so far: allocated on a GPU, else resident, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # On Linux getrusage's peak is handed down by the parent, even to another program.
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def peak_of_child(script: str, arguments: Sequence[str]) -> float:
+    """Peak memory in MiB that a child process prints as its last word.
+
+    A peak never goes down, so what ran before in this process would count.
+
+    Raises:
+        RuntimeError: with the child's errors, if it failed.
+    """
+    words = [sys.executable, script, *arguments]
+    child = subprocess.run(words, capture_output=True, text=True, check=False)
+    if child.returncode != 0:
+        raise RuntimeError(f"{' '.join(words)}: {child.stderr[-2000:]}")
+    return float(child.stdout.split()[-1])
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of a module's parameters."""
+    return sum(value.numel() for value in module.parameters())

@@ -1,0 +1,442 @@
+"""Each stage in the reference's recipe, written from METHOD's description, and in ours."""
+
+import contextlib
+import io
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from bench_measure import flops
+from bench_work import PROMPTS, ReferenceInputs, Work
+from loader import loader
+from metrics import CLASSES, stand_ins
+from PIL import Image
+from torch import Tensor
+
+from invdiff_pl.data.cache import ShardedTensor
+from invdiff_pl.data.images import read_images, to_float
+from invdiff_pl.data.latents import encode_images
+from invdiff_pl.diffusion.draws import generator
+from invdiff_pl.diffusion.noising import ForwardProcess, sample_losses, sample_posterior
+from invdiff_pl.diffusion.pipeline import embed_prompts, sample_images, set_scheduler
+from invdiff_pl.environments.assignment import assign
+from invdiff_pl.environments.table import LossTable
+from invdiff_pl.images import ImageWriter
+from invdiff_pl.metrics.sample_scores import SampleScores
+from invdiff_pl.metrics.scorers import MAIN
+from invdiff_pl.modules import EnvironmentInference, InvariantAdapter
+from invdiff_pl.objectives import build_density, build_rule, group_objective
+
+VISITS = 4  # how often the mini scale's adapter stage visits an image
+GUIDANCE = 1.0
+
+
+@dataclass
+class Stage:
+    """One stage in both recipes.
+
+    Attributes:
+        name: of the stage.
+        unit: what is counted.
+        reference: one round of the reference's recipe.
+        ours: one round of ours.
+        counts: how many units a round of each does.
+        parity: of both on the same draws.
+        required: floating-point operations that a unit needs.
+        waits: seconds that each has waited for data so far, by ``reference`` and ``ours``.
+    """
+
+    name: str
+    unit: str
+    reference: Callable[[], object]
+    ours: Callable[[], object]
+    counts: tuple[int, int]
+    parity: str = ""
+    required: int = 0
+    waits: dict[str, float] = field(default_factory=dict)
+
+
+def autocast(work: Work, half: bool) -> torch.autocast:
+    """bf16 for matrix products, or nothing."""
+    return torch.autocast(work.device.type, torch.bfloat16, enabled=half)
+
+
+def latents(work: Work, _: bool = False) -> Stage:
+    """Latents of every picture, as often as training asks for them."""
+    inputs, folder = ReferenceInputs(work), work.folder / "prepared"
+
+    def reference() -> None:
+        for _ in range(VISITS):
+            for rows in work.rows():
+                inputs.encode(inputs.read(rows))
+
+    def ours() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        prepare(work, inputs, folder)
+        cache = ShardedTensor(folder)
+        for _ in range(VISITS):
+            for rows in work.rows():
+                cache.gather(rows, torch.zeros_like(rows)).to(work.device)
+
+    ours()
+    rows = work.rows()[0]
+    moments = ShardedTensor(folder).gather(rows, torch.zeros_like(rows))
+    cached = sample_posterior(moments, None, inputs.pipeline.vae.config.scaling_factor)
+    apart = (cached.to(work.device) - inputs.encode(inputs.read(rows))).abs().max()
+    visits = VISITS * len(work.paths)
+    parity = f"latents differ by {float(apart):.1e} at most (float16)"
+    return Stage("latent preparation", "latents", reference, ours, (visits, visits), parity)
+
+
+def prepare(work: Work, inputs: ReferenceInputs, folder: Path) -> None:
+    """Our cache of moments, without its progress bar."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        encode_images(inputs.pipeline.vae, work.paths, inputs.side, folder)
+
+
+class Scoring:
+    """Denoising losses of every picture, ours through the module of the environment stage."""
+
+    def __init__(self, work: Work, half: bool = False) -> None:
+        self.work, self.half = work, half
+        self.inputs = ReferenceInputs(work)
+        self.process = ForwardProcess(self.inputs.pipeline.scheduler.config)
+        self.module = EnvironmentInference(
+            work.backbone, str(work.folder / "scored"), timesteps=2, noise_draws=2
+        ).to(work.device)
+        self.module.register_buffer(
+            "embeddings", embed_prompts(self.inputs.pipeline, [*PROMPTS, ""]), persistent=False
+        )
+        self.cache = work.folder / "latents"
+        if not self.cache.exists():
+            prepare(work, self.inputs, self.cache)
+        # Each (timestep, noise) under the empty prompt, the first noise under the own one, too.
+        self.calls = len(self.module.grid) * (self.module.noise_draws + self.module.own_draws)
+
+    @torch.no_grad()
+    def reference(self) -> None:
+        """One random timestep and noise a picture; everything is kept on the device in lists."""
+        kept: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+        for rows in self.work.rows():
+            clean = self.inputs.encode(self.inputs.read(rows))
+            text = self.inputs.embed(rows)
+            noise = torch.randn_like(clean)
+            size = (len(rows),)
+            timesteps = torch.randint(self.process.train_timesteps, size, device=clean.device)
+            noisy = self.process.add_noise(clean, noise, timesteps)
+            prediction = self.inputs.pipeline.unet(noisy, timesteps, text).sample
+            target = self.process.target(clean, noise, timesteps)
+            for values, whole in zip((clean, target, prediction), kept, strict=True):
+                whole.append(values)
+        sample_losses(torch.cat(kept[2]), torch.cat(kept[0]))
+
+    @torch.inference_mode()
+    def ours(self) -> None:
+        """The module's own step on cached latents; only losses are kept."""
+        module, work = self.module, self.work
+        shutil.rmtree(work.folder / "scored", ignore_errors=True)
+        (work.folder / "scored").mkdir()
+        table = LossTable(work.folder / "scored", (len(module.grid), module.noise_draws))
+        module.table, module.present = table, torch.zeros(len(work.paths), dtype=torch.bool)
+        cache = ShardedTensor(self.cache)
+        with autocast(work, self.half):
+            for number, rows in enumerate(work.rows()):
+                moments = cache.gather(rows, torch.zeros_like(rows)).to(work.device)
+                prompt = work.prompt_ids[rows].to(work.device)
+                module.predict_step({"row": rows, "moments": moments, "prompt": prompt}, number)
+        table.flush()
+
+    @torch.no_grad()
+    def parity(self) -> str:
+        """The reference's loss at our draws, against ours; the target is the right one in both."""
+        self.ours()
+        ours = self.module.table.read(len(self.work.paths))[0]
+        rows, worst = self.work.rows()[0], 0.0
+        clean, text = self.inputs.encode(self.inputs.read(rows)), self.inputs.embed(rows)
+        for column, timestep in enumerate(self.module.grid.tolist()):
+            source = generator(self.module.seed, "common noise", column, 0)
+            noise = torch.randn(clean.shape[1:], generator=source).to(clean).expand_as(clean)
+            timesteps = torch.full((len(rows),), timestep, device=clean.device)
+            noisy = self.process.add_noise(clean, noise, timesteps)
+            prediction = self.inputs.pipeline.unet(noisy, timesteps, text).sample
+            theirs = sample_losses(prediction, self.process.target(clean, noise, timesteps)).cpu()
+            worst = max(worst, float((theirs / ours[rows, 0, column, 0] - 1).abs().max()))
+        return f"losses differ by {worst:.1e} at most"
+
+    def required(self) -> int:
+        """Operations of one denoiser call for one picture."""
+        unet = self.inputs.pipeline.unet
+        noisy = torch.zeros(1, unet.config.in_channels, *[unet.config.sample_size] * 2)
+        given = noisy.to(unet.device), torch.tensor(0), self.module.embeddings[:1]
+        with torch.no_grad():
+            return flops(lambda: unet(*given))
+
+
+def scoring(work: Work, half: bool = False) -> Stage:
+    """Denoising losses, by (picture, timestep)."""
+    both = Scoring(work, half)
+    counts = len(work.paths), both.calls * len(work.paths)
+    unit = "(image, timestep)"
+    return Stage("scoring", unit, both.reference, both.ours, counts, both.parity(), both.required())
+
+
+def partition(work: Work, _: bool = False, images: int = 4795) -> Stage:
+    """Two environments of scores: the reference's 500 epochs of Adam, and the exact cut."""
+    source = torch.Generator().manual_seed(0)
+    rare = (torch.rand(images, generator=source) < 0.05).double()
+    scores = torch.randn(images, generator=source, dtype=torch.float64) + 4 * rare
+    prompts = torch.zeros(images, dtype=torch.int64)
+
+    def reference() -> float:
+        return assign(scores, prompts, 2, method="gradient").objective
+
+    def ours() -> float:
+        return assign(scores, prompts, 2).objective
+
+    parity = f"spread reached: {ours():.3f} against {reference():.3f}"
+    return Stage("partition", "images", reference, ours, (images, images), parity)
+
+
+class Training:
+    """Steps of adapter training, with the same adapter on both sides."""
+
+    def __init__(self, work: Work, adapter: str, half: bool = False, steps: int = 2) -> None:
+        self.work, self.half, self.steps = work, half, steps
+        self.inputs = ReferenceInputs(work)
+        self.theirs, self.ours_module = (
+            InvariantAdapter(work.backbone, "unused", adapter=adapter).to(work.device)
+            for _ in range(2)
+        )
+        embeddings = embed_prompts(self.inputs.pipeline, [*PROMPTS, ""])
+        self.ours_module.register_buffer("embeddings", embeddings, persistent=False)
+        self.rule = build_rule("variance", 2, 1.0)
+        process = self.ours_module.process
+        self.density = build_density("high_noise", process.train_timesteps, 1 / 3, None, None)
+        cache = work.folder / "latents"
+        if not cache.exists():
+            prepare(work, self.inputs, cache)
+        self.batches = iter(loader(cache, len(work.paths), work.batch, 1_000_000, paired=True))
+        mine, others = self.ours_module.adapter, self.theirs.adapter
+        self.optimizer = torch.optim.AdamW(mine.parameters().values(), lr=1e-4, fused=True)
+        self.their_optimizer = torch.optim.AdamW(others.parameters().values(), lr=1e-4)
+        self.waits = {"reference": 0.0, "ours": 0.0}
+        self.source = torch.Generator().manual_seed(0)
+
+    def reference(self) -> None:
+        """Random batches; files, VAE and text encoder in every step; a draw of its own for each."""
+        process, adapter = self.theirs.process, self.theirs.adapter
+        for _ in range(self.steps):
+            rows = torch.randint(len(self.work.paths), (self.work.batch,), generator=self.source)
+            started = self.work.clock()
+            pixels = self.inputs.read(rows)
+            self.waits["reference"] += self.work.clock() - started
+            clean, text = self.inputs.encode(pixels), self.inputs.embed(rows)
+            noise = torch.randn_like(clean)
+            timesteps = torch.randint(process.train_timesteps, rows.shape, device=clean.device)
+            noisy = process.add_noise(clean, noise, timesteps)
+            prediction = adapter.predict(noisy, timesteps, text)
+            losses = sample_losses(prediction, process.target(clean, noise, timesteps))
+            weights = torch.nn.functional.one_hot(rows % 2, 2).float().to(losses.device)
+            risks = (weights * losses[:, None]).sum(0) / weights.sum(0).clamp(min=1)
+            (risks.mean() + risks.var()).backward()
+            self.their_optimizer.step()
+            self.their_optimizer.zero_grad()
+
+    def ours(self) -> None:
+        """Balanced pairs from the cache, one timestep and noise a pair."""
+        module, device = self.ours_module, self.work.device
+        for _ in range(self.steps):
+            started = self.work.clock()
+            batch = {name: value.to(device) for name, value in next(self.batches).items()}
+            self.waits["ours"] += self.work.clock() - started
+            draw, moments = batch["draw"], batch["moments"]
+            pairs = self.work.batch // 2
+            shape = (2, pairs, moments.shape[1] // 2, *moments.shape[2:])
+            timesteps = self.density.sample(pairs, self.source).to(device)[draw]
+            noise, posterior = torch.randn(shape, generator=self.source).to(device)[:, draw]
+            prompts = batch["prompt"] % len(PROMPTS)
+            with autocast(self.work, self.half):
+                losses = module.denoising_losses(moments, prompts, timesteps, noise, posterior)
+            group_objective(losses, batch["membership"], self.rule).loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def parity(self) -> str:
+        """Losses of both at the same pictures, timesteps and noises, before any training."""
+        rows, process = self.work.rows()[0], self.theirs.process
+        clean, text = self.inputs.encode(self.inputs.read(rows)), self.inputs.embed(rows)
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1)).to(clean)
+        timesteps = (
+            torch.linspace(0, process.train_timesteps - 1, len(rows)).long().to(clean.device)
+        )
+        prediction = self.theirs.adapter.predict(
+            process.add_noise(clean, noise, timesteps), timesteps, text
+        )
+        theirs = sample_losses(prediction, process.target(clean, noise, timesteps))
+        cache = ShardedTensor(self.work.folder / "latents")
+        moments = cache.gather(rows, torch.zeros_like(rows)).to(clean.device)
+        prompts = self.work.prompt_ids[rows].to(clean.device)
+        with autocast(self.work, self.half):
+            ours = self.ours_module.denoising_losses(moments, prompts, timesteps, noise)
+        apart = float((ours / theirs - 1).abs().max())
+        return f"losses differ by {apart:.1e} at most"
+
+    def required(self) -> int:
+        """Operations of one picture forward and back, through what the adapter needs."""
+        module = self.ours_module
+        unet = module.pipeline.unet
+        noisy = torch.zeros(1, unet.config.in_channels, *[unet.config.sample_size] * 2)
+        given = noisy.to(self.work.device), torch.tensor([0], device=self.work.device)
+        text = module.embeddings[:1]
+        return flops(lambda: module.adapter.predict(*given, text).square().mean().backward())
+
+
+def training(work: Work, half: bool = False, adapter: str = "lora") -> Stage:
+    """Training at equal adapter, by picture."""
+    both = Training(work, adapter, half)
+    count = both.steps * work.batch
+    stage = Stage(
+        f"adapter ({adapter})", "images", both.reference, both.ours, (count, count), both.parity()
+    )
+    stage.required, stage.waits = both.required(), both.waits
+    both.optimizer.zero_grad()
+    return stage
+
+
+class Sampling:
+    """Samples to PNG files; ours at the fast option, 20 steps of DPM-Solver++."""
+
+    steps = (50, 20)
+
+    def __init__(self, work: Work, half: bool = False, ours: int = 64, theirs: int = 2) -> None:
+        self.work, self.half, self.counts = work, half, (theirs, ours)
+        modules = [InvariantAdapter(work.backbone, "unused").to(work.device) for _ in range(2)]
+        self.theirs, self.pipeline = (module.pipeline.to(work.device) for module in modules)
+        modules[1].adapter.prepare_sampling(self.pipeline, 1.0)
+        self.embeddings = embed_prompts(self.pipeline, [*PROMPTS, ""])
+        self.solvers("PNDMScheduler", "DPMSolverMultistepScheduler")
+
+    def solvers(self, theirs: str, ours: str) -> None:
+        """Choose the schedulers."""
+        set_scheduler(self.theirs, theirs)
+        set_scheduler(self.pipeline, ours)
+
+    def reference(self) -> None:
+        """One prompt at a time, LoRA beside the weights, PNG files in between."""
+        for number in range(self.counts[0]):
+            image = self.theirs(
+                PROMPTS[number % len(PROMPTS)],
+                num_inference_steps=self.steps[0],
+                guidance_scale=GUIDANCE,
+            ).images[0]
+            image.save(self.work.folder / f"reference-{number}.png")
+
+    def ours(self) -> None:
+        """Prompts in batches, LoRA folded into the weights, files in the background."""
+        writer = ImageWriter()
+        numbers = torch.arange(self.counts[1])
+        for number, image in enumerate(self.draw(self.pipeline, numbers, self.steps[1])):
+            writer.write(self.work.folder / "drawn" / f"{number}.png", image)
+        writer.close()
+
+    def draw(self, pipeline: object, numbers: Tensor, steps: int) -> Tensor:
+        """Images of sample numbers, drawn together."""
+        with autocast(self.work, self.half):
+            return sample_images(
+                pipeline,  # type: ignore[arg-type]
+                self.embeddings[numbers % len(PROMPTS)],
+                self.embeddings[-1:],
+                numbers.tolist(),
+                seed=0,
+                steps=steps,
+                guidance_scale=GUIDANCE,
+            )
+
+    def parity(self) -> str:
+        """Four steps of one solver: one by one and LoRA beside, against batched and folded."""
+        self.solvers("DDIMScheduler", "DDIMScheduler")
+        numbers = torch.arange(4)
+        singly = torch.cat([self.draw(self.theirs, one, 4) for one in numbers.split(1)])
+        together = self.draw(self.pipeline, numbers, 4)
+        self.solvers("PNDMScheduler", "DPMSolverMultistepScheduler")
+        apart = int((singly.int() - together.int()).abs().max())
+        return f"pixels differ by {apart} of 255 at most"
+
+
+def sampling(work: Work, half: bool = False) -> Stage:
+    """Samples, by image."""
+    both = Sampling(work, half, ours=work.batch)
+    return Stage("sampling", "images", both.reference, both.ours, both.counts, both.parity())
+
+
+class Evaluation:
+    """Scores of a set of samples against as many reference pictures.
+
+    Figures from sums cost the same on both sides and are left out.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.side = ReferenceInputs(work).side
+        self.scorers = stand_ins(96, clip=False).to(work.device)
+        self.samples = read_images(work.paths, self.side)
+        # The reference pictures' features are in our cache from the first set of samples on.
+        self.cached = torch.cat([self._features(chunk) for chunk in self.samples.split(work.batch)])
+
+    @torch.no_grad()
+    def _features(self, images: Tensor) -> Tensor:
+        return self.scorers.extractors[MAIN](images.to(self.work.device))
+
+    @torch.no_grad()
+    def reference(self) -> Tensor:
+        """Each measure reads all files anew, one at a time; real features are taken every time."""
+        found = []
+        for path in self.work.paths:
+            self.scorers.classifier(to_float(self._open(path)).to(self.work.device))
+        for _measure in ("Fréchet distance", "recall"):
+            for _set in ("reference pictures", "samples"):
+                found = [self._features(self._open(path)) for path in self.work.paths]
+        return torch.cat(found)
+
+    def _open(self, path: Path) -> Tensor:
+        with Image.open(path) as image:
+            return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+
+    @torch.no_grad()
+    def ours(self) -> SampleScores:
+        """Batches from memory, as they are drawn; one pass for all measures."""
+        names = (PROMPTS, CLASSES)
+        scores = SampleScores(self.scorers, *names, 3, None, self.work.device)
+        scores.update_reference(MAIN, self.cached)
+        for rows in self.work.rows():
+            images = self.samples[rows].to(self.work.device)
+            scores.update(self.work.prompt_ids[rows].to(self.work.device), images)
+        return scores
+
+    def parity(self) -> str:
+        """Features one by one against features in batches."""
+        apart = (self.reference() - self.cached).abs().max() / self.cached.abs().max()
+        return f"features differ by {float(apart):.1e} of the largest"
+
+
+def evaluation(work: Work, _: bool = False) -> Stage:
+    """Scoring of samples, by image."""
+    both = Evaluation(work)
+    counts = (len(work.paths),) * 2
+    return Stage("evaluation", "images", both.reference, both.ours, counts, both.parity())
+
+
+STAGES: dict[str, Callable[[Work, bool], Stage]] = {
+    "latents": latents,
+    "scoring": scoring,
+    "partition": partition,
+    "adapter": training,
+    "small_unet": lambda work, half: training(work, half, "small_unet"),
+    "sampling": sampling,
+    "evaluation": evaluation,
+}
+HALVES = ("scoring", "adapter", "small_unet", "sampling")
