@@ -88,9 +88,8 @@ def told(found: Inferred, against: list[Tensor]) -> list[str]:
         {None: "not sought", True: "yes", False: "no"}[each.bias_found if each else None]
         for each in (found.evidence, found.second)
     ]
-    indices = [
-        adjusted_rand_index(groups, truth) for truth in [*(a.long() for a in against), cells]
-    ]
+    truths = [*(rare.long() for rare in against), (cells > 0).long(), cells]
+    indices = [adjusted_rand_index(groups, truth) for truth in truths]
     # The share of a cell that lies in the environment where most of the cell's images are; cells
     # that share an environment are not told apart, and count as missed but for the largest.
     table = torch.zeros(int(cells.max()) + 1, found.groups)
