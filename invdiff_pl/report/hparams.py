@@ -68,10 +68,18 @@ def _flat(name: str, value: Any) -> dict[str, Any]:
 
 
 def final_figures(report: dict[str, Any]) -> dict[str, float]:
-    """What came out, by tag; what was not measured has none."""
+    """What came out, by tag; what was not measured has none.
+
+    Bias comes first: the page shows five figures until others are ticked.
+    """
     bias, quality = report["bias"], report["environments"]["quality"]
     attribute = bias.get("attribute") or "attribute"
     found = {
+        f"final/bias/{attribute}_{when}": bias[when]["mean"]
+        for when in ("after", "before")
+        if bias[when] is not None
+    }
+    found |= {
         "final/prompt_accuracy": report["prompt_accuracy"]["after"],
         "final/frechet_distance": report["frechet_distance"]["after"],
         "final/precision": report["precision"]["after"],
@@ -80,9 +88,6 @@ def final_figures(report: dict[str, Any]) -> dict[str, float]:
         "final/environment_auc": quality.get("auc"),
         "final/seconds": float(report["seconds"]["total"]),
     }
-    if bias["after"] is not None:
-        for when in ("before", "after"):
-            found[f"final/bias/{attribute}_{when}"] = bias[when]["mean"]
     for name, distance in report.get("distances", {}).items():
         found[f"final/{name}"] = distance["after"]
     return {tag: float(value) for tag, value in found.items() if value is not None}

@@ -118,7 +118,9 @@ def test_settings_and_final_figures_are_in_the_event_files(run_dir: Path) -> Non
     assert settings["adapter/rank"].number_value == 2
     assert "adapter/output" not in settings
     shown = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
-    assert {metric.name.tag for metric in shown.metric_infos} == set(found)
+    tags = [metric.name.tag for metric in shown.metric_infos]
+    assert set(tags) == set(found)
+    assert tags[0] == "final/bias/background_after"
 
 
 def test_the_front_holds_the_points_that_none_beats() -> None:
