@@ -1,9 +1,11 @@
 """`SCALE=sd14` from end to end: the published architecture with a tenth of its channels."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from invdiff_pl.__main__ import main
@@ -21,7 +23,6 @@ SMALL = [
     "--scale.adapter_batch=4",
     "--scale.local_batch=2",
     "--scale.adapter_warmup=1",
-    "--scale.look_samples=1",
     "--scale.calibration_samples=4",
     "--scale.samples_per_prompt=2",
     "--scale.sampling_batch=2",
@@ -46,13 +47,27 @@ def _photographs(root: Path) -> None:
     (root / "metadata.csv").write_text("\n".join(lines) + "\n")
 
 
+def _settings(folder: Path) -> None:
+    """The shipped settings, without the pictures that are drawn while the adapter is trained."""
+    shutil.copytree(EXPERIMENTS, folder)
+    path = folder / "stages" / "adapter.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["trainer"]["callbacks"] = [
+        entry
+        for entry in content["trainer"]["callbacks"]
+        if not entry["class_path"].endswith(("SampleGrid", "FitEvaluation"))
+    ]
+    path.write_text(yaml.safe_dump(content))
+
+
 @pytest.mark.slow
 def test_the_whole_experiment_runs_at_the_large_scale(tmp_path, monkeypatch, capfd) -> None:
     monkeypatch.chdir(tmp_path)
     _photographs(tmp_path / "birds")
+    _settings(tmp_path / "settings")
     prompts = ["a photo of a cardinal", "a photo of a mallard"]
     save_pipeline(random_stable_diffusion(prompts, seed=0, thinner=10), tmp_path / "backbone")
-    words = ["--experiment", "waterbirds", "--scale", "sd14", "--experiments", str(EXPERIMENTS)]
+    words = ["--experiment", "waterbirds", "--scale", "sd14", "--experiments", "settings"]
     given = ["--data", "birds", "--backbone", "backbone", "--run-dir", "run"]
     assert main(["train", *words, *given, *SMALL]) == 0
     report = read_json(tmp_path / "run" / "report" / "report.json")
