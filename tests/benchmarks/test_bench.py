@@ -34,7 +34,8 @@ def thin(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_two_functions_are_timed_in_turn_and_the_first_round_warms_up(load: Any) -> None:
-    now, order = [0.0], []
+    now = [0.0]
+    order: list[str] = []
 
     def work(name: str, seconds: float) -> None:
         # The round that warms up is a hundred times as slow.
