@@ -1,10 +1,12 @@
 """What every kind of adapter keeps to: no-op at first, scale, files, bf16, checkpointing."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from adapter_cases import disturb, draw_images, inputs
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from invdiff_pl.adapters import Adapter, build_adapter, load_adapter
@@ -207,12 +209,9 @@ def test_files_of_another_backbone_and_missing_ones_are_refused(
 
 
 def test_the_shipped_settings_stay_below_three_percent_of_the_shipped_backbones() -> None:
-    from pathlib import Path
-
-    from omegaconf import OmegaConf
-
-    stage = Path(__file__).parents[2] / "experiments" / "stages" / "adapter.yaml"
-    arguments: Any = OmegaConf.load(stage).model.init_args
+    experiments = Path(__file__).parents[2] / "experiments"
+    files = experiments / "scales" / "mini.yaml", experiments / "stages" / "adapter.yaml"
+    arguments: Any = OmegaConf.merge(*map(OmegaConf.load, files)).model.init_args
     for name in ("waterbirds", "celeba", "fairface"):
         unet = load_pipeline(f"asset:{name}").unet
         size = sum(parameter.numel() for parameter in unet.parameters())
