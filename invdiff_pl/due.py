@@ -50,8 +50,7 @@ def fingerprint(experiment: Experiment, stage: Stage) -> str:
     if stage.command not in LIGHTNING:
         config = {"seed_everything": config["seed_everything"]} if stage.name == "report" else {}
     _drop_what_only_watches(config.get("trainer", {}))
-    for name in _HELD:
-        config.get("data", {}).get("init_args", {}).pop(name, None)
+    _drop_how_it_is_cut(config, stage)
     key: dict[str, Any] = {
         "config": config,
         "overrides": experiment.overrides.get(stage.name, ()),
@@ -59,6 +58,16 @@ def fingerprint(experiment: Experiment, stage: Stage) -> str:
         **inputs(experiment, stage),
     }
     return digest_json(key)
+
+
+def _drop_how_it_is_cut(config: dict[str, Any], stage: Stage) -> None:
+    """Take out what changes memory and time only: where rows are held, how much is done at once."""
+    data = config.get("data", {}).get("init_args", {})
+    for name in (*_HELD, *(("batch_size",) if stage.command == "predict" else ())):
+        data.pop(name, None)
+    config.get("model", {}).get("init_args", {}).pop("gradient_checkpointing", None)
+    for callback in config.get("trainer", {}).get("callbacks", []):
+        callback.get("init_args", {}).pop("batch_size", None)
 
 
 def inputs(experiment: Experiment, stage: Stage) -> dict[str, Any]:

@@ -103,7 +103,12 @@ def _resolved(states: tuple[tuple[Path, int], ...], flags: tuple[str, ...]) -> d
             raise InvDiffError(f"{path} is not readable YAML: {reason}") from None
     dotlist = [flag.removeprefix("--") for flag in flags]
     try:
-        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(dotlist))  # type: ignore[assignment]
+        for flag in dotlist:
+            if flag.endswith("={}"):
+                # Merged, an empty group would change nothing; the command line takes it as given.
+                OmegaConf.update(merged, flag.removesuffix("={}"), {}, merge=False)
+            else:
+                merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([flag]))  # type: ignore[assignment]
         resolved = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]

@@ -57,10 +57,12 @@ class ImageWriter:
             self._waiting.popleft().result()
 
     def close(self) -> None:
-        """Wait for the last image."""
-        while self._waiting:
-            self._waiting.popleft().result()
-        self._pool.shutdown()
+        """Wait for the last image, and let the threads go, whatever went wrong."""
+        try:
+            while self._waiting:
+                self._waiting.popleft().result()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
 
 
 def write_png(file: Path, image: Tensor) -> None:

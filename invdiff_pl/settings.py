@@ -61,6 +61,8 @@ class ScaleSettings:
         look_every: optimizer steps between held-out measurements, pictures and quick looks.
         look_samples: samples of each prompt in a quick look.
         calibration_samples: over all prompts, at each scale that is tried after training.
+        calibration_steps: denoising steps of these.
+        calibration_guidance: guidance scale of these.
         checkpoint_every: optimizer steps between checkpoints.
         sampling_batch: images drawn together.
         samples_per_prompt: samples drawn of each prompt at each invariant scale.
@@ -92,6 +94,8 @@ class ScaleSettings:
     look_every: int = 100
     look_samples: int = 16
     calibration_samples: int = 512
+    calibration_steps: int = 20
+    calibration_guidance: float = 1.0
     checkpoint_every: int = 100
     sampling_batch: int = 64
     samples_per_prompt: int = 256

@@ -14,6 +14,7 @@ TINY = [
     "--scale.classifier_steps=3",
     "--scale.adapter_steps=3",
     "--scale.calibration_samples=12",
+    "--scale.calibration_steps=2",
     "--scale.adapter_batch=4",
     "--scale.sampling_steps=1",
     "--scale.samples_per_prompt=2",

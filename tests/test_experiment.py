@@ -24,6 +24,7 @@ TINY = [
     "--scale.classifier_steps=3",
     "--scale.adapter_steps=6",
     "--scale.calibration_samples=12",
+    "--scale.calibration_steps=2",
     "--scale.adapter_batch=12",
     "--scale.sampling_steps=2",
     "--scale.samples_per_prompt=4",

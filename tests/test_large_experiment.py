@@ -24,6 +24,7 @@ SMALL = [
     "--scale.local_batch=2",
     "--scale.adapter_warmup=1",
     "--scale.calibration_samples=4",
+    "--scale.calibration_steps=2",
     "--scale.samples_per_prompt=2",
     "--scale.sampling_batch=2",
     "--scale.sampling_steps=1",

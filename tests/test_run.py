@@ -52,6 +52,11 @@ def _stale(before: Experiment, after: Experiment) -> set[str]:
         ("--scale.sampling_steps=5", {"samples", "report"}),
         ("--scale.residence=memory", set()),
         ("--scale.local_batch=8", set()),
+        ("--scale.gradient_checkpointing=true", set()),
+        ("--scale.scoring_batch=8", set()),
+        ("--scale.sampling_batch=8", set()),
+        ("--scale.guidance_scale=3", {"samples", "report"}),
+        ("--scale.adapter_settings.rank=3", {"adapter", "samples", "report"}),
         ("--samples.model.steps=5", {"samples", "report"}),
         ("--environments.model.groups=3", {"environments", "adapter", "samples", "report"}),
         ("--classifier.model.learning_rate=0.1", {"classifier", "samples", "report"}),
@@ -64,6 +69,26 @@ def test_a_changed_setting_makes_only_the_stages_that_depend_on_it_due(
     workspace: Path, override: str, stale: set[str]
 ) -> None:
     assert _stale(_experiment(), _experiment(override)) == stale
+
+
+def test_an_empty_group_of_settings_takes_the_place_of_a_full_one(workspace: Path) -> None:
+    flags = ["--scale.adapter_settings.rank=3", "--scale.adapter_settings={}"]
+    adapter = STAGES["adapter"]
+    for given, expected in ((flags, {}), (flags[::-1], {"rank": 3})):
+        config = _experiment(*given).config(adapter)
+        assert config["model"]["init_args"]["adapter_settings"] == expected
+
+
+@pytest.mark.parametrize("scale", ["mini", "sd14", "sd14-reference"])
+@pytest.mark.parametrize("name", ["waterbirds", "celeba", "fairface", "custom"])
+def test_every_stage_of_every_experiment_has_settings_at_every_scale(
+    name: str, scale: str, workspace: Path
+) -> None:
+    experiment = _experiment("--experiment", name, "--scale", scale, "--data", "somewhere")
+    for stage in experiment.plan("train"):
+        config = experiment.config(stage)
+        assert config["experiment"]["name"] == name
+        assert config["scale"]["samples_per_prompt"] > 0
 
 
 def test_another_backbone_leaves_data_and_classifier_current(workspace: Path) -> None:

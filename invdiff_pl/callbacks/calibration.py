@@ -1,5 +1,6 @@
 """How strongly the trained adapter is applied: told by the samples' own environments."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +8,14 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.diffusion.draws import generator
-from invdiff_pl.diffusion.features import middle_features
+from invdiff_pl.diffusion.features import feature_width, middle_features
 from invdiff_pl.diffusion.noising import sample_posterior
 from invdiff_pl.diffusion.pipeline import sample_antithetic_latents
-from invdiff_pl.environments.reader import EnvironmentReader, even_scale, fit_reader
+from invdiff_pl.environments.reader import Counts, EnvironmentReader, even_scale, fit_reader
+from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import write_json
 from invdiff_pl.modules.invariant_adapter import InvariantAdapter
 from invdiff_pl.objectives.heldout import round_robin
@@ -26,6 +27,9 @@ TRIED = (1.0, 1.5)
 BEYOND = {1.0: 0.5, 1.5: 2.0}
 # Of all timesteps: where images are looked at, still clear enough to show everything.
 LOOK = 0.3
+# Prompts are left out rather than counted with fewer than this.
+SAMPLES_A_PROMPT = 64
+Features = Callable[[Tensor], Tensor]
 CRITERION = (
     "the scale at which the inferred environments are drawn most evenly, by a reader of the frozen "
     "denoiser's features that has learned the inferred environments; labels are not read"
@@ -42,11 +46,16 @@ class ScaleCalibration(pl.Callback):
     read, and the samples are of other noises than those that figures are taken from. Writes
     ``calibration.json`` into the adapter stage's folder.
 
+    Shares are even between environments whatever ``--evaluation.target`` scores against. Where they
+    cannot be counted, or do not change with the scale, the adapter is left as trained and
+    ``reason`` tells why.
+
     Must come after the callbacks that choose the weights. The reference's ``unet_copy`` is left as
     it is.
 
     Args:
-        samples: drawn at each scale, over all prompts; 0 leaves the adapter as it is.
+        samples: drawn at each scale, over all prompts or, where that would be less than 64 a
+            prompt, over those with most images; 0 leaves the adapter as it is.
         steps: denoising steps.
         guidance_scale: of classifier-free guidance.
         images: of the training split, dealt over (prompt, environment), that the reader learns from
@@ -67,6 +76,8 @@ class ScaleCalibration(pl.Callback):
         least_recall: float = 0.75,
         seed: int = 0,
     ) -> None:
+        if samples < 0:
+            raise InvDiffError(f"--scale.calibration_samples={samples}: expected 0 or more.")
         self.samples = samples
         self.steps = steps
         self.guidance_scale = guidance_scale
@@ -79,59 +90,80 @@ class ScaleCalibration(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw, count, and rescale the adapter before the module writes it."""
         assert isinstance(pl_module, InvariantAdapter)
+        adapter, pipeline = pl_module.adapter, pl_module.pipeline
         data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
         wanted = pl_module.trains and self.samples > 0 and data.inferred().groups > 1
-        if not (wanted and pl_module.adapter.rescalable):
+        if not (wanted and adapter.rescalable):
             return
+        pipeline.to(pl_module.device)
+        denoiser = pipeline.unet
         modes = {part: part.training for part in pl_module.denoiser.modules()}
         pl_module.denoiser.eval()
         with trainer.precision_plugin.val_step_context():
             told = self._calibrate(trainer, pl_module)
+        self._place(pl_module, 0.0)
+        adapter.set_scale(1.0)
+        pipeline.unet = denoiser
         for part, training in modes.items():
             part.training = training
-        pl_module.adapter.rescale(told["scale"])
+        adapter.rescale(told["scale"])
         if trainer.is_global_zero:
             write_json(Path(pl_module.output) / "calibration.json", told)
+            why = f" ({told['reason']})" if "reason" in told else ""
             print(
-                f"scale {told['scale']:.3f} of the trained adapter becomes its scale 1", flush=True
+                f"scale {told['scale']:.3f} of the trained adapter becomes its scale 1{why}",
+                flush=True,
             )
 
     def _calibrate(self, trainer: pl.Trainer, module: InvariantAdapter) -> dict[str, Any]:
-        adapter, pipeline = module.adapter, module.pipeline
-        pipeline.to(module.device)
-        frozen_pipeline_unet = pipeline.unet
-        adapter.set_scale(0.0)
-        reader = self._reader(trainer, module)
-        told: dict[str, Any] = {
-            "scale": 1.0,
-            "criterion": CRITERION,
-            "samples": self.samples,
-            "reader": {
+        data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        prompts = self._prompts(data)
+        told: dict[str, Any] = {"scale": 1.0, "criterion": CRITERION, "measured": []}
+        told |= {"prompts": [data.prompts[prompt] for prompt in prompts.tolist()]}
+        try:
+            if len(prompts) == 0:
+                raise ValueError("no prompt's training images hold every environment")
+            reader = self._reader(trainer, module)
+            told["reader"] = {
                 "confusion": reader.confusion.tolist(),
                 "directions": reader.projection.shape[1],
-            },
-            "measured": [],
-        }
-        if reader.recall < self.least_recall:
-            told["reason"] = (
-                f"environments cannot be told from features: of one only {reader.recall:.2f} are "
-                "read rightly"
-            )
-        else:
-            shares = {scale: self._shares(trainer, module, reader, scale) for scale in TRIED}
-            scale = _most_even(shares)
+            }
+            # Ranks may differ in their last digits, and must go the same way.
+            recall = trainer.strategy.broadcast(reader.recall)
+            if recall < self.least_recall:
+                raise ValueError(
+                    f"environments cannot be told from features: of one only {recall:.2f} are read "
+                    "rightly"
+                )
+            counts = {s: self._counts(trainer, module, reader, prompts, s) for s in TRIED}
+            scale = trainer.strategy.broadcast(even_scale(counts))
             if scale in BEYOND:
                 further = BEYOND[scale]
-                shares[further] = self._shares(trainer, module, reader, further)
-                scale = _most_even(shares)
-            told["scale"] = scale
+                counts[further] = self._counts(trainer, module, reader, prompts, further)
+                scale = trainer.strategy.broadcast(even_scale(counts))
+            told["samples"] = next(iter(counts.values())).pairs[..., 0].numel() * 2
             told["measured"] = [
-                {"scale": tried, "shares": shares[tried].tolist()} for tried in sorted(shares)
+                {"scale": tried, "shares": counts[tried].shares.tolist()}
+                for tried in sorted(counts)
             ]
-        adapter.prepare_sampling(pipeline, 0.0)
-        adapter.set_scale(1.0)
-        pipeline.unet = frozen_pipeline_unet
+            if scale is None:
+                raise ValueError("the environments' shares do not change with the scale")
+            told["scale"] = round(scale, 3)
+        except ValueError as error:
+            told["reason"] = str(error)
         return told
+
+    def _prompts(self, data: BiasedDataModule) -> Tensor:
+        """Prompts that are counted, int64: those of most images, all environments among them."""
+        inferred = data.inferred()
+        cells = data.index.prompt_ids[data.index.rows("train")] * inferred.groups
+        cells = cells + inferred.assignments
+        size = len(data.prompts) * inferred.groups
+        sizes = cells.bincount(minlength=size).view(-1, inferred.groups)
+        complete = (sizes > 0).all(1)
+        order = torch.where(complete, sizes.sum(1), -1).argsort(descending=True, stable=True)
+        most = max(1, self.samples // SAMPLES_A_PROMPT)
+        return order[: min(most, int(complete.sum()))].sort()[0]
 
     def _reader(self, trainer: pl.Trainer, module: InvariantAdapter) -> EnvironmentReader:
         data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
@@ -139,35 +171,34 @@ class ScaleCalibration(pl.Callback):
         prompts = data.index.prompt_ids[data.index.rows("train")]
         everything = torch.arange(len(prompts))
         rows = round_robin(prompts, inferred.assignments, everything, self.images)[0].sort()[0]
+        self._place(module, 0.0)
 
-        def latents(mine: Tensor) -> Tensor:
+        def features(mine: Tensor) -> Tensor:
             batch = trainer.strategy.batch_to_device(data.training_latents(rows[mine]))
             scaling = module.pipeline.vae.config.scaling_factor
-            return sample_posterior(batch["moments"], None, scaling)
+            return self._features(module, sample_posterior(batch["moments"], None, scaling))
 
-        features = self._gathered(
-            trainer, len(rows), lambda mine: self._features(module, latents(mine))
-        )
+        table = self._gathered(trainer, module, len(rows), features)
         return fit_reader(
-            features, prompts[rows], inferred.assignments[rows], inferred.groups, self.seed
+            table, prompts[rows], inferred.assignments[rows], inferred.groups, self.seed
         )
 
-    def _shares(
+    def _counts(
         self,
         trainer: pl.Trainer,
         module: InvariantAdapter,
         reader: EnvironmentReader,
+        counted: Tensor,
         scale: float,
-    ) -> Tensor:
-        """Shares of the environments in samples at a scale, float64 ``[P, G]``."""
-        data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        rank_zero_only(print)(
-            f"counting environments in {self.samples} samples at scale {scale:g}", flush=True
-        )
-        prompts = torch.arange(self.samples) // 2 % len(data.prompts)
+    ) -> Counts:
+        """Environments of samples at a scale."""
+        pairs = max(2, self.samples // (2 * len(counted)))
+        count = 2 * pairs * len(counted)
+        rank_zero_only(print)(f"counting environments in {count} samples at scale {scale:g}")
+        prompts = counted[torch.arange(count) // (2 * pairs)]
 
         def features(mine: Tensor) -> Tensor:
-            module.adapter.prepare_sampling(module.pipeline, scale)
+            self._place(module, scale)
             drawn = sample_antithetic_latents(
                 module.pipeline,
                 module.embeddings[prompts[mine]],
@@ -177,14 +208,19 @@ class ScaleCalibration(pl.Callback):
                 steps=self.steps,
                 guidance_scale=self.guidance_scale,
             )
-            module.adapter.prepare_sampling(module.pipeline, 0.0)
+            self._place(module, 0.0)
             return self._features(module, drawn)
 
-        read = reader.read(self._gathered(trainer, self.samples, features), prompts)
-        groups = len(reader.confusion)
-        counts = torch.zeros((len(data.prompts), groups), dtype=torch.int64)
-        counts.index_add_(0, prompts, one_hot(read, groups))
-        return reader.shares(counts)
+        read = reader.read(self._gathered(trainer, module, count, features), prompts)
+        return Counts(reader.corrected(read).view(len(counted), pairs, 2, -1).mean(2))
+
+    def _place(self, module: InvariantAdapter, scale: float) -> None:
+        """Put the adapter at a scale; folded into the weights where rounding cannot lose it."""
+        if module.adapter.unet.dtype == torch.float32:
+            module.adapter.prepare_sampling(module.pipeline, scale)
+        else:
+            module.pipeline.unet = module.adapter.denoiser
+            module.adapter.set_scale(scale)
 
     def _features(self, module: InvariantAdapter, latents: Tensor) -> Tensor:
         noise = torch.randn(latents.shape[1:], generator=generator(self.seed, "calibration"))
@@ -197,18 +233,21 @@ class ScaleCalibration(pl.Callback):
             module.embeddings[-1:],
         )
 
-    def _gathered(self, trainer: pl.Trainer, count: int, features: Any) -> Tensor:
-        """Features of ``count`` items on every rank, float32 ``[count, D]`` on the CPU."""
+    def _gathered(
+        self, trainer: pl.Trainer, module: InvariantAdapter, count: int, features: Features
+    ) -> Tensor:
+        """Features of ``count`` items on every rank, float32 ``[count, D]`` on the CPU.
+
+        Raises:
+            ValueError: on every rank, if some are not finite.
+        """
+        width = feature_width(module.adapter.unet)
+        everybody = torch.zeros((count, width), device=module.device)
         mine = torch.arange(trainer.global_rank, count, trainer.world_size)
-        parts = [features(part) for part in mine.split(self.batch_size)]
-        own = torch.cat(parts)
-        everybody = own.new_zeros((count, own.shape[1]))
-        everybody[mine] = own
+        for part in mine.split(self.batch_size):
+            if len(part) > 0:
+                everybody[part] = features(part)
         gathered: Tensor = trainer.strategy.reduce(everybody, reduce_op="sum")
+        if not bool(gathered.isfinite().all()):
+            raise ValueError("features of images or samples are not finite")
         return gathered.cpu()
-
-
-def _most_even(shares: dict[float, Tensor]) -> float:
-    scales = sorted(shares)
-    table = torch.stack([shares[scale] for scale in scales])
-    return round(even_scale(torch.tensor(scales, dtype=torch.float64), table), 3)

@@ -12,6 +12,11 @@ from invdiff_pl.diffusion.noising import ForwardProcess
 _GRIDS = (1, 2)
 
 
+def feature_width(unet: UNet2DConditionModel) -> int:
+    """Length of a vector of :func:`middle_features`."""
+    return int(unet.config.block_out_channels[-1]) * sum(side * side for side in _GRIDS)
+
+
 @torch.no_grad()
 def middle_features(
     unet: UNet2DConditionModel,

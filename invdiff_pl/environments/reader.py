@@ -6,6 +6,7 @@ counted by environment without anybody's labels.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -53,19 +54,17 @@ class EnvironmentReader:
         distances = (places[:, None] - self.centroids[prompts]).square().sum(2)
         return distances.nan_to_num(nan=torch.inf).argmin(1)
 
-    def shares(self, counts: Tensor) -> Tensor:
-        """Shares of the environments, with the reader's errors taken out.
+    def corrected(self, read: Tensor) -> Tensor:
+        """What was read with the reader's errors taken out, without bias.
 
         Args:
-            counts: images read as each environment, ``[P, G]``.
+            read: int64 ``[...]``, environments that were read.
 
         Returns:
-            float64 ``[P, G]``, rows summing to 1: the solution of ``shares @ confusion = read``
-            (Rogan and Gladen 1978, for more than two classes), cut off at 0.
+            float64 ``[..., G]``: rows of the inverse confusion (Rogan and Gladen 1978, for more
+            than two classes), whose means over images are shares of environments; they sum to 1.
         """
-        read = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
-        shares = torch.linalg.lstsq(self.confusion.T, read.T).solution.T.clamp(min=0)
-        return shares / shares.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+        return torch.linalg.pinv(self.confusion)[read]
 
 
 def fit_reader(
@@ -85,7 +84,12 @@ def fit_reader(
         assignments: int64 ``[N]``, in ``groups``.
         groups: G.
         seed: of the folds.
+
+    Raises:
+        ValueError: if there are fewer images than twice as many for each fold and environment.
     """
+    if len(features) < 2 * FOLDS * groups:
+        raise ValueError(f"{len(features)} images are too few to learn {groups} environments")
     features = features.double()
     folds = torch.randperm(len(features), generator=generator(seed, "reader folds")) % FOLDS
     fitted = [
@@ -162,25 +166,59 @@ def _reader(
     return EnvironmentReader(projection, centroids, torch.eye(groups, dtype=torch.float64))
 
 
-def even_scale(scales: Tensor, shares: Tensor) -> float:
+@dataclass(frozen=True)
+class Counts:
+    """Environments of samples at one scale, in pairs of opposite noise.
+
+    Attributes:
+        pairs: float64 ``[P, M, G]``, the mean of :meth:`EnvironmentReader.corrected` over the two
+            samples of each of M pairs of each prompt.
+    """
+
+    pairs: Tensor
+
+    @property
+    def shares(self) -> Tensor:
+        """Of each prompt's environments, float64 ``[P, G]``."""
+        return self.pairs.mean(1)
+
+    def noise(self, other: "Counts") -> float:
+        """Covariance of the errors of two scales' shares, summed over prompts and environments.
+
+        Both scales' pairs start from the same noises; the covariance of pairs tells it.
+        """
+        first, second = self.pairs - self.shares[:, None], other.pairs - other.shares[:, None]
+        pairs = self.pairs.shape[1]
+        return float((first * second).sum() / (pairs - 1) / pairs)
+
+
+def even_scale(counts: dict[float, Counts]) -> float | None:
     """The scale at which every prompt's environments are drawn most evenly.
 
+    Shares are taken as linear between neighbouring scales; the squared distance to even shares,
+    summed over prompts, is least where its derivative is 0. What counting few samples adds to the
+    distance and to its derivative is taken out; without that, noise draws the scale to the middle.
+
     Args:
-        scales: float64 ``[S]``, rising.
-        shares: float64 ``[S, P, G]``, the environments' shares in samples at each scale.
+        counts: by scale, two or more.
 
     Returns:
-        where the mean squared distance of the shares to ``1 / G`` is least, shares being
-        interpolated linearly between scales.
+        ``None`` where shares do not change from scale to scale by more than noise.
     """
-    apart = shares.double().flatten(1) - 1 / shares.shape[2]
-    best, least = float(scales[0]), float(apart[0].square().mean())
-    for left in range(len(scales) - 1):
-        step = apart[left + 1] - apart[left]
-        length = float(step.square().sum())
-        part = min(1.0, max(0.0, -float(apart[left] @ step) / length)) if length > 0 else 0.0
-        distance = float((apart[left] + part * step).square().mean())
-        if distance < least:
-            least = distance
-            best = float(scales[left] + part * (scales[left + 1] - scales[left]))
-    return best
+    scales = sorted(counts)
+    best: tuple[float, float] | None = None
+    for low, high in pairwise(scales):
+        first, second = counts[low], counts[high]
+        apart, step = first.shares - 1 / first.shares.shape[1], second.shares - first.shares
+        at_low, at_high, both = first.noise(first), second.noise(second), first.noise(second)
+        counted = at_low + at_high - 2 * both
+        length = float(step.square().sum()) - counted
+        if length <= counted:  # half of the change or more is noise
+            continue
+        slope = float((apart * step).sum()) - (both - at_low)
+        part = min(1.0, max(0.0, -slope / length))
+        noise = (1 - part) ** 2 * at_low + 2 * part * (1 - part) * both + part**2 * at_high
+        distance = float((apart + part * step).square().sum()) - noise
+        if best is None or distance < best[0]:
+            best = distance, low + part * (high - low)
+    return None if best is None else best[1]

@@ -37,6 +37,7 @@ def calibration_section(told: dict[str, Any] | None) -> list[Block]:
             f"mean over prompts. The adapter is its trained self times **{told['scale']:.3f}**, "
             "where the environments are drawn most evenly; that is its scale 1. A reader of the "
             "frozen denoiser's features counts, which has learned the inferred environments; "
-            "labels are not read."
+            "labels are not read. Held-out risks and looks during training are of the adapter as "
+            "trained, before this."
         ),
     ]

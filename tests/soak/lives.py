@@ -46,6 +46,7 @@ TRAIN = (
     *TINY,
     "--scale.adapter_steps=18",
     "--scale.calibration_samples=12",
+    "--scale.calibration_steps=2",
     "--scale.adapter_batch=12",
     "--scale.scoring_batch=16",
     "--environments.model.timesteps=2",
