@@ -89,8 +89,11 @@ class StagePlan(pl.Callback):
             available=_available(device, trainer, pl_module),
         )
         self._refuse()
+        folder = Path(str(pl_module.output))
+        # What an interrupted run has written is not written again.
+        there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         for size, what in _written(self.plan, data_module(pl_module), pl_module):
-            require_room(Path(str(pl_module.output)), size, what)
+            require_room(folder, max(0, size - there), what)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure activations, tell the plan, refuse what cannot fit."""
