@@ -335,8 +335,13 @@ def test_plans_of_scoring_and_sampling_tell_images_and_files(
     assert "10 images of 32×32 pixels" in capsys.readouterr().out
 
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: type("Free", (), {"free": 1000}))
+    # What is there already needs no room.
+    _trainer(tmp_path, callbacks=[Planned()]).predict(
+        sampler, datamodule=data, return_predictions=False
+    )
+    other = ConditionalSampler(str(tiny_backbone), str(tmp_path / "other"), steps=1)
     with pytest.raises(InvDiffError, match="images of 32×32 pixels do not fit into"):
-        _trainer(tmp_path, callbacks=[Planned()]).predict(sampler, datamodule=data)
+        _trainer(tmp_path, callbacks=[Planned()]).predict(other, datamodule=data)
 
 
 def test_prompt_embeddings_are_cached_in_half_precision_by_key(
