@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from trainers import quiet_trainer
 
+from invdiff_pl.adapters import LoraAdapter
 from invdiff_pl.callbacks import ScaleCalibration
 from invdiff_pl.diffusion.pipeline import (
     embed_prompts,
@@ -26,13 +28,23 @@ def environments(module_of, tiny_backbone, tmp_path_factory) -> Path:
     return folder
 
 
-def _trained(folder: Path, module_of, backbone, environments, ranks: int = 1, **settings) -> Path:
+def _trained(
+    folder: Path,
+    module_of,
+    backbone,
+    environments,
+    ranks: int = 1,
+    precision: str = "32-true",
+    **settings,
+) -> Path:
     """The adapter stage's folder after two steps and a calibration."""
     module = InvariantAdapter(
         str(backbone), str(folder), learning_rate=0.01, warmup_steps=1, train_without_bias=True
     )
     calibration = ScaleCalibration(steps=2, guidance_scale=1.0, **settings)
-    trainer = quiet_trainer(folder, ranks, callbacks=[calibration], max_steps=2)
+    trainer = quiet_trainer(
+        folder, ranks, callbacks=[calibration], max_steps=2, precision=precision
+    )
     trainer.fit(module, datamodule=module_of(environments=str(environments), batch_size=8))
     return folder
 
@@ -41,10 +53,11 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter" / "pytorch_lora_weights.safetensors")
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_the_written_adapter_is_the_trained_one_at_the_scale_told(
-    module_of, tiny_backbone, environments, tmp_path
+    precision, module_of, tiny_backbone, environments, tmp_path
 ) -> None:
-    given = module_of, tiny_backbone, environments
+    given = module_of, tiny_backbone, environments, 1, precision
     plain = _trained(tmp_path / "plain", *given, samples=0)
     assert not (plain / "calibration.json").exists()
     scaled = _trained(tmp_path / "scaled", *given, samples=12, least_recall=0.0)
@@ -58,6 +71,24 @@ def test_the_written_adapter_is_the_trained_one_at_the_scale_told(
     for name, value in before.items():
         factor = told["scale"] if ".lora.up." in name or ".lora_B." in name else 1.0
         torch.testing.assert_close(after[name], factor * value)
+
+
+def test_in_half_precision_updates_are_counted_beside_the_weights(
+    module_of, tiny_backbone, environments, tmp_path, monkeypatch
+) -> None:
+    folded: list[float] = []
+    prepare = LoraAdapter.prepare_sampling
+
+    def noted(self: LoraAdapter, pipeline: StableDiffusionPipeline, scale: float) -> None:
+        folded.append(scale)
+        prepare(self, pipeline, scale)
+
+    monkeypatch.setattr(LoraAdapter, "prepare_sampling", noted)
+    given = module_of, tiny_backbone, environments, 1
+    _trained(tmp_path / "half", *given, "bf16-mixed", samples=12, least_recall=0.0)
+    assert not folded
+    _trained(tmp_path / "single", *given, "32-true", samples=12, least_recall=0.0)
+    assert {0.0, 1.0, 1.5} <= set(folded)
 
 
 def test_where_environments_cannot_be_read_the_adapter_stays_as_it_is(
