@@ -185,7 +185,7 @@ def test_the_calibrated_scale_and_the_shares_it_rests_on_stand_in_the_report(run
         {"scale": 1.0, "shares": [[0.6, 0.4], [0.5, 0.5]]},
         {"scale": 1.5, "shares": [[0.4, 0.6], [0.5, 0.5]]},
     ]
-    told = {"scale": 1.25, "samples": 64, "prompts": ["a", "b"], "measured": measured}
+    told = {"scale": 1.25, "samples": 64, "measured": measured}
     (run_dir / "adapter" / "calibration.json").write_text(json.dumps(told))
     assert write_report(run_dir, seed=3)["calibration"] == told
     text = (run_dir / "report" / "report.md").read_text()
