@@ -50,9 +50,7 @@ class EnvironmentReader:
         Returns:
             int64 ``[N]``.
         """
-        places = features.double() @ self.projection
-        distances = (places[:, None] - self.centroids[prompts]).square().sum(2)
-        return distances.nan_to_num(nan=torch.inf).argmin(1)
+        return _nearest(features.double() @ self.projection, prompts, self.centroids)
 
     def corrected(self, read: Tensor) -> Tensor:
         """What was read with the reader's errors taken out, without bias.
@@ -91,79 +89,66 @@ def fit_reader(
     if len(features) < 2 * FOLDS * groups:
         raise ValueError(f"{len(features)} images are too few to learn {groups} environments")
     features = features.double()
+    shape = int(prompts.max()) + 1, groups
     folds = torch.randperm(len(features), generator=generator(seed, "reader folds")) % FOLDS
+    parts = [(folds != fold, folds == fold) for fold in range(FOLDS)]
     fitted = [
-        _directions(features, prompts, assignments, groups, folds != fold) for fold in range(FOLDS)
+        _directions(features[learned], prompts[learned], assignments[learned], shape)
+        for learned, _ in parts
     ]
-    ranks = [rank for rank in RANKS if rank <= min(found.shape[1] for found in fitted)]
-    confusions = []
-    for rank in ranks:
+    confusions = {}
+    for rank in (rank for rank in RANKS if rank <= min(found.shape[1] for found in fitted)):
         counts = torch.zeros((groups, groups), dtype=torch.float64)
-        for fold, directions in enumerate(fitted):
-            learned, told = folds != fold, folds == fold
-            reader = _reader(features, prompts, assignments, groups, learned, directions[:, :rank])
-            read = reader.read(features[told], prompts[told])
-            cells = assignments[told] * groups + read
+        for (learned, told), directions in zip(parts, fitted, strict=True):
+            places = features @ directions[:, :rank]
+            centroids, _ = _cell_means(
+                places[learned], prompts[learned], assignments[learned], shape
+            )
+            cells = assignments[told] * groups + _nearest(places[told], prompts[told], centroids)
             counts += cells.bincount(minlength=groups**2).view(groups, groups)
-        confusions.append(counts / counts.sum(1, keepdim=True).clamp(min=1))
-    best = max(range(len(ranks)), key=lambda n: float(confusions[n].diagonal().mean()))
-    everything = torch.ones(len(features), dtype=torch.bool)
-    directions = _directions(features, prompts, assignments, groups, everything)
-    final = _reader(
-        features, prompts, assignments, groups, everything, directions[:, : ranks[best]]
-    )
-    return EnvironmentReader(final.projection, final.centroids, confusions[best])
+        confusions[rank] = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    best = max(confusions, key=lambda rank: float(confusions[rank].diagonal().mean()))
+    projection = _directions(features, prompts, assignments, shape)[:, :best]
+    centroids, _ = _cell_means(features @ projection, prompts, assignments, shape)
+    return EnvironmentReader(projection, centroids, confusions[best])
+
+
+def _nearest(places: Tensor, prompts: Tensor, centroids: Tensor) -> Tensor:
+    """The environment of each image's prompt whose centroid is nearest, int64 ``[N]``."""
+    distances = (places[:, None] - centroids[prompts]).square().sum(2)
+    return distances.nan_to_num(nan=torch.inf).argmin(1)
 
 
 def _cell_means(
-    features: Tensor, prompts: Tensor, assignments: Tensor, groups: int
+    values: Tensor, prompts: Tensor, assignments: Tensor, shape: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Means ``[P, G, C]`` of each (prompt, environment), and its number of images ``[P, G]``."""
-    cells = prompts * groups + assignments
-    size = (int(prompts.max()) + 1) * groups
-    counts = cells.bincount(minlength=size)
-    sums = features.new_zeros((size, features.shape[1])).index_add_(0, cells, features)
-    means = sums / counts[:, None]
-    return means.view(-1, groups, features.shape[1]), counts.view(-1, groups)
+    """Means ``[P, G, C]`` of each (prompt, environment), and its number of images ``[P, G]``.
+
+    Means of no images are not a number.
+    """
+    cells = prompts * shape[1] + assignments
+    counts = cells.bincount(minlength=shape[0] * shape[1])
+    sums = values.new_zeros((len(counts), values.shape[1])).index_add_(0, cells, values)
+    return (sums / counts[:, None]).view(*shape, -1), counts.view(shape)
 
 
 def _directions(
-    features: Tensor, prompts: Tensor, assignments: Tensor, groups: int, rows: Tensor
+    values: Tensor, prompts: Tensor, assignments: Tensor, shape: tuple[int, int]
 ) -> Tensor:
     """Directions ``[D, r]``, those that count most first, of unit variance within environments."""
-    values, own, environments = features[rows], prompts[rows], assignments[rows]
-    means, counts = _cell_means(values, own, environments, groups)
-    residuals = values - means[own, environments]
+    means, counts = _cell_means(values, prompts, assignments, shape)
+    residuals = values - means[prompts, assignments]
     covariance = residuals.T @ residuals / len(values)
     smallest = torch.finfo(torch.float64).tiny
     ridge = RIDGE * covariance.diagonal().mean().clamp(min=smallest)
     factor = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance)).double())
-    weights = counts.double()
-    centres = (means.nan_to_num() * weights[..., None]).sum(1) / weights.sum(1).clamp(min=1)[
-        :, None
-    ]
-    apart = (means - centres[:, None]).nan_to_num() * weights.sqrt()[..., None]
+    weights = counts.double()[..., None]
+    centres = (means.nan_to_num() * weights).sum(1) / weights.sum(1).clamp(min=1)
+    apart = (means - centres[:, None]).nan_to_num() * weights.sqrt()
     white = torch.linalg.solve_triangular(factor, apart.flatten(0, 1).T, upper=False)
-    most = min(max(RANKS), (groups - 1) * len(means), len(white))
+    most = min(max(RANKS), (shape[1] - 1) * shape[0], len(white))
     axes = torch.linalg.svd(white, full_matrices=False).U[:, :most]
     return torch.linalg.solve_triangular(factor.T, axes, upper=True)
-
-
-def _reader(
-    features: Tensor,
-    prompts: Tensor,
-    assignments: Tensor,
-    groups: int,
-    rows: Tensor,
-    projection: Tensor,
-) -> EnvironmentReader:
-    centroids = torch.full(
-        (int(prompts.max()) + 1, groups, projection.shape[1]), torch.nan, dtype=torch.float64
-    )
-    places = features[rows] @ projection
-    means, _ = _cell_means(places, prompts[rows], assignments[rows], groups)
-    centroids[: len(means)] = means
-    return EnvironmentReader(projection, centroids, torch.eye(groups, dtype=torch.float64))
 
 
 @dataclass(frozen=True)

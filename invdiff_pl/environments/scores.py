@@ -162,15 +162,14 @@ def _weighted_contrast(losses: Losses, prompts: Tensor) -> Tensor:
 
 def _refined_contrast(losses: Losses, prompts: Tensor) -> Tensor:
     contrast = contrast_table(losses, prompts)
+    return refine(_columns(losses, prompts), _half_weighted(contrast, prompts), prompts)
+
+
+def _half_weighted(contrast: Tensor, prompts: Tensor) -> Tensor:
+    """A :func:`contrast_table` over its timesteps, half evenly and half by their weights."""
     # Half even: where one timestep alone misleads, the others outvote it.
     weights = (timestep_weights(contrast, prompts) + 1 / contrast.shape[1]) / 2
-    scores = contrast.mean(2) @ weights
-    return _refined(losses, scores, prompts)
-
-
-def _refined(losses: Losses, scores: Tensor, prompts: Tensor) -> Tensor:
-    """The scores, refined by all losses."""
-    return refine(_columns(losses, prompts), scores, prompts)
+    return contrast.mean(2) @ weights
 
 
 def _columns(losses: Losses, prompts: Tensor) -> Tensor:
@@ -190,14 +189,14 @@ def attribute_scores(losses: Losses, prompts: Tensor) -> tuple[HiddenAttribute |
         what was found, and float64 ``[N]``: its scores, refined prompt by prompt with all losses;
         those of ``refined_contrast`` where there is nothing to compare between prompts.
     """
-    contrasts = torch.stack(
-        [_prompt_contrast(losses, prompts), _refined_contrast(losses, prompts)], dim=1
-    )
-    readings = standardise(losses.null, prompts).flatten(1)
-    found = hidden_attribute(readings, prompts, suggestions=contrasts)
+    contrast, columns = contrast_table(losses, prompts), _columns(losses, prompts)
+    refined = refine(columns, _half_weighted(contrast, prompts), prompts)
+    suggestions = torch.stack([contrast.mean((1, 2)), refined], dim=1)
+    readings = columns[:, losses.own[0].numel() :]
+    found = hidden_attribute(readings, prompts, suggestions=suggestions)
     if found is None:
-        return None, contrasts[:, 1]
-    return found, refine(_columns(losses, prompts), found.scores, prompts)
+        return None, refined
+    return found, refine(columns, found.scores, prompts)
 
 
 def second_attribute_scores(
