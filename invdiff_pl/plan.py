@@ -197,7 +197,7 @@ def free_memory(device: torch.device) -> int | None:
         return None
     lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if ":" in line)
     free = int(lines["MemAvailable"].split()[0]) * 1024
-    return min(free, *_cgroup_room()) if _cgroup_room() else free
+    return min([free, *_cgroup_room()])
 
 
 def _cgroup_room() -> list[int]:

@@ -1,6 +1,7 @@
 """What a stage will take: printed and checked before its first step, timed over its first ones."""
 
 import time
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ class StagePlan(pl.Callback):
         peak = activations(lambda count: _pass(trainer, module, count), self.plan.batch)
         # Of a pass that trains the gradients are part of the peak.
         peak -= min(peak, self.plan.weights_trained)
-        self.plan = Plan(**{**vars(self.plan), "cache": cache, "activations": peak})
+        self.plan = replace(self.plan, cache=cache, activations=peak)
         lines = self.plan.lines()
         if data.content == "latents":
             lines.append(f"  {'cache on disk':<28}{in_units(cached):>12}")

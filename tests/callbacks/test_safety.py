@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
+from trainers import quiet_trainer
 
 from invdiff_pl import processes
 from invdiff_pl.callbacks import StopOnDivergence, StopOnSigterm
@@ -52,15 +53,8 @@ def _train(folder: Path, model: _Model, resume: Path | None = None) -> pl.Traine
     checkpoints = ModelCheckpoint(
         folder / "adapter" / "checkpoints", "step", every_n_train_steps=2, save_last=True
     )
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=10,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        callbacks=[StopOnDivergence(), StopOnSigterm(), checkpoints],
-    )
+    callbacks = [StopOnDivergence(), StopOnSigterm(), checkpoints]
+    trainer = quiet_trainer(folder, max_steps=10, callbacks=callbacks, enable_checkpointing=True)
     trainer.strategy.checkpoint_io = SafeCheckpointIO()
     batches = torch.ones(20, 1)
     trainer.fit(model, batches, ckpt_path=resume, weights_only=True)
@@ -110,16 +104,7 @@ def test_a_look_that_comes_later_still_finds_the_weights_of_before_the_fault(tmp
     model = _Fused(tmp_path / "adapter", "gradient")
     callbacks = [StopOnDivergence(deferred=True), Keep()]
     # Step 5 is spoilt, the host looks at step 8.
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=10,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=4,
-        callbacks=callbacks,
-    )
+    trainer = quiet_trainer(tmp_path, max_steps=10, log_every_n_steps=4, callbacks=callbacks)
     with pytest.raises(InvDiffError, match=f"stage adapter, step {FAULT}: the gradients' norm"):
         trainer.fit(model, torch.ones(20, 1))
     assert sorted(weights) == list(range(1, 9))
@@ -131,15 +116,9 @@ def test_a_look_that_comes_later_still_finds_the_weights_of_before_the_fault(tmp
 def test_no_checkpoint_is_written_after_a_fault_that_nobody_has_looked_at(tmp_path) -> None:
     model = _Fused(tmp_path / "adapter", "gradient")
     checkpoints = ModelCheckpoint(tmp_path, "step", every_n_train_steps=7, save_last=True)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=10,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=100,
-        callbacks=[StopOnDivergence(deferred=True), checkpoints],
-    )
+    callbacks = [StopOnDivergence(deferred=True), checkpoints]
+    settings = {"log_every_n_steps": 100, "enable_checkpointing": True}
+    trainer = quiet_trainer(tmp_path, max_steps=10, callbacks=callbacks, **settings)
     with pytest.raises(InvDiffError, match=f"step {FAULT}"):
         trainer.fit(model, torch.ones(20, 1))
     assert trainer.global_step == 7
