@@ -163,6 +163,8 @@ class StagePlan(pl.Callback):
             self._started = (done, now)
         elif done > first:
             self.seconds_a_step = (now - since) / (done - first)
+            if done == of:
+                return  # nothing is left to be told of
             rest = self.seconds_a_step * (of - done)
             rank_zero_only(print)(
                 f"{self.seconds_a_step:.3g} s a step, measured over {done - first}: "
