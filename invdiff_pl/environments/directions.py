@@ -7,7 +7,7 @@ from torch import Tensor
 
 from invdiff_pl.diffusion.draws import generator
 from invdiff_pl.environments.cuts import NORMAL_SHARE, prompt_means, two_means, upper_groups
-from invdiff_pl.environments.mixture import fit_mixture
+from invdiff_pl.environments.mixture import fit_mixture, mixture_gains
 
 # Random directions to start from, by the power of the share that a cut explains beside the spread
 # of skewness in what is climbed. Without it a minority of a few percent is found most surely, with
@@ -20,12 +20,14 @@ FIRST_STEP = 0.1
 LEAST_DEVIATION = 1e-3
 SHARPENINGS = 4
 # Candidates that the other half of the images chooses from.
-SHORTLIST = 12
+SHORTLIST = 60
 # Scores that correlate more than this are the same direction.
 SAME = 0.9
 # The share of images whose prompts may be less clear than the clarity told: in a prompt of few
 # images a minority of a few percent is too small to be cut off clearly.
 UNCLEAR_IMAGES = 0.3
+# How much more a direction counts whose groups differ in the same way in all prompts.
+ALIGNED = 3.0
 
 
 @dataclass(frozen=True)
@@ -38,25 +40,35 @@ class Direction:
             scores; 0 where all prompts have the same shape.
         clarity: share of variance that a cut in two explains, less that of a normal distribution,
             in the less clear prompts; above 0 if there are groups.
+        gain: in log-likelihood an image, of a mixture of two groups over one, in the less clear
+            prompts: tells a small group, which explains little variance.
         likelihood_ratio: twice the gain in log-likelihood of a mixture in prompts' own
             proportions over one in equal proportions.
+        alignment: mean cosine, over pairs of prompts, of what tells the groups apart in all white
+            readings; towards 1 if it is the same in all prompts.
     """
 
     weights: Tensor
     skew_spread: float
     clarity: float
+    gain: float
     likelihood_ratio: float
+    alignment: float
 
     @property
     def evidence(self) -> float:
-        """What directions are ranked by; 0 if one of the figures is not positive.
+        """What directions are ranked by; 0 if clarity, gain or likelihood ratio are not positive.
 
-        Clarity counts most, by its square: skewness differs also by what only one prompt's images
-        vary in. The likelihood ratio grows with the number of images, and counts by its root.
+        Clear groups in every prompt, by clarity and gain: shapes also differ by what only one
+        prompt's images vary in. The likelihood ratio grows with the number of images, and with
+        shapes that no groups explain: it counts by its fourth root. Groups that are aligned count
+        more; that they are not speaks against little, since an attribute may look different along
+        with what the prompts name.
         """
-        if min(self.skew_spread, self.clarity, self.likelihood_ratio) <= 0:
+        if min(self.clarity, self.gain, self.likelihood_ratio) <= 0:
             return 0.0
-        return self.skew_spread * self.clarity**2 * self.likelihood_ratio**0.5
+        shown = self.clarity * self.gain * self.likelihood_ratio**0.25
+        return shown * (1 + ALIGNED * max(self.alignment, 0.0))
 
 
 def candidates(
@@ -87,8 +99,7 @@ def candidates(
         climbed.append(_climb(readings, prompts, start, power))
     directions = sharpen(readings, torch.cat(climbed, dim=1), prompts)
     scores = readings @ directions
-    clarity = _clarity(scores, prompts).clamp(min=0)
-    order = (skew_spread(scores, prompts) * clarity.square()).argsort(descending=True)
+    order = skew_spread(scores, prompts).argsort(descending=True)
     kept = directions[:, order[_distinct(scores[:, order])[:SHORTLIST]]]
     if suggestions is not None:
         start = suggested(readings, prompts, suggestions)
@@ -127,10 +138,14 @@ def measured(values: Tensor, prompts: Tensor, weights: Tensor) -> list[Direction
     prompts = prompts.unique(return_inverse=True)[1]
     scores = values @ weights
     scores = scores - prompt_means(scores, prompts)[prompts]
+    groups = upper_groups(scores, prompts).double()
+    start = torch.stack([1 - groups, groups], dim=2)
     figures = (
         skew_spread(scores, prompts),
         _clarity(scores, prompts),
-        likelihood_ratios(scores, prompts),
+        _less_clear(mixture_gains(scores, prompts, start), prompts),
+        likelihood_ratios(scores, prompts, start),
+        alignments(values, prompts, groups),
     )
     return [
         Direction(column, *map(float, told))
@@ -157,14 +172,40 @@ def skew_spread(scores: Tensor, prompts: Tensor) -> Tensor:
     return ((leaning - mean).square() * weights).sum(0).clamp(min=1e-16).sqrt()
 
 
-def likelihood_ratios(scores: Tensor, prompts: Tensor) -> Tensor:
+def likelihood_ratios(scores: Tensor, prompts: Tensor, start: Tensor) -> Tensor:
     """Twice the gain of prompts' own shares over equal ones in a mixture of two, ``[C]``."""
-    start = torch.zeros(*scores.shape, 2, dtype=torch.float64)
-    start[..., 1] = upper_groups(scores, prompts).double()
-    start[..., 0] = 1 - start[..., 1]
     own = fit_mixture(scores, prompts, start)
     equal = fit_mixture(scores, prompts, start, equal_shares=True)
     return 2 * (own.log_likelihood - equal.log_likelihood)
+
+
+def alignments(values: Tensor, prompts: Tensor, groups: Tensor) -> Tensor:
+    """Whether groups differ in the same way in all prompts.
+
+    An attribute of all prompts' images changes the readings alike in each, unless it looks
+    different along with what a prompt names. Two attributes, of one prompt's images each, may show
+    along one direction, but differ in the others.
+
+    Args:
+        values: readings ``[N, D]``.
+        prompts: int64 ``[N]``, without gaps.
+        groups: 0 or 1, float64 ``[N, C]``.
+
+    Returns:
+        float64 ``[C]``: mean cosine between the prompts' covariances of white readings with the
+        groups, over pairs of prompts, weighted by their norms.
+    """
+    values = values - prompt_means(values, prompts)[prompts]
+    readings = values @ whitening_of(values)
+    centred = groups - prompt_means(groups, prompts)[prompts]
+    total = readings.T @ centred
+    norms, squares = torch.zeros(2, groups.shape[1], dtype=torch.float64)
+    for prompt in prompts.unique().tolist():
+        rows = prompts == prompt
+        lengths = (readings[rows].T @ centred[rows]).norm(dim=0)
+        norms, squares = norms + lengths, squares + lengths.square()
+    pairs = (norms.square() - squares).clamp(min=torch.finfo(torch.float64).tiny)
+    return (total.square().sum(0) - squares) / pairs
 
 
 def whitening_of(values: Tensor) -> Tensor:
@@ -230,11 +271,15 @@ def _clarity(scores: Tensor, prompts: Tensor) -> Tensor:
     shares = torch.stack(
         [two_means(scores[prompts == prompt]).share for prompt in prompts.unique().tolist()]
     )
-    ordered, order = shares.sort(dim=0)
+    return _less_clear(shares, prompts) - NORMAL_SHARE
+
+
+def _less_clear(figures: Tensor, prompts: Tensor) -> Tensor:
+    """The figure ``[P, C]`` that prompts of :data:`UNCLEAR_IMAGES` do not exceed, ``[C]``."""
+    ordered, order = figures.sort(dim=0)
     sizes = prompts.bincount().double() / len(prompts)
     reached = sizes[order].cumsum(0) >= UNCLEAR_IMAGES
-    first = reached.int().argmax(0)
-    return ordered.gather(0, first[None])[0] - NORMAL_SHARE
+    return ordered.gather(0, reached.int().argmax(0)[None])[0]
 
 
 def _distinct(scores: Tensor) -> Tensor:

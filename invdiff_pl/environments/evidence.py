@@ -11,8 +11,8 @@ from invdiff_pl.environments.pursuit import HiddenAttribute
 
 # Both halves of the images must find the attribute: correlation of their scores.
 LEAST_AGREEMENT = 0.9
-# It must fall into groups: share of variance explained by a cut beyond a normal distribution's.
-LEAST_CLARITY = 0.08
+# It must fall into groups: gain in log-likelihood an image of two groups over one.
+LEAST_GAIN = 0.11
 # The prompts' shares of a group must differ by this much; weaker biases are not told from none.
 LEAST_SHARE_SPREAD = 0.25
 
@@ -25,8 +25,11 @@ class Evidence:
         bias_found: ``None`` where it cannot be told.
         reason: for people.
         agreement: correlation of the scores found on two halves of the images, in [0, 1].
-        clarity: of the groups on images that the direction was not found on.
+        clarity: of the groups on images that the direction was not found on, see
+            :class:`~invdiff_pl.environments.directions.Direction`, as are the next three.
+        gain: of two groups over one there.
         likelihood_ratio: of different against equal shares there.
+        alignment: of the groups over prompts there.
         share_spread: by how much the prompts' shares of the groups differ, of all images: twice
             the standard deviation over prompts, in [0, 1].
     """
@@ -35,7 +38,9 @@ class Evidence:
     reason: str
     agreement: float | None = None
     clarity: float | None = None
+    gain: float | None = None
     likelihood_ratio: float | None = None
+    alignment: float | None = None
     share_spread: float | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -53,12 +58,12 @@ def weigh(found: HiddenAttribute | None, scores: Tensor, prompts: Tensor) -> Evi
     """
     if found is None:
         return Evidence(None, "one prompt, or too few images, to compare: bias is not tested for")
-    clarity, spread = found.held_out.clarity, share_spread(scores, prompts)
+    figures, spread = found.held_out, share_spread(scores, prompts)
     shortcomings = [
         text
         for value, least, text in (
             (found.agreement, LEAST_AGREEMENT, "only one half of the images shows it"),
-            (clarity, LEAST_CLARITY, "its values do not fall into clear groups"),
+            (figures.gain, LEAST_GAIN, "its values do not fall into clear groups"),
             (spread, LEAST_SHARE_SPREAD, "all prompts have much the same share of it"),
         )
         if value < least
@@ -68,8 +73,10 @@ def weigh(found: HiddenAttribute | None, scores: Tensor, prompts: Tensor) -> Evi
         bias_found=not shortcomings,
         reason=reason,
         agreement=found.agreement,
-        clarity=clarity,
-        likelihood_ratio=found.held_out.likelihood_ratio,
+        clarity=figures.clarity,
+        gain=figures.gain,
+        likelihood_ratio=figures.likelihood_ratio,
+        alignment=figures.alignment,
         share_spread=spread,
     )
 

@@ -79,3 +79,37 @@ def fit_mixture(
         likelihoods = logits.logsumexp(2)
         members = (logits - likelihoods[..., None]).exp()
     return SharedMixture(likelihoods.sum(0), members, shares, means, variance)
+
+
+def mixture_gains(scores: Tensor, prompts: Tensor, start: Tensor) -> Tensor:
+    """How much better two groups explain each prompt's scores than one, prompt by prompt.
+
+    Args:
+        scores: ``[N, C]``.
+        prompts: int64 ``[N]``, without gaps.
+        start: memberships to start from, ``[N, C, 2]``.
+
+    Returns:
+        float64 ``[P, C]``: gain in log-likelihood an image of a mixture of two normal groups of
+        the same variance over one, less what its two further parameters are worth by the Bayesian
+        information criterion.
+    """
+    values = scores.double() - prompt_means(scores.double(), prompts)[prompts]
+    deviations = prompt_means(values.square(), prompts).sqrt()
+    values = values / deviations.clamp(min=torch.finfo(torch.float64).tiny)[prompts]
+    members = 0.9 * start.double() + 0.1 / start.shape[2]
+    for _ in range(ITERATIONS):
+        shares = prompt_means(members, prompts).clamp(min=LEAST_SHARE)
+        means = prompt_means(values[..., None] * members, prompts) / shares
+        squares = (values[..., None] - means[prompts]).square()
+        variances = prompt_means((members * squares).sum(2), prompts).clamp(min=LEAST_VARIANCE)
+        logits = (
+            shares.log()[prompts]
+            - 0.5 * squares / variances[prompts][..., None]
+            - 0.5 * variances.log()[prompts][..., None]
+        )
+        likelihoods = logits.logsumexp(2)
+        members = (logits - likelihoods[..., None]).exp()
+    counts = prompts.bincount().double()[:, None]
+    # One group of unit variance has -1/2 an image, without the constant that both share.
+    return prompt_means(likelihoods, prompts) + 0.5 - counts.log() / counts

@@ -1,10 +1,13 @@
 """The shared mixture against the parameters it was drawn from."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
+from scipy.stats import norm
 
 from invdiff_pl.environments.cuts import two_means
-from invdiff_pl.environments.mixture import fit_mixture
+from invdiff_pl.environments.mixture import fit_mixture, mixture_gains
 from invdiff_pl.environments.partition import partition
 from invdiff_pl.environments.soft import choose_groups
 
@@ -61,3 +64,39 @@ def test_the_cut_lies_between_the_groups_and_tells_the_upper_share() -> None:
     assert 0.2 < cut.threshold.item() < 5.0
     assert cut.upper.item() == pytest.approx(0.4)
     assert cut.share.item() > 0.99
+
+
+def test_gains_are_those_of_the_best_mixture_of_each_prompt_alone() -> None:
+    scores, prompts, _ = _drawn([[0.85, 0.15], [0.5, 0.5]], [0.0, 2.0], 1000)
+    found = mixture_gains(scores[:, None], prompts, _start(scores, prompts))[:, 0]
+    for prompt in (0, 1):
+        values = scores[prompts == prompt].double().numpy()
+
+        def negative(free: np.ndarray, values: np.ndarray = values) -> float:
+            share, low, high, deviation = 1 / (1 + np.exp(-free[0])), free[1], free[2], free[3]
+            parts = (1 - share) * norm.pdf(values, low, deviation)
+            return -float(np.log(parts + share * norm.pdf(values, high, deviation)).sum())
+
+        starts = (np.array([0.0, *np.quantile(values, [0.3, share]), 0.6]) for share in (0.7, 0.95))
+        options = {"maxiter": 4000, "fatol": 1e-6, "xatol": 1e-6}
+        best = max(
+            -minimize(negative, s, method="Nelder-Mead", options=options).fun for s in starts
+        )
+        one = norm.logpdf(values, values.mean(), values.std()).sum()
+        expected = (best - one - np.log(len(values))) / len(values)
+        assert float(found[prompt]) == pytest.approx(expected, abs=2e-3)
+
+
+def test_one_normal_group_gains_nothing_and_a_small_clear_group_more_than_two_blurred_ones() -> (
+    None
+):
+    source = torch.Generator().manual_seed(1)
+    noise = torch.randn(3, 2000, generator=source)
+    small, even = torch.arange(2000) % 10 == 0, torch.arange(2000) % 2 == 0
+    scores = torch.stack([noise[0], noise[1] + 5.0 * small, noise[2] + 2.2 * even], dim=1)
+    prompts = torch.zeros(2000, dtype=torch.int64)
+    groups = torch.stack([noise[0] > 0, small, even], dim=1).double()
+    gains = mixture_gains(scores, prompts, torch.stack([1 - groups, groups], dim=2))[0]
+    # A cut explains less of the variance where the group is small, however clear it is.
+    assert two_means(scores).share[1] < 0.8
+    assert gains[0] < 0.005 < gains[2] < gains[1]

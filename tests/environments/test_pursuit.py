@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from invdiff_pl.environments.cuts import prompt_means, two_means, upper_groups
-from invdiff_pl.environments.directions import _log_share, skew_spread, suggested
+from invdiff_pl.environments.directions import _log_share, alignments, skew_spread, suggested
 from invdiff_pl.environments.evidence import share_spread, weigh
 from invdiff_pl.environments.pursuit import blind_readings, hidden_attribute
 
@@ -155,3 +155,37 @@ def test_groups_of_any_sign_in_a_prompt_suggest_their_common_direction() -> None
     found = suggested(readings, prompts, scores[:, None])[:, 0]
     assert found.abs().argmax() == 2
     assert found[2].abs() > 0.99 * found.norm()
+
+
+def test_alignment_tells_one_attribute_of_all_prompts_from_one_of_each() -> None:
+    source = torch.Generator().manual_seed(0)
+    prompts = torch.arange(4000) % 2
+    noise = torch.randn(4000, 6, generator=source, dtype=torch.float64)
+    groups = (torch.rand(4000, generator=source) < 0.3).double()
+    shared, own = noise.clone(), noise.clone()
+    shared[:, 0] += 4 * groups
+    own[torch.arange(4000), prompts] += 4 * groups
+    for readings, expected in ((shared, 1.0), (own, 0.0)):
+        told = alignments(readings, prompts, groups[:, None])
+        assert float(told) == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_minority_in_all_prompts_is_found_beside_clearer_attributes_of_one_prompt_each(
+    seed: int,
+) -> None:
+    source = torch.Generator().manual_seed(seed)
+    count = 4000
+    prompts = torch.arange(count) % 2
+    hidden = torch.rand(count, generator=source) < torch.tensor([0.14, 0.86])[prompts]
+    beard = (torch.rand(count, generator=source) < 0.3) & (prompts == 0)
+    fringe = (torch.rand(count, generator=source) < 0.3) & (prompts == 1)
+    nuisances = torch.randn(count, 6, generator=source)
+    causes = torch.stack([2.0 * hidden, 4.0 * beard, 4.0 * fringe], dim=1)
+    mixing = torch.randn(9, 16, generator=source)
+    readings = torch.cat([causes, nuisances], dim=1) @ mixing
+    readings += 0.8 * torch.randn(count, 16, generator=source)
+    found = hidden_attribute(readings, prompts)
+    assert found is not None
+    assert _agreement(found.scores, prompts, hidden) > 0.85
+    assert weigh(found, found.scores, prompts).bias_found
