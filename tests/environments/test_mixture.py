@@ -77,7 +77,10 @@ def test_gains_are_those_of_the_best_mixture_of_each_prompt_alone() -> None:
             parts = (1 - share) * norm.pdf(values, low, deviation)
             return -float(np.log(parts + share * norm.pdf(values, high, deviation)).sum())
 
-        starts = (np.array([0.0, *np.quantile(values, [0.3, share]), 0.6]) for share in (0.7, 0.95))
+        starts = [
+            np.array([np.log(share / (1 - share)), *np.quantile(values, [0.4, 1 - share / 2]), 0.5])
+            for share in (0.1, 0.5)
+        ]
         options = {"maxiter": 4000, "fatol": 1e-6, "xatol": 1e-6}
         best = max(
             -minimize(negative, s, method="Nelder-Mead", options=options).fun for s in starts
