@@ -42,7 +42,7 @@ def card(metrics: dict[str, Any], records: dict[str, Any]) -> str:
         f", after {first['config']['trainer']['max_steps']} of the autoencoder" if first else ""
     )
     start = config["experiment"]["start"]
-    origin = "from scratch" if first else f"from `{start}` on"
+    origin = "from scratch" if first else f"from `{start}`,"
     parts = (
         "`AutoencoderKL` and `UNet2DConditionModel` trained here; `CLIPTextModel` with random, "
         "frozen weights; a `CLIPTokenizer` that knows the words of the prompts; v-prediction with "
@@ -51,8 +51,11 @@ def card(metrics: dict[str, Any], records: dict[str, Any]) -> str:
         else f"`UNet2DConditionModel` trained here, all others as in `{start}`."
     )
     given = "" if first else f" BACKBONE={start}"
-    shared = ("--scale.", "--data.", "--evaluation.", "--model.", "--trainer.")
-    if changed := [word for word in record.get("command", ()) if word.startswith(shared)]:
+    changed = _changes(record)
+    if first:
+        own = [word for word in _changes(first) if word not in changed]
+        changed += [f"--autoencoder.{word[2:]}" for word in own]
+    if changed:
         given += f' ARGS="{" ".join(changed)}"'
     return f"""\
 # A small, deliberately biased text-to-image model: {config["experiment"]["name"]}
@@ -81,6 +84,12 @@ make backbone EXP={config["experiment"]["name"]} SCALE={config["experiment"]["sc
 SEED={config["seed_everything"]}{given}
 ```
 """
+
+
+def _changes(record: dict[str, Any]) -> list[str]:
+    """The settings given when a stage was made."""
+    groups = ("--scale.", "--data.", "--evaluation.", "--model.", "--trainer.")
+    return [word for word in record.get("command", ()) if word.startswith(groups)]
 
 
 def _figures(metrics: dict[str, Any]) -> str:

@@ -38,7 +38,24 @@ def test_the_card_of_a_fine_tuned_backbone_names_what_it_started_from() -> None:
     record["command"] = ["python", "fit", "--config=a.yaml", "--scale.backbone_steps=10"]
     records = dict.fromkeys(("backbone", "backbone_samples"), record)
     text = card({**METRICS, "scales": {"0.0": METRICS["scales"]["0.0"]}}, records)
-    assert "from `/models/sd` on" in text
+    assert "trained from `/models/sd`, on the biased training split" in text
     assert "BACKBONE=/models/sd" in text
     assert 'ARGS="--scale.backbone_steps=10"' in text
     assert "from scratch" not in text
+
+
+def test_settings_of_the_autoencoder_alone_are_told_as_its_own() -> None:
+    config = {
+        "experiment": {"name": "waterbirds", "scale": "mini", "start": ""},
+        "seed_everything": 0,
+        "trainer": {"max_steps": 10},
+        "data": {"init_args": {"resolution": 32}},
+        "model": {"init_args": {"steps": 20, "guidance_scale": 1.0}},
+    }
+    record = {"seconds": 60.0, "hardware": "2 cores", "config": config}
+    both = ["--scale.backbone_steps=10", "--trainer.precision=bf16-mixed"]
+    first = {**record, "command": ["fit", *both, "--trainer.precision=32-true"]}
+    rest = {**record, "command": ["fit", *both]}
+    records = {"autoencoder": first, "backbone": rest, "backbone_samples": rest}
+    text = card({**METRICS, "scales": {"0.0": METRICS["scales"]["0.0"]}}, records)
+    assert f'ARGS="{" ".join(both)} --autoencoder.trainer.precision=32-true"' in text
