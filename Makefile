@@ -13,6 +13,7 @@ SEED     ?= 0
 ARGS     ?=
 DEVICE   ?= cpu
 RUNS     ?= $(RUN_DIR)
+LAMBDAS  ?=
 REPORTS  ?= runs/NAME/$(SCALE)
 NAMES    ?= waterbirds celeba fairface
 OUTPUT   ?= $(RUN_DIR)/export
@@ -34,7 +35,7 @@ OPTIONS = --experiment $(EXP) --scale $(SCALE) --run-dir $(RUN_DIR) \
   $(if $(LAUNCHER),--launcher "$(LAUNCHER)") --seed_everything=$(SEED) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train augment compare docs-reports backbone check-data sweep export ablation bench tensorboard verify replay test test-slow soak lint format type clean
+.PHONY: help setup train augment variants compare docs-reports backbone check-data sweep export ablation bench tensorboard verify replay test test-slow soak lint format type clean
 
 help: ## list the targets and variables
 	@echo "targets:"
@@ -69,6 +70,11 @@ train: setup ## the whole experiment: environments, adapter, samples, report
 
 augment: setup ## train, and a classifier with the debiased samples: accuracy in its worst group
 	$(PYTHON) -m invdiff_pl augment $(OPTIONS)
+
+variants: setup ## several lambdas or adapters trained at once on RUN_DIR's environments: LAMBDAS="0 1 10"
+	$(PYTHON) -m invdiff_pl variants --run-dir $(RUN_DIR) $(if $(LAMBDAS),--lambdas $(LAMBDAS)) \
+	  $(if $(DEVICES),--devices $(DEVICES)) $(if $(NUM_NODES),--num-nodes $(NUM_NODES)) \
+	  $(if $(LAUNCHER),--launcher "$(LAUNCHER)") $(ARGS)
 
 compare: setup ## figures of several runs in one table: RUNS="runs/a/mini runs/b/mini"
 	$(PYTHON) -m invdiff_pl compare $(RUNS) $(ARGS)

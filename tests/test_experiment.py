@@ -83,7 +83,7 @@ def test_risks_of_every_environment_and_grids_are_in_the_event_files(finished) -
 def test_a_second_call_runs_nothing(finished, monkeypatch, capsys) -> None:
     folder, words = finished
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(runner, "_run_stage", lambda *_: pytest.fail("a stage ran"))
+    monkeypatch.setattr(runner, "run_stage", lambda *_: pytest.fail("a stage ran"))
     started = time.monotonic()
     assert main(words) == 0
     assert time.monotonic() - started < 30

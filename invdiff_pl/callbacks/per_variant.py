@@ -125,4 +125,4 @@ class _View:
 
 
 def _callbacks(view: pl.Trainer) -> list[pl.Callback]:
-    return view.callbacks  # type: ignore[attr-defined,no-any-return]
+    return view.callbacks  # type: ignore[attr-defined]

@@ -1,5 +1,7 @@
 """Several adapters trained at once beside one frozen backbone, which is asked once for all."""
 
+from contextvars import Context
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -7,6 +9,7 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from invdiff_pl.adapters.base import adapter_class
 from invdiff_pl.adapters.branch import SharedDenoiser, WholeBranchAdapter
 from invdiff_pl.data.datasets import LatentBatch
 from invdiff_pl.diffusion.noising import predict, sample_losses
@@ -19,7 +22,7 @@ from invdiff_pl.modules.common import (
     require_step_limit,
     trained_state,
 )
-from invdiff_pl.modules.invariant_adapter import InvariantAdapter
+from invdiff_pl.modules.invariant_adapter import DEFAULT_ADAPTER, InvariantAdapter
 from invdiff_pl.objectives import group_sums
 
 # In what variants may differ: whatever leaves batches, draws and schedule the same for all.
@@ -62,16 +65,15 @@ class AdapterVariants(pl.LightningModule):
 
     def __init__(self, output: str, variants: dict[str, dict[str, Any]]) -> None:
         super().__init__()
-        _require_same(variants)
+        require_shareable(variants)
         self.strict_loading = False
         self.output = output
         self.names = list(variants)
         self.variants = nn.ModuleList()
-        for name, settings in variants.items():
-            # One at a time, so that no more than two backbones are in memory.
-            variant = InvariantAdapter(**settings)
-            if not isinstance(variant.adapter, WholeBranchAdapter):
-                raise InvDiffError(f"variant {name}: {variant.adapter.kind} {NOT_SHARED}.")
+        for settings in variants.values():
+            # One at a time, so that no more than two backbones are in memory. In a context of its
+            # own: in the command line's, it would take this module's settings for its own.
+            variant = Context().run(partial(InvariantAdapter, **settings))
             if len(self.variants) > 0:
                 _share_backbone(variant, self.first)
             self.variants.append(variant)
@@ -132,7 +134,7 @@ class AdapterVariants(pl.LightningModule):
         micro_batches = self.trainer.accumulate_grad_batches
         sums = self._whole_batch_sums() if micro_batches > 1 else [None] * len(self.names)
         total = self.embeddings.new_zeros(())
-        risks = {}
+        risks: dict[str, Tensor] = {}
         for name, variant, losses, own in zip(
             self.names, self.members(), self._losses(batch), sums, strict=True
         ):
@@ -207,16 +209,22 @@ def _share_backbone(variant: InvariantAdapter, first: InvariantAdapter) -> None:
         setattr(variant.pipeline, part, getattr(first.pipeline, part))
 
 
-def _require_same(variants: dict[str, dict[str, Any]]) -> None:
-    """Refuse variants that could not be trained on the same draws.
+def require_shareable(variants: dict[str, dict[str, Any]]) -> None:
+    """Refuse variants that cannot be trained on the same draws and frozen predictions.
+
+    Args:
+        variants: settings of :class:`InvariantAdapter` by name.
 
     Raises:
-        InvDiffError: naming the setting.
+        InvDiffError: naming variant and setting.
     """
     if not variants:
         raise InvDiffError("--model.variants: expected the settings of at least one variant.")
-    first, *others = variants.items()
-    for name, settings in others:
+    first, *_ = variants.items()
+    for name, settings in variants.items():
+        kind = settings.get("adapter", DEFAULT_ADAPTER)
+        if not issubclass(adapter_class(kind), WholeBranchAdapter):
+            raise InvDiffError(f"variant {name}: {kind} {NOT_SHARED}.")
         for key in sorted((first[1].keys() | settings.keys()) - set(VARYING)):
             if first[1].get(key) != settings.get(key):
                 raise InvDiffError(

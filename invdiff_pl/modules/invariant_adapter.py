@@ -34,6 +34,7 @@ from invdiff_pl.objectives import (
     min_snr_weights,
 )
 
+DEFAULT_ADAPTER = "lora"
 WEIGHTINGS = ("none", "min_snr")
 NO_BIAS = (
     "the inference found no bias, so the adapter is left untrained, a no-op; "
@@ -93,7 +94,7 @@ class InvariantAdapter(pl.LightningModule):
         self,
         backbone: str,
         output: str,
-        adapter: str = "lora",
+        adapter: str = DEFAULT_ADAPTER,
         adapter_settings: dict[str, Any] | None = None,
         objective: str = "variance",
         objective_settings: dict[str, Any] | None = None,

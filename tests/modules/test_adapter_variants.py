@@ -91,9 +91,11 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter" / "adapter.safetensors")
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize(
+    ("parts", "precision"), [(1, "32-true"), (2, "32-true"), (2, "bf16-mixed")]
+)
 def test_each_of_several_is_bit_for_bit_what_it_becomes_alone(
-    parts, birds, tiny_backbone, place, tmp_path
+    parts, precision, birds, tiny_backbone, place, tmp_path
 ) -> None:
     module = _together(tiny_backbone, tmp_path / "together")
     _fit(
@@ -101,6 +103,7 @@ def test_each_of_several_is_bit_for_bit_what_it_becomes_alone(
         _data(birds, tiny_backbone, place),
         tmp_path,
         accumulate_grad_batches=parts,
+        precision=precision,
         callbacks=[PerVariant(_callbacks())],
     )
     for name in VARIANTS:
@@ -111,9 +114,130 @@ def test_each_of_several_is_bit_for_bit_what_it_becomes_alone(
             _data(birds, tiny_backbone, place),
             tmp_path,
             accumulate_grad_batches=parts,
+            precision=precision,
             callbacks=_callbacks(),
         )
         weights = _weights(tmp_path / "alone" / name)
         assert any(not torch.equal(weights[n], start[n]) for n in weights)
         # Weights, configuration, held-out risks and calibration, to the last byte.
-        assert digest_folder(tmp_path / "alone" / name) == digest_folder(tmp_path / "together" / name)
+        assert digest_folder(tmp_path / "alone" / name) == digest_folder(
+            tmp_path / "together" / name
+        )
+
+
+def test_the_frozen_denoiser_is_asked_once_a_step_for_all(
+    birds, tiny_backbone, place, tmp_path
+) -> None:
+    module = _together(tiny_backbone, tmp_path)
+    asked: list[int] = []
+    module.first.adapter.unet.register_forward_hook(lambda *_: asked.append(1))
+    _fit(module, _data(birds, tiny_backbone, place), tmp_path)
+    assert len(asked) == STEPS
+    for variant in module.members():
+        assert variant.adapter.unet is module.first.adapter.unet
+        assert variant.pipeline.vae is module.pipeline.vae
+
+
+def test_checkpoints_hold_what_is_trained_and_a_resumed_run_ends_as_the_undisturbed_one(
+    birds, tiny_backbone, place, tmp_path
+) -> None:
+    names = ("lambda-10.5", "copy")
+    for folder, resume in (("whole", None), ("resumed", tmp_path / "whole" / "step=2.ckpt")):
+        module = _together(tiny_backbone, tmp_path / folder, *names)
+        checkpoints = ModelCheckpoint(
+            tmp_path / folder, filename="{step}", every_n_train_steps=2, save_top_k=-1
+        )
+        _fit(
+            module,
+            _data(birds, tiny_backbone, place),
+            tmp_path,
+            enable_checkpointing=True,
+            callbacks=[PerVariant(_callbacks()), checkpoints],
+            resume=resume,
+        )
+    state = torch.load(tmp_path / "whole" / "step=2.ckpt", weights_only=True)["state_dict"]
+    trained = {name: value for name, value in state.items() if ".rule." not in name}
+    sizes = [variant.adapter.size() for variant in module.members()]
+    assert sum(value.numel() for value in trained.values()) == sum(sizes)
+    assert len(state) > len(trained)  # what group_dro remembers
+    for name in names:
+        folders = [tmp_path / folder / name for folder in ("whole", "resumed")]
+        assert digest_folder(folders[0]) == digest_folder(folders[1])
+
+
+def test_each_variant_logs_as_a_run_of_its_own(birds, tiny_backbone, place, tmp_path) -> None:
+    module = _together(tiny_backbone, tmp_path, "lambda-0", "lambda-10.5")
+    logger = pl.loggers.TensorBoardLogger(tmp_path / "together", name="", version="")
+    selection = HeldOutSelection(every_n_steps=2, images=12, bins=2)
+    _fit(
+        module,
+        _data(birds, tiny_backbone, place),
+        tmp_path,
+        logger=logger,
+        log_every_n_steps=2,
+        callbacks=[PerVariant([selection], logs=str(tmp_path / "runs"))],
+    )
+    for name in module.names:
+        events = EventAccumulator(str(tmp_path / "runs" / name / "tensorboard" / "adapter"))
+        events.Reload()
+        assert [event.step for event in events.Scalars("train/risk/environment_1")] == [1, 3]
+        told = [event.value for event in events.Scalars("heldout/objective")]
+        held = read_json(tmp_path / name / "heldout.json")["selection"]["candidates"]
+        assert told == pytest.approx([candidate["value"] for candidate in held])
+
+
+def test_the_plan_counts_every_variants_weights_and_activations(
+    birds, tiny_backbone, place, tmp_path
+) -> None:
+    plans = []
+    for names in (("lambda-0",), ("lambda-0", "lambda-10.5")):
+        plan = StagePlan()
+        module = _together(tiny_backbone, tmp_path, *names)
+        _fit(module, _data(birds, tiny_backbone, place), tmp_path, max_steps=1, callbacks=[plan])
+        assert plan.plan is not None
+        plans.append(plan.plan)
+    one, two = plans
+    assert two.weights_trained == 2 * one.weights_trained > 0
+    assert two.weights_frozen == one.weights_frozen
+    assert one.activations < two.activations < 2.1 * one.activations
+
+
+@pytest.mark.parametrize("kind", ["lora", "bottleneck"])
+def test_adapters_that_change_the_frozen_pass_are_refused(kind, tiny_backbone, tmp_path) -> None:
+    settings = {"backbone": str(tiny_backbone), "output": str(tmp_path), "adapter": kind}
+    settings["adapter_settings"] = {"ratio": 0.2} if kind == "bottleneck" else {}
+    with pytest.raises(InvDiffError, match=f"{kind} changes .* own pass.*make compare"):
+        AdapterVariants(str(tmp_path), {"a": settings})
+
+
+def test_what_variants_must_share_is_named(birds, tiny_backbone, place, tmp_path) -> None:
+    names = ("lambda-0", "copy")
+    settings = {name: _settings(tiny_backbone, tmp_path, name) for name in names}
+    settings["copy"]["seed"] = 1
+    with pytest.raises(InvDiffError, match=r"lambda-0 and copy differ in --model\.seed"):
+        AdapterVariants(str(tmp_path), settings)
+    with pytest.raises(InvDiffError, match="at least one"):
+        AdapterVariants(str(tmp_path), {})
+    module = _together(tiny_backbone, tmp_path, "lambda-0")
+    with pytest.raises(InvDiffError, match="gradient_clip_algorithm=value"):
+        _fit(module, _data(birds, tiny_backbone, place), tmp_path, gradient_clip_val=1.0)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_what_one_does(birds, tiny_backbone, place, tmp_path) -> None:
+    names = ("lambda-10.5", "copy")
+    for ranks in (1, 2):
+        module = _together(tiny_backbone, tmp_path / str(ranks), *names)
+        _fit(
+            module,
+            _data(birds, tiny_backbone, place),
+            tmp_path,
+            max_steps=2,
+            accumulate_grad_batches=ranks,
+            callbacks=[PerVariant(_callbacks()[:2])],
+            ranks=ranks,
+        )
+    for name in names:
+        one, two = (_weights(tmp_path / str(ranks) / name) for ranks in (1, 2))
+        for key, value in one.items():
+            torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-4)
