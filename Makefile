@@ -52,6 +52,7 @@ help: ## list the targets and variables
 	@echo "  LAUNCHER=$(LAUNCHER)                 starts a stage's processes, such as srun; one machine needs none"
 	@echo "  RUN_DIR=$(RUN_DIR)  run folder"
 	@echo "  RUNS=$(RUNS)     run folders to sweep"
+	@echo "  LAMBDAS=$(LAMBDAS)                 of variants, such as 0 1 10"
 	@echo "  REPORTS=$(REPORTS)      run folders to copy reports of; NAME stands for each of NAMES"
 	@echo "  NAMES=$(NAMES)  experiments to copy reports of"
 	@echo "  OUTPUT=$(OUTPUT)  folder to export to"
