@@ -21,7 +21,7 @@ from invdiff_pl.errors import InvDiffError
 from invdiff_pl.experiment import Experiment
 from invdiff_pl.files import atomic_path
 from invdiff_pl.locks import run_lock
-from invdiff_pl.records import RECORD, own_files, read_record
+from invdiff_pl.records import RECORD, own_files, read_record, require_intact
 from invdiff_pl.replay import command_of
 from invdiff_pl.report.compare import run as compare
 from invdiff_pl.run import EXPERIMENTS, experiment_of, replay_command, run_stage
@@ -229,6 +229,7 @@ def _take_over(
     record = read_record(made_by / RECORD)
     if record is None:
         raise InvDiffError(f"{made_by / RECORD} is missing: run the same command again.")
+    require_intact(made_by)
     begin(target, stage)
     for file in own_files(results):
         copy = target.folder(stage) / file.relative_to(results)

@@ -166,7 +166,7 @@ def test_variants_killed_while_they_train_end_as_runs_that_alone_would_be_the_sa
         assert process.poll() is None
     process.terminate()
     assert process.wait() == 143
-    assert not Path("run/variants/lambda-0").exists()
+    assert not Path("run/variants/lambda-0/adapter").exists()
     assert main(words) == 0
     assert "going on from an interrupted run" in capsys.readouterr().out
     assert main(["verify", "run/variants/together"]) == 0
