@@ -1,6 +1,7 @@
 """Several adapters on one frozen pass: each is trained exactly as it is alone."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,22 @@ def test_the_plan_counts_every_variants_weights_and_activations(
     assert two.weights_trained == 2 * one.weights_trained > 0
     assert two.weights_frozen == one.weights_frozen
     assert one.activations < two.activations < 2.1 * one.activations
+
+
+def test_where_no_bias_was_found_every_variant_stays_a_no_op(
+    birds, tiny_backbone, place, tmp_path, capsys
+) -> None:
+    other = tmp_path / "unbiased"
+    shutil.copytree(place, other)
+    (other / "environments" / "environments.json").write_text(json.dumps({"bias_found": False}))
+    module = _together(tiny_backbone, tmp_path, "lambda-0", "lambda-10.5")
+    callbacks = [PerVariant(_callbacks())]
+    trainer = _fit(module, _data(birds, tiny_backbone, other), tmp_path, callbacks=callbacks)
+    assert trainer.global_step == 0
+    assert capsys.readouterr().out.count("found no bias") == 1
+    for name in module.names:
+        assert read_json(tmp_path / name / "adapter" / "adapter.json")["trained"] is False
+        assert not _weights(tmp_path / name)["conv_out.weight"].any()
 
 
 @pytest.mark.parametrize("kind", ["lora", "bottleneck"])
