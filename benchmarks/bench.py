@@ -170,11 +170,15 @@ def _cells(result: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def ladder(work: Work, settings: Settings, compiled: bool) -> list[dict[str, Any]]:
+def ladder(
+    work: Work, settings: Settings, compiled: bool, wanted: str = ""
+) -> list[dict[str, Any]]:
     """The ratio of each measure by itself, printed as it is found."""
     print("\n| stage | measure | ratio |\n| --- | --- | --- |")
     results = []
     for rung in rungs(work, compiled):
+        if wanted not in f"{rung.stage}: {rung.measure}":
+            continue
         pair = rung.without, rung.with_it
         found = interleaved(*pair, settings.rounds, CLOCKS[settings.clock], settings.device)
         low, ratio, high = found.ratios(rung.work)
@@ -205,6 +209,9 @@ def parse() -> argparse.Namespace:
         "--clock", choices=list(CLOCKS), default="wall", help="cpu where others use the machine"
     )
     parser.add_argument("--no-ladder", action="store_true")
+    parser.add_argument(
+        "--rungs", default="", metavar="TEXT", help="of the ladder only those that TEXT is part of"
+    )
     parser.add_argument(
         "--memory",
         nargs="*",
@@ -276,7 +283,8 @@ def run(
             if not half and name in settings.memory:
                 for side, peak in peaks(name, settings, settings.memory_images).items():
                     results[-1][f"{side}_peak_mib"] = peak
-    print(table(results), flush=True)
+    if results:
+        print(table(results), flush=True)
     flat: dict[str, dict[str, float]] = {}
     scored = [result for result in results if result["stage"] == "scoring"]
     if scored and "scoring" in settings.memory:
@@ -286,7 +294,8 @@ def run(
         print("\n| images scored | peak MiB, reference | ours |\n| --- | --- | --- |")
         for count, found in flat.items():
             print(f"| {count} | {found['reference']:.0f} | {found['ours']:.0f} |")
-    rows = [] if options.no_ladder else ladder(work, settings, options.compile)
+    ladders = (work, settings, options.compile, options.rungs)
+    rows = [] if options.no_ladder else ladder(*ladders)
     facts = {"machine": machine, "threads": torch.get_num_threads(), "clock": settings.clock}
     return {**facts, "stages": results, "scoring_memory": flat, "ladder": rows}
 

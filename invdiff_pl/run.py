@@ -43,9 +43,19 @@ def run(command: str, arguments: Sequence[str]) -> None:
             if is_current(experiment, stage):
                 print("      up to date", flush=True)
             else:
-                _run_stage(experiment, stage, shlex.split(options.launcher or ""), lock)
+                run_stage(experiment, stage, shlex.split(options.launcher or ""), lock)
         print(f"done in {time.monotonic() - started:.0f} s")
     _tell_results(experiment, plan[-1])
+
+
+def experiment_of(command: str, arguments: Sequence[str]) -> Experiment:
+    """The experiment that the arguments of ``train``, ``augment`` or ``backbone`` describe.
+
+    Raises:
+        InvDiffError: if a file is missing or a flag is of no stage.
+    """
+    options, overrides = _parser(command).parse_known_args(arguments)
+    return _experiment(command, options, overrides)
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -196,9 +206,20 @@ def _record_run(
             shutil.copyfile(source / name, partial / name)
 
 
-def _run_stage(
+def run_stage(
     experiment: Experiment, stage: Stage, launcher: Sequence[str] = (), lock: int = -1
 ) -> None:
+    """Run a stage that is due in a process of its own, and record it.
+
+    Args:
+        experiment: that it belongs to.
+        stage: goes on where it was interrupted.
+        launcher: words put before the command of a stage that runs on all devices.
+        lock: descriptor of the run folder's lock, which the process keeps.
+
+    Raises:
+        InvDiffError: if it fails.
+    """
     arguments = experiment.arguments(stage)
     goes_on = begin(experiment, stage)
     if goes_on and (checkpoint := _latest_checkpoint(experiment.folder(stage))):

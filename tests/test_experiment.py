@@ -83,7 +83,7 @@ def test_risks_of_every_environment_and_grids_are_in_the_event_files(finished) -
 def test_a_second_call_runs_nothing(finished, monkeypatch, capsys) -> None:
     folder, words = finished
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(runner, "_run_stage", lambda *_: pytest.fail("a stage ran"))
+    monkeypatch.setattr(runner, "run_stage", lambda *_: pytest.fail("a stage ran"))
     started = time.monotonic()
     assert main(words) == 0
     assert time.monotonic() - started < 30
@@ -149,6 +149,34 @@ def test_the_finished_run_can_be_replayed(finished, monkeypatch, capsys) -> None
     monkeypatch.chdir(finished[0])
     assert main(["replay", "run"]) == 0
     assert "0 differ" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_variants_killed_while_they_train_end_as_runs_that_alone_would_be_the_same(
+    finished, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(finished[0])
+    words = ["variants", "--run-dir", "run", "--lambdas", "0", "2.5", "--scale.adapter_steps=40"]
+    words += ["--model.adapter=small_unet", "--model.adapter_settings.ratio=0.5"]
+    words += ["--adapter.data.held_out=0", "--scale.checkpoint_every=4"]
+    process = subprocess.Popen([sys.executable, "-m", "invdiff_pl", *words])
+    checkpoint = Path("run/variants/together/adapter/checkpoints/last.ckpt")
+    while not checkpoint.exists():
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.terminate()
+    assert process.wait() == 143
+    assert not Path("run/variants/lambda-0/adapter").exists()
+    assert main(words) == 0
+    assert "going on from an interrupted run" in capsys.readouterr().out
+    assert main(["verify", "run/variants/together"]) == 0
+    weights = [
+        load_file(f"run/variants/lambda-{name}/adapter/adapter/adapter.safetensors")
+        for name in ("0", "2.5")
+    ]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert main(["replay", "run/variants/lambda-2.5"]) == 0
+    assert ", 0 differ" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -123,7 +123,7 @@ def test_a_flag_of_no_stage_is_refused_in_one_line(
 def test_a_mistyped_key_is_refused_before_any_stage_runs(
     workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "_run_stage", lambda *_: pytest.fail("a stage ran"))
+    monkeypatch.setattr(runner, "run_stage", lambda *_: pytest.fail("a stage ran"))
     words = ["train", "--experiment", "waterbirds", "--backbone", "pipeline"]
     assert main([*words, "--model.lamda_=1"]) == 2
     message = capsys.readouterr().err
@@ -228,7 +228,7 @@ def test_the_launcher_starts_what_runs_on_all_devices(
         return 0
 
     monkeypatch.setattr(runner.processes, "call", call)
-    runner._run_stage(_experiment(), STAGES[name], ["srun", "--x"])
+    runner.run_stage(_experiment(), STAGES[name], ["srun", "--x"])
     ((command, tied),) = commands
     assert (command[:2] == ["srun", "--x"]) is (name == "adapter")
     assert tied is (name != "adapter")
@@ -255,7 +255,7 @@ def test_a_run_keeps_its_command_and_its_files_and_can_be_replayed_from_them(
         (experiment.folder(stage) / "report.md").write_text("")
         finish(experiment, stage, {"seconds": 1.0})
 
-    monkeypatch.setattr(runner, "_run_stage", wrote)
+    monkeypatch.setattr(runner, "run_stage", wrote)
     monkeypatch.setattr(runner, "_check_arguments", lambda *_: None)
     words = ["train", "--experiment", "waterbirds", "--backbone", "pipeline", "--run-dir", "run"]
     assert main([*words, "--scale.adapter_steps", "7"]) == 0
@@ -282,7 +282,7 @@ def test_a_stage_that_fails_is_not_recorded(
 ) -> None:
     monkeypatch.setattr(runner.processes, "call", lambda command, lock, tied: 143)
     with pytest.raises(InvDiffError, match="stage adapter failed"):
-        runner._run_stage(_experiment(), STAGES["adapter"])
+        runner.run_stage(_experiment(), STAGES["adapter"])
     assert not is_current(_experiment(), STAGES["adapter"])
 
 

@@ -130,18 +130,27 @@ def register(adapter: type[Adapter]) -> type[Adapter]:
     return adapter
 
 
-def build_adapter(kind: str, unet: UNet2DConditionModel, **settings: Any) -> Adapter:
-    """Attach a new adapter of a kind to a UNet.
+def adapter_class(kind: str) -> type[Adapter]:
+    """The class of a kind of adapter.
 
     Raises:
-        InvDiffError: if there is no such kind, or a setting is not of this kind.
+        InvDiffError: if there is no such kind.
     """
     if kind not in _REGISTRY:
         raise InvDiffError(
             f"--model.adapter={kind}: there is no such adapter; expected one of "
             f"{', '.join(sorted(_REGISTRY))}."
         )
-    adapter = _REGISTRY[kind]
+    return _REGISTRY[kind]
+
+
+def build_adapter(kind: str, unet: UNet2DConditionModel, **settings: Any) -> Adapter:
+    """Attach a new adapter of a kind to a UNet.
+
+    Raises:
+        InvDiffError: if there is no such kind, or a setting is not of this kind.
+    """
+    adapter = adapter_class(kind)
     known = [name for name in inspect.signature(adapter).parameters if name != "unet"]
     if unknown := sorted(set(settings) - set(known)):
         raise InvDiffError(

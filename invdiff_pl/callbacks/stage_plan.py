@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.diffusion.noising import predict
-from invdiff_pl.modules import Backbone, ConditionalSampler, InvariantAdapter
+from invdiff_pl.modules import AdapterVariants, Backbone, ConditionalSampler, InvariantAdapter
 from invdiff_pl.modules.common import data_module
 from invdiff_pl.plan import (
     ADAMW_COPIES,
@@ -27,6 +27,7 @@ from invdiff_pl.plan import (
     weights_of,
 )
 
+_TRAINED = (AdapterVariants, Backbone, InvariantAdapter)
 # In which frozen weights are held, and whether trained ones are, too.
 _HELD = {
     "bf16-mixed": (torch.bfloat16, False),
@@ -174,7 +175,7 @@ class StagePlan(pl.Callback):
 
 
 def _trained(module: pl.LightningModule) -> list[Tensor]:
-    if not isinstance(module, InvariantAdapter | Backbone):
+    if not isinstance(module, _TRAINED):
         return []
     return list(module.trainable_parameters().values())
 
@@ -188,7 +189,7 @@ def _networks(module: pl.LightningModule) -> list[nn.Module]:
 
 def _local_batch(trainer: pl.Trainer, module: pl.LightningModule) -> int:
     data = data_module(module)
-    if isinstance(module, InvariantAdapter | Backbone):
+    if isinstance(module, _TRAINED):
         return ceil(data.batch_size / (trainer.world_size * trainer.accumulate_grad_batches))
     if data.content == "prompts":
         return min(data.batch_size, len(data.prompts) * data.samples_per_prompt)
@@ -231,7 +232,8 @@ def _side(data: BiasedDataModule, module: Any) -> int:
 def _pass(trainer: pl.Trainer, module: Any, count: int) -> None:
     """A pass over so many empty samples: forward, and backward where there is one."""
     data, trained = data_module(module), _trained(module)
-    unet: Any = module.adapter.denoiser if isinstance(module, InvariantAdapter) else module.unet
+    adapted = isinstance(module, InvariantAdapter | AdapterVariants)
+    unet: Any = module.denoiser if adapted else module.unet
     guided = isinstance(module, ConditionalSampler) and module.guidance_scale > 1
     rows = 2 * count if guided else count
     side, channels = _side(data, module), unet.config.in_channels

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -42,6 +42,15 @@ def hold_frozen(module: pl.LightningModule, *others: nn.Module) -> None:
     module._ddp_params_and_buffers_to_ignore = ignored  # type: ignore[assignment]
 
 
+def trained_state(module: pl.LightningModule, state: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a state dict checkpoints keep: trained weights and what objectives remember."""
+    trained = {id(value) for value in module.trainable_parameters().values()}  # type: ignore[operator]
+    names = {name for name, value in module.named_parameters() if id(value) in trained}
+    return {
+        name: value for name, value in state.items() if name in names or "rule" in name.split(".")
+    }
+
+
 def warmup_cosine(optimizer: AdamW, warmup_steps: int, total_steps: int) -> LRSchedulerConfigType:
     """Linear warm-up, then a cosine to zero, stepped every optimizer step."""
 
@@ -56,12 +65,20 @@ def warmup_cosine(optimizer: AdamW, warmup_steps: int, total_steps: int) -> LRSc
 
 def optimizer_with_schedule(
     module: pl.LightningModule,
-    parameters: list[torch.nn.Parameter],
+    parameters: list[nn.Parameter] | list[dict[str, Any]],
     learning_rate: float,
     weight_decay: float,
     warmup_steps: int,
 ) -> OptimizerLRScheduler:
-    """AdamW under :func:`warmup_cosine` over ``trainer.max_steps``."""
+    """AdamW under :func:`warmup_cosine` over ``trainer.max_steps``.
+
+    Args:
+        module: whose trainer tells the number of steps.
+        parameters: or groups of them, with rates and decays of their own.
+        learning_rate: peak rate.
+        weight_decay: of AdamW.
+        warmup_steps: of the rate.
+    """
     optimizer = AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
     schedule = warmup_cosine(optimizer, warmup_steps, module.trainer.max_steps)
     return {"optimizer": optimizer, "lr_scheduler": schedule}

@@ -1,6 +1,7 @@
 """Phase 2: the adapter, trained to lower mean and spread of the environments' risks."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -22,6 +23,7 @@ from invdiff_pl.modules.common import (
     optimizer_with_schedule,
     output_folder,
     require_step_limit,
+    trained_state,
 )
 from invdiff_pl.objectives import (
     Objective,
@@ -32,11 +34,28 @@ from invdiff_pl.objectives import (
     min_snr_weights,
 )
 
+DEFAULT_ADAPTER = "lora"
 WEIGHTINGS = ("none", "min_snr")
 NO_BIAS = (
     "the inference found no bias, so the adapter is left untrained, a no-op; "
     "--model.train_without_bias=true trains it all the same"
 )
+
+
+class Draw(NamedTuple):
+    """What a denoiser is given for a batch, and should predict.
+
+    Attributes:
+        noisy: latents ``[B, C, H, W]``.
+        timesteps: int64 ``[B]``.
+        embeddings: of the prompts, ``[B, L, D]``.
+        target: ``[B, C, H, W]``.
+    """
+
+    noisy: Tensor
+    timesteps: Tensor
+    embeddings: Tensor
+    target: Tensor
 
 
 class InvariantAdapter(pl.LightningModule):
@@ -75,7 +94,7 @@ class InvariantAdapter(pl.LightningModule):
         self,
         backbone: str,
         output: str,
-        adapter: str = "lora",
+        adapter: str = DEFAULT_ADAPTER,
         adapter_settings: dict[str, Any] | None = None,
         objective: str = "variance",
         objective_settings: dict[str, Any] | None = None,
@@ -152,21 +171,36 @@ class InvariantAdapter(pl.LightningModule):
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
         """The objective on one (micro-)batch, with the gradient that the whole batch gives it."""
         micro_batches = self.trainer.accumulate_grad_batches
-        losses = self._losses(batch)
+        sums = self._whole_batch_sums() if micro_batches > 1 else None
+        objective = self.objective(self._losses(batch), batch["membership"], sums)
+        check_finite(objective.loss, self, {str(n): r for n, r in enumerate(objective.risks)})
+        for name, value in self.figures().items():
+            self.log(name, value, prog_bar=name == "train/mean_risk")
+        return micro_batches * objective.loss  # Lightning divides by their number
+
+    def objective(self, losses: Tensor, membership: Tensor, sums: Tensor | None) -> Objective:
+        """The objective of losses ``[B]``, with the gradient that the whole batch gives them."""
         objective = group_objective(
             losses,
-            batch["membership"],
+            membership,
             self.rule,
-            sums=self._whole_batch_sums() if micro_batches > 1 else None,
-            reduce=self._add_up,
+            sums=sums,
+            reduce=self.add_up,
             world_size=self.trainer.world_size,
         )
-        # Absent environments have no risk; chosen without waiting for the device.
-        risks = torch.where(objective.masses > 0, objective.risks, 0.0)
-        check_finite(objective.loss, self, {str(n): risk for n, risk in enumerate(risks)})
-        self._log(objective)
-        self._latest = objective.risks, objective.masses
-        return micro_batches * objective.loss  # Lightning divides by their number
+        self._latest = replace(objective, loss=objective.loss.detach())
+        return objective
+
+    def figures(self) -> dict[str, Tensor]:
+        """Scalars of the latest step, by their names in logs."""
+        latest = self._latest
+        risks = latest.risks.masked_fill(latest.masses == 0, torch.nan)
+        by_environment = {f"train/risk/environment_{n}": risk for n, risk in enumerate(risks)}
+        return {
+            "train/mean_risk": latest.mean,
+            "train/risk_variance": latest.variance,
+            **by_environment,
+        }
 
     @torch.no_grad()
     def _whole_batch_sums(self) -> Tensor:
@@ -178,20 +212,27 @@ class InvariantAdapter(pl.LightningModule):
         for batch in data_module(self).micro_batches(self.global_step):
             here: LatentBatch = self.trainer.strategy.batch_to_device(batch)
             total = total + group_sums(self._losses(here), here["membership"])
-        total = self._add_up(total)
+        total = self.add_up(total)
         self._sums = self.global_step, total
         return total
 
-    def _add_up(self, sums: Tensor) -> Tensor:
+    def add_up(self, sums: Tensor) -> Tensor:
+        """Sums of all ranks, added up."""
         added: Tensor = self.trainer.strategy.reduce(sums, reduce_op="sum")
         return added
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Let the objective take in the whole batch's risks, once a step."""
-        self.rule.observe(*self._latest)
+        self.rule.observe(self._latest.risks, self._latest.masses)
 
     def _losses(self, batch: LatentBatch) -> Tensor:
-        """Per-sample losses ``[B]``; rows with the same draw share timestep, noise and dropout."""
+        """Per-sample losses ``[B]`` of a (micro-)batch of the present step, weighted."""
+        draw = self.draw(batch)
+        prediction = self.adapter.predict(draw.noisy, draw.timesteps, draw.embeddings)
+        return sample_losses(prediction, draw.target) * self.loss_weights(draw.timesteps)
+
+    def draw(self, batch: LatentBatch) -> Draw:
+        """This step's draws; rows with the same one share timestep, noise and dropout."""
         source = generator(self.seed, "adapter", self.global_step)
         moments, draw = batch["moments"], batch["draw"]
         # Drawn for the whole global batch, so that the ranks' shares do not change the numbers.
@@ -202,8 +243,21 @@ class InvariantAdapter(pl.LightningModule):
         dropped = torch.rand(self.draws, generator=source) < self.conditioning_dropout
         null = len(self.embeddings) - 1
         prompts = batch["prompt"].masked_fill(on_device(dropped, self.device)[draw], null)
-        losses = self.denoising_losses(moments, prompts, timesteps, noise, posterior_noise)
-        return losses * self.loss_weights(timesteps)
+        return self._noised(moments, prompts, timesteps, noise, posterior_noise)
+
+    def _noised(
+        self,
+        moments: Tensor,
+        prompts: Tensor,
+        timesteps: Tensor,
+        noise: Tensor,
+        posterior_noise: Tensor | None,
+    ) -> Draw:
+        scaling = self.pipeline.vae.config.scaling_factor
+        latents = sample_posterior(moments, posterior_noise, scaling)
+        noisy = self.process.add_noise(latents, noise, timesteps)
+        target = self.process.target(latents, noise, timesteps)
+        return Draw(noisy, timesteps, self.embeddings[prompts], target)
 
     def denoising_losses(
         self,
@@ -225,25 +279,15 @@ class InvariantAdapter(pl.LightningModule):
         Returns:
             float32 ``[B]``.
         """
-        scaling = self.pipeline.vae.config.scaling_factor
-        latents = sample_posterior(moments, posterior_noise, scaling)
-        noisy = self.process.add_noise(latents, noise, timesteps)
-        prediction = self.adapter.predict(noisy, timesteps, self.embeddings[prompts])
-        return sample_losses(prediction, self.process.target(latents, noise, timesteps))
+        draw = self._noised(moments, prompts, timesteps, noise, posterior_noise)
+        prediction = self.adapter.predict(draw.noisy, draw.timesteps, draw.embeddings)
+        return sample_losses(prediction, draw.target)
 
     def loss_weights(self, timesteps: Tensor) -> Tensor:
         """How much losses at timesteps ``[B]`` count in the objective."""
         if self.min_snr_gamma is None:
             return torch.ones_like(timesteps, dtype=torch.float32)
         return min_snr_weights(self.process, timesteps, self.min_snr_gamma)
-
-    def _log(self, objective: Objective) -> None:
-        self.log("train/mean_risk", objective.mean, prog_bar=True)
-        self.log("train/risk_variance", objective.variance, prog_bar=True)
-        for number, risk in enumerate(
-            objective.risks.masked_fill(objective.masses == 0, torch.nan)
-        ):
-            self.log(f"train/risk/environment_{number}", risk)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine, over the adapter alone."""
@@ -259,12 +303,7 @@ class InvariantAdapter(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the frozen backbone out of checkpoints."""
-        trained = {id(parameter) for parameter in self.trainable_parameters().values()}
-        names = {name for name, value in self.named_parameters() if id(value) in trained}
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {
-            name: state[name] for name in state if name in names or name.startswith("rule.")
-        }
+        checkpoint["state_dict"] = trained_state(self, checkpoint["state_dict"])
 
     def on_fit_end(self) -> None:
         """Write the adapter: averaged, or an earlier one, if callbacks put that in place."""
