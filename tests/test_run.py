@@ -53,6 +53,7 @@ def _stale(before: Experiment, after: Experiment) -> set[str]:
         ("--scale.residence=memory", set()),
         ("--scale.local_batch=8", set()),
         ("--scale.gradient_checkpointing=true", set()),
+        ("--scale.compile_denoiser=true", set()),
         ("--scale.scoring_batch=8", set()),
         ("--scale.sampling_batch=8", set()),
         ("--scale.guidance_scale=3", {"samples", "report"}),

@@ -1,5 +1,7 @@
 """What the LightningModules share."""
 
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -49,6 +51,24 @@ def trained_state(module: pl.LightningModule, state: Mapping[str, Any]) -> dict[
     return {
         name: value for name, value in state.items() if name in names or "rule" in name.split(".")
     }
+
+
+def compile_in_place(denoiser: nn.Module, device: torch.device) -> None:
+    """Let ``torch.compile`` fuse a denoiser's operations from its next call on.
+
+    Names of parameters and checkpoints stay what they are.
+
+    Raises:
+        InvDiffError: on a CPU without a C++ compiler.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if device.type == "cpu" and not (shutil.which(compiler) or shutil.which("clang++")):
+        raise InvDiffError(
+            f"compile_denoiser=true: compiling for the CPU needs a C++ compiler, and {compiler} is "
+            "not there: install it, name another by the environment variable CXX, or use "
+            "--scale.compile_denoiser=false."
+        )
+    denoiser.compile()
 
 
 def warmup_cosine(optimizer: AdamW, warmup_steps: int, total_steps: int) -> LRSchedulerConfigType:
