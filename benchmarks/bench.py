@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from bench_ladder import rungs
 from bench_measure import CLOCKS, interleaved, peak_flops, peak_mib, peak_of_child
-from bench_stages import HALVES, STAGES, Evaluation, Sampling, Scoring, Training, prepare
+from bench_stages import COMPILED, HALVES, STAGES, Evaluation, Sampling, Scoring, Training, prepare
 from bench_work import SD14, SMALL, THIN, ReferenceInputs, Work, write_sd_backbone
 
 from invdiff_pl.files import write_json
@@ -66,6 +66,7 @@ class Settings:
     clock: str
     memory: tuple[str, ...]
     memory_images: int
+    compiled: bool
 
 
 def measure(name: str, half: bool, work: Work, settings: Settings) -> dict[str, Any]:
@@ -76,9 +77,10 @@ def measure(name: str, half: bool, work: Work, settings: Settings) -> dict[str, 
     found = interleaved(stage.reference, stage.ours, settings.rounds, clock, device)
     theirs, ours = stage.counts
     low, ratio, high = found.ratios(ours / theirs)
+    how = ["in bf16"] * half + ["compiled"] * (work.compiled and name in COMPILED)
     middle = [sorted(seconds)[len(seconds) // 2] for seconds in (found.first, found.second)]
     result: dict[str, Any] = {
-        "stage": stage.name + (", ours in bf16" if half else ""),
+        "stage": ", ours ".join([stage.name, *how]),
         "unit": stage.unit,
         "reference_per_s": theirs / middle[0],
         "ours_per_s": ours / middle[1],
@@ -136,6 +138,7 @@ def make_work(folder: Path, settings: Settings) -> Work:
         batch=settings.batch,
         device=settings.device,
         clock=CLOCKS[settings.clock],
+        compiled=settings.compiled,
     )
 
 
@@ -222,7 +225,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--memory-images", type=int, default=512, help="N; scoring is measured with 4 N, too"
     )
-    parser.add_argument("--compile", action="store_true", help="torch.compile in the ladder, too")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile for ours, and in the ladder"
+    )
     parser.add_argument("--output", type=Path, help="benchmarks/results/MACHINE.json otherwise")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -251,6 +256,7 @@ def main() -> int:
             options.clock,
             tuple(options.memory),
             options.memory_images,
+            options.compile,
         )
         if options.peak_of:
             peak_child(*options.peak_of.split(":"), settings)

@@ -107,6 +107,8 @@ class Scoring:
         self.module = EnvironmentInference(
             work.backbone, str(work.folder / "scored"), timesteps=2, noise_draws=2
         ).to(work.device)
+        if work.compiled:
+            self.module.unet.compile()
         self.module.register_buffer(
             "embeddings", embed_prompts(self.inputs.pipeline, [*PROMPTS, ""]), persistent=False
         )
@@ -210,6 +212,8 @@ class Training:
             InvariantAdapter(work.backbone, "unused", adapter=adapter).to(work.device)
             for _ in range(2)
         )
+        if work.compiled:
+            self.ours_module.denoiser.compile()
         embeddings = embed_prompts(self.inputs.pipeline, [*PROMPTS, ""])
         self.ours_module.register_buffer("embeddings", embeddings, persistent=False)
         self.rule = build_rule("variance", 2, 1.0)
@@ -440,3 +444,4 @@ STAGES: dict[str, Callable[[Work, bool], Stage]] = {
     "evaluation": evaluation,
 }
 HALVES = ("scoring", "adapter", "small_unet", "sampling")
+COMPILED = ("scoring", "adapter", "small_unet")

@@ -107,6 +107,7 @@ class Work:
         batch: of training and scoring, on both sides.
         device: everything runs on.
         clock: by which waits for data are timed.
+        compiled: whether ours compiles the denoiser where it scores and trains.
     """
 
     folder: Path
@@ -115,6 +116,7 @@ class Work:
     batch: int
     device: torch.device
     clock: Callable[[], float] = time.perf_counter
+    compiled: bool = False
 
     @classmethod
     def make(cls, folder: Path, backbone: str, images: int, **settings: Any) -> "Work":
