@@ -36,8 +36,6 @@ class Direction:
 
     Attributes:
         weights: float64 ``[D]``; the scores are ``(table - prompt means) @ weights``.
-        skew_spread: standard deviation over prompts of the mean of ``tanh`` of the standardised
-            scores; 0 where all prompts have the same shape.
         clarity: share of variance that a cut in two explains, less that of a normal distribution,
             in the less clear prompts; above 0 if there are groups.
         gain: in log-likelihood an image, of a mixture of two groups over one, in the less clear
@@ -49,7 +47,6 @@ class Direction:
     """
 
     weights: Tensor
-    skew_spread: float
     clarity: float
     gain: float
     likelihood_ratio: float
@@ -141,7 +138,6 @@ def measured(values: Tensor, prompts: Tensor, weights: Tensor) -> list[Direction
     groups = upper_groups(scores, prompts).double()
     start = torch.stack([1 - groups, groups], dim=2)
     figures = (
-        skew_spread(scores, prompts),
         _clarity(scores, prompts),
         _less_clear(mixture_gains(scores, prompts, start), prompts),
         likelihood_ratios(scores, prompts, start),
