@@ -67,21 +67,31 @@ def two_means(values: Tensor) -> Cut:
     return Cut(*(column.reshape(values.shape[1:]) for column in cut))
 
 
-def upper_groups(values: Tensor, prompts: Tensor) -> Tensor:
-    """Which images lie above the best cut of their prompt's values, by column.
+def cut_by_prompt(values: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
+    """The best cut of each prompt's values, by column.
 
     Args:
         values: ``[N, ...]``.
         prompts: int64 ``[N]``.
 
     Returns:
-        bool, of the same shape.
+        which images lie above their prompt's cut, bool of the shape of the values; and the share of
+        variance that the cut explains in each prompt that has images, in order, float64
+        ``[P, ...]``.
     """
     upper = torch.zeros_like(values, dtype=torch.bool)
+    shares = []
     for prompt in prompts.unique().tolist():
         rows = (prompts == prompt).nonzero().squeeze(1)
-        upper[rows] = values[rows] > two_means(values[rows]).threshold
-    return upper
+        cut = two_means(values[rows])
+        upper[rows] = values[rows] > cut.threshold
+        shares.append(cut.share)
+    return upper, torch.stack(shares)
+
+
+def upper_groups(values: Tensor, prompts: Tensor) -> Tensor:
+    """Which images lie above the best cut of their prompt's values, see :func:`cut_by_prompt`."""
+    return cut_by_prompt(values, prompts)[0]
 
 
 def two_means_share(values: Tensor) -> Tensor:

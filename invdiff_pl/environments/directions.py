@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.diffusion.draws import generator
-from invdiff_pl.environments.cuts import NORMAL_SHARE, prompt_means, two_means, upper_groups
+from invdiff_pl.environments.cuts import NORMAL_SHARE, cut_by_prompt, prompt_means, upper_groups
 from invdiff_pl.environments.mixture import fit_mixture, mixture_gains
 
 # Random directions to start from, by the power of the share that a cut explains beside the spread
@@ -135,10 +135,11 @@ def measured(values: Tensor, prompts: Tensor, weights: Tensor) -> list[Direction
     prompts = prompts.unique(return_inverse=True)[1]
     scores = values @ weights
     scores = scores - prompt_means(scores, prompts)[prompts]
-    groups = upper_groups(scores, prompts).double()
+    upper, shares = cut_by_prompt(scores, prompts)
+    groups = upper.double()
     start = torch.stack([1 - groups, groups], dim=2)
     figures = (
-        _clarity(scores, prompts),
+        _less_clear(shares, prompts) - NORMAL_SHARE,
         _less_clear(mixture_gains(scores, prompts, start), prompts),
         likelihood_ratios(scores, prompts, start),
         alignments(values, prompts, groups),
@@ -260,14 +261,6 @@ def sharpen(readings: Tensor, directions: Tensor, prompts: Tensor) -> Tensor:
         directions = readings.T @ (upper - prompt_means(upper, prompts)[prompts])
         directions = directions / directions.norm(dim=0).clamp(min=1e-12)
     return directions
-
-
-def _clarity(scores: Tensor, prompts: Tensor) -> Tensor:
-    """Two-means share less a normal distribution's, in the less clear prompts, ``[C]``."""
-    shares = torch.stack(
-        [two_means(scores[prompts == prompt]).share for prompt in prompts.unique().tolist()]
-    )
-    return _less_clear(shares, prompts) - NORMAL_SHARE
 
 
 def _less_clear(figures: Tensor, prompts: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ image i of prompt y has the score ``offset_y + mean_g + noise`` with probability
 """
 
 from dataclasses import dataclass
+from math import log
 
 import torch
 from torch import Tensor
@@ -71,13 +72,7 @@ def fit_mixture(
             means = torch.einsum("nc,ncg->cg", shifted, members) / members.sum(0)
         squares = (shifted[..., None] - means).square()
         variance = ((members * squares).sum((0, 2)) / len(values)).clamp(min=LEAST_VARIANCE)
-        logits = (
-            shares.log()[prompts]
-            - 0.5 * squares / variance[:, None]
-            - 0.5 * (2 * torch.pi * variance).log()[:, None]
-        )
-        likelihoods = logits.logsumexp(2)
-        members = (logits - likelihoods[..., None]).exp()
+        members, likelihoods = _expectation(shares.log()[prompts], squares, variance[:, None])
     return SharedMixture(likelihoods.sum(0), members, shares, means, variance)
 
 
@@ -103,13 +98,22 @@ def mixture_gains(scores: Tensor, prompts: Tensor, start: Tensor) -> Tensor:
         means = prompt_means(values[..., None] * members, prompts) / shares
         squares = (values[..., None] - means[prompts]).square()
         variances = prompt_means((members * squares).sum(2), prompts).clamp(min=LEAST_VARIANCE)
-        logits = (
-            shares.log()[prompts]
-            - 0.5 * squares / variances[prompts][..., None]
-            - 0.5 * variances.log()[prompts][..., None]
+        members, likelihoods = _expectation(
+            shares.log()[prompts], squares, variances[prompts][..., None]
         )
-        likelihoods = logits.logsumexp(2)
-        members = (logits - likelihoods[..., None]).exp()
     counts = prompts.bincount().double()[:, None]
-    # One group of unit variance has -1/2 an image, without the constant that both share.
-    return prompt_means(likelihoods, prompts) + 0.5 - counts.log() / counts
+    one_group = -0.5 * (1 + log(2 * torch.pi))  # of unit variance, an image
+    return prompt_means(likelihoods, prompts) - one_group - counts.log() / counts
+
+
+def _expectation(log_shares: Tensor, squares: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
+    """Memberships ``[N, C, G]`` of normal groups, and log-likelihoods ``[N, C]``.
+
+    Args:
+        log_shares: logarithms of the groups' shares, ``[N, C, G]``.
+        squares: squared distances to the groups' means, likewise.
+        variances: of the groups, to be broadcast.
+    """
+    logits = log_shares - 0.5 * squares / variances - 0.5 * (2 * torch.pi * variances).log()
+    likelihoods = logits.logsumexp(2)
+    return (logits - likelihoods[..., None]).exp(), likelihoods
