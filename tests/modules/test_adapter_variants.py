@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from birds_data import birds_data
 from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -49,15 +50,8 @@ def place(birds: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFac
 
 
 def _data(root: Path, backbone: Path, place: Path) -> WaterbirdsDataModule:
-    return WaterbirdsDataModule(
-        root=str(root),
-        backbone=str(backbone),
-        resolution=32,
-        cache_dir=str(place / "cache"),
-        environments=str(place / "environments"),
-        held_out=0.2,
-        batch_size=12,
-    )
+    environments = str(place / "environments")
+    return birds_data(root, backbone, place / "cache", environments=environments, held_out=0.2)
 
 
 def _settings(backbone: Path, folder: Path, name: str) -> dict[str, Any]:

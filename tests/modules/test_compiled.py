@@ -5,27 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from birds_data import birds_data
 from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
 from trainers import quiet_trainer
 
 from invdiff_pl.data.images import read_images
-from invdiff_pl.data.waterbirds import WaterbirdsDataModule
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.modules import ConditionalSampler, EnvironmentInference, InvariantAdapter
 from invdiff_pl.modules.common import compile_in_place
 from invdiff_pl.samples import read_manifest
-
-
-def _data(birds: Path, backbone: Path, folder: Path, **settings) -> WaterbirdsDataModule:
-    return WaterbirdsDataModule(
-        root=str(birds),
-        backbone=str(backbone),
-        resolution=32,
-        cache_dir=str(folder / "cache"),
-        batch_size=12,
-        **settings,
-    )
 
 
 @pytest.mark.slow
@@ -39,7 +28,7 @@ def test_losses_adapter_and_images_are_those_of_the_denoiser_that_is_not_compile
         module = EnvironmentInference(
             str(tiny_backbone), str(scored), timesteps=1, noise_draws=2, compile_denoiser=compiled
         )
-        data = _data(birds, tiny_backbone, tmp_path)
+        data = birds_data(birds, tiny_backbone, tmp_path / "cache")
         quiet_trainer(scored).predict(module, datamodule=data, return_predictions=False)
         losses.append(load_file(scored / "environments.safetensors")["null_losses"])
 
@@ -51,7 +40,7 @@ def test_losses_adapter_and_images_are_those_of_the_denoiser_that_is_not_compile
         adapter = InvariantAdapter(
             str(tiny_backbone), str(folder), learning_rate=0.01, compile_denoiser=compiled
         )
-        data = _data(birds, tiny_backbone, tmp_path, environments=str(groups))
+        data = birds_data(birds, tiny_backbone, tmp_path / "cache", environments=str(groups))
         checkpoint = ModelCheckpoint(folder / "checkpoints", filename="last", every_n_train_steps=2)
         trainer = quiet_trainer(
             folder, max_steps=2, enable_checkpointing=True, callbacks=[checkpoint]
@@ -67,7 +56,9 @@ def test_losses_adapter_and_images_are_those_of_the_denoiser_that_is_not_compile
             steps=2,
             compile_denoiser=compiled,
         )
-        data = _data(birds, tiny_backbone, tmp_path, content="prompts", samples_per_prompt=2)
+        data = birds_data(
+            birds, tiny_backbone, tmp_path / "cache", content="prompts", samples_per_prompt=2
+        )
         quiet_trainer(drawn).predict(sampler, datamodule=data, return_predictions=False)
         rows = read_manifest(drawn)
         images.append(read_images([drawn / row.file for row in rows], 32).int())

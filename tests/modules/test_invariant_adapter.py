@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from birds_data import birds_data
 from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
 from trainers import quiet_trainer
@@ -43,14 +44,8 @@ def _write_environments(folder: Path, count: int, **facts: Any) -> None:
 
 
 def _data(root: Path, backbone: Path, place: Path, **settings: Any) -> WaterbirdsDataModule:
-    return WaterbirdsDataModule(
-        root=str(root),
-        backbone=str(backbone),
-        resolution=32,
-        cache_dir=str(place / "cache"),
-        environments=str(place / "environments"),
-        **{"batch_size": 16, **settings},
-    )
+    chosen = {"environments": str(place / "environments"), "batch_size": 16, **settings}
+    return birds_data(root, backbone, place / "cache", **chosen)
 
 
 def _fit(

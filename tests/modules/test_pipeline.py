@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from birds_data import birds_data
 from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 from trainers import quiet_trainer
 
 from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection, ScaleCalibration
-from invdiff_pl.data.waterbirds import WaterbirdsDataModule
 from invdiff_pl.diffusion.pipeline import load_pipeline, sample_images
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import digest_folder
@@ -22,16 +22,9 @@ from invdiff_pl.samples import read_manifest, sample_file
 STEPS = 4
 
 
-def _data(root: Path, backbone: Path, cache: Path, **settings) -> WaterbirdsDataModule:
-    settings = {"batch_size": 12, **settings}
-    return WaterbirdsDataModule(
-        root=str(root), backbone=str(backbone), resolution=32, cache_dir=str(cache), **settings
-    )
-
-
 def _infer(root: Path, backbone: Path, folder: Path, **settings) -> dict[str, torch.Tensor]:
     module = EnvironmentInference(str(backbone), str(folder), timesteps=3, noise_draws=2)
-    data = _data(root, backbone, folder / "cache", **settings)
+    data = birds_data(root, backbone, folder / "cache", **settings)
     quiet_trainer(folder).predict(module, datamodule=data, return_predictions=False)
     return load_file(folder / "environments.safetensors")
 
@@ -42,7 +35,7 @@ def _train(
     module = InvariantAdapter(
         str(backbone), str(folder), learning_rate=0.01, warmup_steps=1, train_without_bias=True
     )
-    data = _data(root, backbone, folder / "cache", environments=str(environments))
+    data = birds_data(root, backbone, folder / "cache", environments=str(environments))
     checkpoints = ModelCheckpoint(
         folder / "checkpoints", filename="{step}", every_n_train_steps=2, save_top_k=-1
     )
@@ -133,7 +126,7 @@ def test_interrupted_scoring_keeps_what_it_has(birds, tiny_backbone, inferred, t
     shutil.copytree(inferred / "losses", tmp_path / "losses")
     module = EnvironmentInference(str(tiny_backbone), str(tmp_path), timesteps=3, noise_draws=2)
     module.unet = None  # must not be called: every loss is there
-    data = _data(birds, tiny_backbone, tmp_path / "cache")
+    data = birds_data(birds, tiny_backbone, tmp_path / "cache")
     quiet_trainer(tmp_path).predict(module, datamodule=data, return_predictions=False)
     _assert_equal(
         load_file(tmp_path / "environments.safetensors"),
@@ -154,7 +147,7 @@ def test_training_changes_the_adapter_and_leaves_the_backbone_alone(
         if not parameter.requires_grad
     }
     start = {name: parameter.clone() for name, parameter in module.trainable_parameters().items()}
-    data = _data(birds, tiny_backbone, tmp_path / "cache", environments=str(inferred))
+    data = birds_data(birds, tiny_backbone, tmp_path / "cache", environments=str(inferred))
     quiet_trainer(tmp_path, max_steps=STEPS).fit(module, datamodule=data)
     parameters = dict(module.pipeline.unet.named_parameters())
     assert all(torch.equal(parameters[name], value) for name, value in frozen.items())
@@ -190,7 +183,7 @@ def _sample(birds, backbone, adapter, folder, batch_size=5) -> None:
     module = ConditionalSampler(
         str(backbone), str(folder), adapter=str(adapter / "adapter"), steps=2, seed=7
     )
-    data = _data(
+    data = birds_data(
         birds,
         backbone,
         folder.parent / "cache",
@@ -205,7 +198,7 @@ def test_scale_zero_reproduces_the_backbones_images_exactly(
     birds, tiny_backbone, trained, tmp_path
 ) -> None:
     _sample(birds, tiny_backbone, trained, tmp_path / "samples", batch_size=12)
-    data = _data(birds, tiny_backbone, tmp_path / "cache", content="prompts")
+    data = birds_data(birds, tiny_backbone, tmp_path / "cache", content="prompts")
     embeddings = data.prompt_embeddings()
     images = sample_images(
         load_pipeline(str(tiny_backbone)),
@@ -269,7 +262,7 @@ def test_a_loss_that_is_not_finite_stops_scoring_and_keeps_what_was_scored(
 
 
 def test_samples_that_are_not_finite_are_refused_by_number(tiny_backbone, birds, tmp_path) -> None:
-    data = _data(birds, tiny_backbone, tmp_path / "cache", content="prompts")
+    data = birds_data(birds, tiny_backbone, tmp_path / "cache", content="prompts")
     embeddings = data.prompt_embeddings()
     embeddings[1] = torch.nan
     with pytest.raises(InvDiffError, match="sample 41 has pixels that are not finite"):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from birds_data import birds_data
 from safetensors.torch import load_file, save_file
 from trainers import quiet_trainer
 
@@ -32,10 +33,7 @@ class _KeepGradients(pl.Callback):
 
 
 def _data(birds: Path, backbone: Path, cache: Path, **settings) -> WaterbirdsDataModule:
-    settings = {"batch_size": BATCH, **settings}
-    return WaterbirdsDataModule(
-        root=str(birds), backbone=str(backbone), resolution=32, cache_dir=str(cache), **settings
-    )
+    return birds_data(birds, backbone, cache, **{"batch_size": BATCH, **settings})
 
 
 @pytest.fixture(scope="module")
