@@ -32,6 +32,7 @@ _WHERE = ("devices", "num_nodes", "accelerator", "strategy", "plugins")
 _HELD = ("residence", "workers")
 _WATCHING = (
     "invdiff_pl.callbacks.Dashboard",
+    "invdiff_pl.callbacks.DenoiserForm",
     "invdiff_pl.callbacks.EnvironmentSheets",
     "invdiff_pl.callbacks.FitEvaluation",
     "invdiff_pl.callbacks.LocalBatch",
@@ -65,8 +66,7 @@ def _drop_how_it_is_cut(config: dict[str, Any], stage: Stage) -> None:
     data = config.get("data", {}).get("init_args", {})
     for name in (*_HELD, *(("batch_size",) if stage.command == "predict" else ())):
         data.pop(name, None)
-    for name in ("gradient_checkpointing", "compile_denoiser"):
-        config.get("model", {}).get("init_args", {}).pop(name, None)
+    config.get("model", {}).get("init_args", {}).pop("gradient_checkpointing", None)
     for callback in config.get("trainer", {}).get("callbacks", []):
         callback.get("init_args", {}).pop("batch_size", None)
 

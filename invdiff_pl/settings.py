@@ -57,6 +57,7 @@ class ScaleSettings:
         gradient_checkpointing: recompute activations of training, for less memory and more time.
         compile_denoiser: let ``torch.compile`` fuse the denoiser's operations: faster after a
             minute, and equal up to rounding.
+        channels_last: hold the denoiser's weights with channels in the innermost place.
         residence: where latents are held while they are trained on, see
             ``invdiff_pl.data.base.BiasedDataModule``.
         embedding_dtype: in which prompt embeddings are cached.
@@ -92,6 +93,7 @@ class ScaleSettings:
     local_batch: int | None = None
     gradient_checkpointing: bool = False
     compile_denoiser: bool = False
+    channels_last: bool = False
     residence: str = "disk"
     embedding_dtype: str = "float32"
     look_every: int = 100

@@ -35,6 +35,7 @@ ADAPTER = STAGES["adapter"]
 GIVEN = (STAGES["classifier"], STAGES["environments"])
 # Of the adapter stage's callbacks those that see the stage as a whole, not one adapter.
 _WHOLE = (
+    "invdiff_pl.callbacks.DenoiserForm",
     "invdiff_pl.callbacks.LocalBatch",
     "invdiff_pl.callbacks.StagePlan",
     "pytorch_lightning.callbacks.ModelCheckpoint",

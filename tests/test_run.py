@@ -54,6 +54,7 @@ def _stale(before: Experiment, after: Experiment) -> set[str]:
         ("--scale.local_batch=8", set()),
         ("--scale.gradient_checkpointing=true", set()),
         ("--scale.compile_denoiser=true", set()),
+        ("--scale.channels_last=true", set()),
         ("--scale.scoring_batch=8", set()),
         ("--scale.sampling_batch=8", set()),
         ("--scale.guidance_scale=3", {"samples", "report"}),

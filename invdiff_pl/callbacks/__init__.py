@@ -2,6 +2,7 @@
 
 from invdiff_pl.callbacks.calibration import ScaleCalibration
 from invdiff_pl.callbacks.dashboard import Dashboard
+from invdiff_pl.callbacks.denoiser_form import DenoiserForm
 from invdiff_pl.callbacks.ema import ExponentialMovingAverage
 from invdiff_pl.callbacks.evaluation import SampleEvaluation
 from invdiff_pl.callbacks.fit_evaluation import FitEvaluation
@@ -16,6 +17,7 @@ from invdiff_pl.callbacks.stage_plan import StagePlan
 
 __all__ = [
     "Dashboard",
+    "DenoiserForm",
     "EnvironmentSheets",
     "ExponentialMovingAverage",
     "FitEvaluation",

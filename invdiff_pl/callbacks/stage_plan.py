@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.diffusion.noising import predict
 from invdiff_pl.modules import AdapterVariants, Backbone, ConditionalSampler, InvariantAdapter
-from invdiff_pl.modules.common import data_module
+from invdiff_pl.modules.common import data_module, denoiser_of
 from invdiff_pl.plan import (
     ADAMW_COPIES,
     Plan,
@@ -232,8 +232,7 @@ def _side(data: BiasedDataModule, module: Any) -> int:
 def _pass(trainer: pl.Trainer, module: Any, count: int) -> None:
     """A pass over so many empty samples: forward, and backward where there is one."""
     data, trained = data_module(module), _trained(module)
-    adapted = isinstance(module, InvariantAdapter | AdapterVariants)
-    unet: Any = module.denoiser if adapted else module.unet
+    unet: Any = denoiser_of(module)
     guided = isinstance(module, ConditionalSampler) and module.guidance_scale > 1
     rows = 2 * count if guided else count
     side, channels = _side(data, module), unet.config.in_channels

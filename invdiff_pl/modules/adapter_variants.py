@@ -16,7 +16,6 @@ from invdiff_pl.diffusion.noising import predict, sample_losses
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.modules.common import (
     check_finite,
-    compile_in_place,
     data_module,
     hold_frozen,
     optimizer_with_schedule,
@@ -127,10 +126,8 @@ class AdapterVariants(pl.LightningModule):
         }
 
     def on_train_start(self) -> None:
-        """Stop at once where there is no bias to mitigate; compile, if that is asked for."""
+        """Stop at once where there is no bias to mitigate."""
         self.first.on_train_start()
-        if self.first.trains and self.first.compile_denoiser:
-            compile_in_place(self.denoiser, self.device)
 
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
         """The sum of the variants' objectives on one (micro-)batch."""

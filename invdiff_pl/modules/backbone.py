@@ -16,7 +16,6 @@ from invdiff_pl.diffusion.pipeline import load_pipeline, save_pipeline
 from invdiff_pl.files import atomic_path
 from invdiff_pl.modules.common import (
     check_finite,
-    compile_in_place,
     data_module,
     hold_frozen,
     optimizer_with_schedule,
@@ -45,7 +44,6 @@ class Backbone(pl.LightningModule):
         lora_rank: of the updates (see ``invdiff_pl.adapters.LoraAdapter``); every weight is trained
             if not given.
         gradient_checkpointing: recompute activations, for less memory and more time.
-        compile_denoiser: let ``torch.compile`` fuse the denoiser's operations.
         half_precision: write float16 weights.
         seed: of all draws.
     """
@@ -63,7 +61,6 @@ class Backbone(pl.LightningModule):
         high_noise_exponent: float = 1.0,
         lora_rank: int | None = None,
         gradient_checkpointing: bool = False,
-        compile_denoiser: bool = False,
         half_precision: bool = True,
         seed: int = 0,
     ) -> None:
@@ -78,7 +75,6 @@ class Backbone(pl.LightningModule):
         self.conditioning_dropout = conditioning_dropout
         self.high_noise_exponent = high_noise_exponent
         self.half_precision = half_precision
-        self.compile_denoiser = compile_denoiser
         self.seed = seed
         self.pipeline = load_pipeline(backbone)
         self.unet = self.pipeline.unet
@@ -103,11 +99,6 @@ class Backbone(pl.LightningModule):
         if self.lora is not None:
             return self.lora.parameters()
         return dict(self.unet.named_parameters())
-
-    def on_train_start(self) -> None:
-        """Compile the denoiser, if that is asked for."""
-        if self.compile_denoiser:
-            compile_in_place(self.unet, self.device)
 
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
         """Mean denoising loss of a batch."""

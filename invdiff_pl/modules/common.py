@@ -1,7 +1,5 @@
 """What the LightningModules share."""
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -53,22 +51,10 @@ def trained_state(module: pl.LightningModule, state: Mapping[str, Any]) -> dict[
     }
 
 
-def compile_in_place(denoiser: nn.Module, device: torch.device) -> None:
-    """Let ``torch.compile`` fuse a denoiser's operations from its next call on.
-
-    Names of parameters and checkpoints stay what they are.
-
-    Raises:
-        InvDiffError: on a CPU without a C++ compiler.
-    """
-    compiler = os.environ.get("CXX", "g++")
-    if device.type == "cpu" and not (shutil.which(compiler) or shutil.which("clang++")):
-        raise InvDiffError(
-            f"compile_denoiser=true: compiling for the CPU needs a C++ compiler, and {compiler} is "
-            "not there: install it, name another by the environment variable CXX, or use "
-            "--scale.compile_denoiser=false."
-        )
-    denoiser.compile()
+def denoiser_of(module: pl.LightningModule) -> nn.Module:
+    """The denoiser that a stage calls: the adapted one, where there is an adapter."""
+    found: nn.Module = module.denoiser if hasattr(module, "denoiser") else module.unet  # type: ignore[assignment]
+    return found
 
 
 def warmup_cosine(optimizer: AdamW, warmup_steps: int, total_steps: int) -> LRSchedulerConfigType:

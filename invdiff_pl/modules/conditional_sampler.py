@@ -15,7 +15,7 @@ from invdiff_pl.diffusion.pipeline import load_pipeline, sample_images, set_sche
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import write_text
 from invdiff_pl.images import ImageWriter
-from invdiff_pl.modules.common import compile_in_place, data_module, output_folder
+from invdiff_pl.modules.common import data_module, output_folder
 from invdiff_pl.samples import MANIFEST, Sample, manifest_text, sample_file
 
 
@@ -42,7 +42,6 @@ class ConditionalSampler(pl.LightningModule):
         scheduler: class name of a diffusers scheduler; the backbone's own if not given.
         steps: denoising steps.
         guidance_scale: of classifier-free guidance; 1 is none.
-        compile_denoiser: let ``torch.compile`` fuse the denoiser's operations.
         seed: of the noises.
     """
 
@@ -57,7 +56,6 @@ class ConditionalSampler(pl.LightningModule):
         scheduler: str | None = None,
         steps: int = 20,
         guidance_scale: float = 2.0,
-        compile_denoiser: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -66,7 +64,6 @@ class ConditionalSampler(pl.LightningModule):
         self.scales = invariant_scales if adapter is not None else (0.0,)
         self.steps = steps
         self.guidance_scale = guidance_scale
-        self.compile_denoiser = compile_denoiser
         self.seed = seed
         self.pipeline = load_pipeline(backbone)
         set_scheduler(self.pipeline, scheduler)
@@ -79,15 +76,6 @@ class ConditionalSampler(pl.LightningModule):
         """Fetch the prompt embeddings."""
         self.register_buffer("embeddings", data_module(self).prompt_embeddings(), persistent=False)
         self._writer = ImageWriter()
-
-    def on_predict_start(self) -> None:
-        """Compile the denoiser, if that is asked for."""
-        if self.compile_denoiser:
-            compile_in_place(self.unet, self.device)
-
-    def on_test_start(self) -> None:
-        """The same as :meth:`on_predict_start`."""
-        self.on_predict_start()
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> SampledBatch:
         """Samples of a batch of indices at every scale."""

@@ -16,7 +16,7 @@ from invdiff_pl.environments.scores import Losses, contrast_table, timestep_weig
 from invdiff_pl.environments.table import LossTable
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import write_json
-from invdiff_pl.modules.common import compile_in_place, data_module, hold_frozen, output_folder
+from invdiff_pl.modules.common import data_module, hold_frozen, output_folder
 from invdiff_pl.tensors import write_tensors
 
 
@@ -46,7 +46,6 @@ class EnvironmentInference(pl.LightningModule):
         partition: how environments are made of scores, see ``invdiff_pl.environments.assignment``.
         objective: spread that the partition maximises, see ``invdiff_pl.environments.partition``.
         minimum_share: least share of a prompt's images in an environment.
-        compile_denoiser: let ``torch.compile`` fuse the denoiser's operations.
         seed: of the noises.
     """
 
@@ -66,7 +65,6 @@ class EnvironmentInference(pl.LightningModule):
         partition: str = "exact",
         objective: str = "between",
         minimum_share: float = 0.01,
-        compile_denoiser: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -86,7 +84,6 @@ class EnvironmentInference(pl.LightningModule):
                 f"{noise_draws}."
             )
         self.own_draws = own_draws
-        self.compile_denoiser = compile_denoiser
 
     def setup(self, stage: str) -> None:
         """Fetch the prompt embeddings and the losses that an interrupted run left."""
@@ -97,11 +94,6 @@ class EnvironmentInference(pl.LightningModule):
         folder = output_folder(self.output) / "losses"
         self.table = LossTable(folder, (len(self.grid), self.noise_draws))
         self.present = self.table.read(self.count)[1]
-
-    def on_predict_start(self) -> None:
-        """Compile the denoiser, if that is asked for."""
-        if self.compile_denoiser:
-            compile_in_place(self.unet, self.device)
 
     def predict_step(self, batch: LatentBatch, batch_idx: int) -> None:
         """Losses of a batch at every (timestep, noise), into the table."""

@@ -18,7 +18,6 @@ from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import atomic_path
 from invdiff_pl.modules.common import (
     check_finite,
-    compile_in_place,
     data_module,
     hold_frozen,
     optimizer_with_schedule,
@@ -85,7 +84,6 @@ class InvariantAdapter(pl.LightningModule):
         loss_weighting: ``none``, or ``min_snr``.
         min_snr_gamma: of ``min_snr``.
         gradient_checkpointing: recompute activations, for less memory and more time.
-        compile_denoiser: let ``torch.compile`` fuse the denoiser's operations.
         train_without_bias: train although the inference found no bias.
         seed: of the adapter's weights and of all draws.
     """
@@ -110,7 +108,6 @@ class InvariantAdapter(pl.LightningModule):
         loss_weighting: str = "none",
         min_snr_gamma: float = 5.0,
         gradient_checkpointing: bool = False,
-        compile_denoiser: bool = False,
         train_without_bias: bool = False,
         seed: int = 0,
     ) -> None:
@@ -123,7 +120,6 @@ class InvariantAdapter(pl.LightningModule):
         self.strict_loading = False
         self.output = output
         self.conditioning_dropout = conditioning_dropout
-        self.compile_denoiser = compile_denoiser
         self.min_snr_gamma = min_snr_gamma if loss_weighting == "min_snr" else None
         self.seed = seed
         self.pipeline = load_pipeline(backbone)
@@ -167,12 +163,10 @@ class InvariantAdapter(pl.LightningModule):
         return self.adapter.parameters()
 
     def on_train_start(self) -> None:
-        """Stop at once where there is no bias to mitigate; compile, if that is asked for."""
+        """Stop at once where there is no bias to mitigate."""
         if not self.trains:
             rank_zero_only(print)(NO_BIAS)
             self.trainer.should_stop = True
-        elif self.compile_denoiser:
-            compile_in_place(self.denoiser, self.device)
 
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
         """The objective on one (micro-)batch, with the gradient that the whole batch gives it."""
