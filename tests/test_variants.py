@@ -116,7 +116,7 @@ def test_the_stage_that_trains_all_has_the_runs_settings_and_callbacks_for_each(
     assert inner[:3] == ["ExponentialMovingAverage", "HeldOutSelection", "ScaleCalibration"]
     assert each["init_args"]["callbacks"][1]["init_args"]["every_n_steps"] == 3
     outer = [callback["class_path"].split(".")[-1] for callback in whole]
-    assert outer == ["LocalBatch", "StagePlan", "ModelCheckpoint"]
+    assert outer == ["LocalBatch", "StagePlan", "DenoiserForm", "ModelCheckpoint"]
 
 
 @pytest.mark.parametrize(
