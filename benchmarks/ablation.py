@@ -8,8 +8,9 @@ same noises, and scores with the run's classifier. Rows are kept in RUN/ablation
 command goes on where it was stopped, and redoes rows whose settings changed. The table goes to
 RUN/ablation/ablation.md and .json.
 
-Row `oracle` takes its environments from attribute labels, which no user has. It is made here, on
-the scoring side: training reads environment files only, and has no way to labels.
+Rows `oracle` and `oracle_minority` take their environments from attribute labels, which no user
+has. They are made here, on the scoring side: training reads environment files only, and has no way
+to labels.
 """
 
 import argparse
@@ -173,10 +174,10 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             lines = [HEADER, ("---",) * len(HEADER), *rows]
             parts.append(f"### {title}")
             parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
-    if "oracle" in results:
+    if "oracle" in results or "oracle_minority" in results:
         parts.append(
-            "Oracle environments are the attribute labels. **No user has them**: the row tells "
-            "what better environments could still gain."
+            "Oracle environments are made of attribute labels. **No user has them**: the rows "
+            "tell what better environments could still gain."
         )
     return "\n\n".join(parts) + "\n"
 

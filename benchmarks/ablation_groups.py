@@ -12,6 +12,7 @@ from invdiff_pl.diffusion.draws import generator
 from invdiff_pl.diffusion.noising import ForwardProcess, sample_losses, sample_posterior
 from invdiff_pl.diffusion.pipeline import load_pipeline
 from invdiff_pl.environments.assignment import assign
+from invdiff_pl.environments.quality import conflicting
 from invdiff_pl.errors import InvDiffError
 from invdiff_pl.files import atomic_path, read_json, write_json
 
@@ -22,8 +23,9 @@ def write_groups(kind: str, config: Path, folder: Path, seed: int) -> Path:
     """Write environments of a kind, in the form that the adapter stage reads.
 
     Args:
-        kind: ``inferred`` (the run's own, nothing is written), ``one``, ``random``, ``reference``
-            or ``oracle``.
+        kind: ``inferred`` (the run's own, nothing is written), ``one``, ``random``,
+            ``reference``, ``oracle`` (attribute values) or ``oracle_minority`` (whether an image
+            goes against the bias of its prompt).
         config: the run's adapter stage, resolved.
         folder: holds one folder a kind; what is there is kept.
         seed: of random groups and of the reference's draws.
@@ -56,11 +58,12 @@ def _tensors(kind: str, data: BiasedDataModule, seed: int) -> dict[str, Tensor]:
         return {"assignments": torch.zeros_like(prompts)}
     if kind == "random":
         return {"assignments": shuffled_within(data.inferred().assignments, prompts, seed)}
-    if kind == "oracle":
+    if kind.startswith("oracle"):
         attributes = data.labels("train")[1]
         if attributes is None:
-            raise InvDiffError(f"row oracle: {data.why_not_scored}; leave it out with --rows.")
-        return {"assignments": attributes}
+            raise InvDiffError(f"row {kind}: {data.why_not_scored}; leave it out with --rows.")
+        minority = kind == "oracle_minority"
+        return {"assignments": conflicting(prompts, attributes).long() if minority else attributes}
     scores = reference_scores(data, seed)
     found = assign(scores, prompts, data.inferred().groups, method="gradient")
     return {"assignments": found.assignments, "memberships": found.memberships.float()}

@@ -16,8 +16,8 @@ class Row:
     Attributes:
         name: of the row, for ``--rows``.
         says: for the table.
-        groups: environments: ``inferred`` (the run's), ``reference``, ``one``, ``random`` or
-            ``oracle``.
+        groups: environments: ``inferred`` (the run's), ``reference``, ``one``, ``random``,
+            ``oracle`` or ``oracle_minority``.
         model: changed settings of ``InvariantAdapter``.
         data: changed settings of the DataModule.
         untrained: only the backbone is sampled.
@@ -68,7 +68,7 @@ SECTIONS: dict[str, list[str]] = {
         "uncalibrated",
         "ours",
     ],
-    "Environments": ["no_groups", "random_groups", "ours", "oracle"],
+    "Environments": ["no_groups", "random_groups", "ours", "oracle", "oracle_minority"],
     "Objectives and timesteps": [
         "ours",
         "reweighting",
@@ -114,7 +114,12 @@ ROWS: dict[str, Row] = {
         Row("ours", "+ calibrated scale: the run's own settings"),
         Row("no_groups", "no groups: one environment", "one"),
         Row("random_groups", "random groups of the inferred ones' sizes", "random"),
-        Row("oracle", "oracle groups (labels: NOT available to a user)", "oracle"),
+        Row("oracle", "oracle: attribute values (labels: NOT available to a user)", "oracle"),
+        Row(
+            "oracle_minority",
+            "oracle: with or against the bias (labels: NOT available to a user)",
+            "oracle_minority",
+        ),
         Row("reweighting", "re-weighting: no penalty", model={"objective": "reweighting"}),
         Row(
             "population_variance",

@@ -251,12 +251,14 @@ def _log_share(scores: Tensor, prompts: Tensor) -> Tensor:
     return counts / len(scores) @ shares.log()
 
 
-def sharpen(readings: Tensor, directions: Tensor, prompts: Tensor) -> Tensor:
+def sharpen(
+    readings: Tensor, directions: Tensor, prompts: Tensor, rounds: int = SHARPENINGS
+) -> Tensor:
     """Cut each prompt's scores in two and take the pooled discriminant of the parts, in turn.
 
     The readings are white, so Fisher's discriminant is their covariance with the parts.
     """
-    for _ in range(SHARPENINGS):
+    for _ in range(rounds):
         upper = upper_groups(readings @ directions, prompts).double()
         directions = readings.T @ (upper - prompt_means(upper, prompts)[prompts])
         directions = directions / directions.norm(dim=0).clamp(min=1e-12)

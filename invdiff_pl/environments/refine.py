@@ -3,30 +3,117 @@
 import torch
 from torch import Tensor
 
+from invdiff_pl.diffusion.draws import generator
 from invdiff_pl.environments.cuts import two_means, two_means_share
-from invdiff_pl.environments.partition import partition
+from invdiff_pl.environments.directions import sharpen
 
-# Rounds of cutting and projecting, and the ridge against unit variance.
-REFINEMENTS = 4
+# Directions that each prompt's refinement starts from, how far from the scores' own they lie, as
+# tangents of the angle, and rounds of cutting and projecting: most end after ten.
+STARTS = 24
+FARTHEST = 1.5
+ROUNDS = 20
+# Correlation with the scores started from, below which the direction is of something else.
+LEAST_LIKENESS = 0.5
+# Share of a prompt's images, of a group that is no group but outliers.
+LEAST_GROUP = 0.01
+# Of what the clearest groups of normal values leave unexplained, what clear groups may leave.
+LESS_UNEXPLAINED = 0.85
+# Images of a prompt that directions are sought among; more would not make them better.
+IMAGES = 20_000
+# Ridge against unit variance.
 RIDGE = 0.1
 # What a projection must explain by one cut to be trusted; normal values reach 0.64.
 CLEAR_SHARE = 0.68
+# Images to each column below which a covariance would only fit noise.
+LEAST_IMAGES = 5
 
 
-def refine(table: Tensor, scores: Tensor, prompts: Tensor) -> Tensor:
-    """Cut each prompt's scores in two and take the :func:`discriminant` of the parts, in turn.
+def refine(table: Tensor, scores: Tensor, prompts: Tensor, seed: int = 0) -> Tensor:
+    """Cut each prompt's scores in two, take the discriminant of the parts, and so on.
+
+    This ends where a cut and its discriminant agree, which may be halfway between two attributes.
+    So it is done from several directions around the scores', and of their ends the one is taken
+    that goes along with most of the scores' variance for what its groups leave unexplained of its
+    own. A prompt keeps its scores if it has too few images for a covariance, or if that end is no
+    clearer than they, and than can be found in normal values.
 
     Args:
         table: float64 ``[N, D]``, of about unit variance.
         scores: float64 ``[N]`` to start from.
         prompts: int64 ``[N]``.
+        seed: of the directions.
 
     Returns:
-        float64 ``[N]``.
+        float64 ``[N]``, turned as the scores are; standardised within the prompts refined.
     """
-    for _ in range(REFINEMENTS):
-        scores = discriminant(table, scores, prompts, partition(scores, prompts).assignments)
-    return scores
+    refined = scores.clone()
+    for prompt in prompts.unique().tolist():
+        rows = (prompts == prompt).nonzero().squeeze(1)
+        if len(rows) < LEAST_IMAGES * table.shape[1]:
+            continue
+        source = generator(seed, "refine", prompt)
+        used = rows
+        if len(rows) > IMAGES:
+            used = rows[torch.randperm(len(rows), generator=source)[:IMAGES]]
+        weights = _clearest(table[used], scores[used], source)
+        if weights is not None:
+            projected = table[rows] @ weights
+            refined[rows] = (projected - projected.mean()) / projected.std()
+    return refined
+
+
+def _clearest(values: Tensor, scores: Tensor, source: torch.Generator) -> Tensor | None:
+    """The direction ``[D]`` of clear groups near one prompt's scores, if there is one."""
+    whitening = _ridge_whitening(values)
+    readings = (values - values.mean(0)) @ whitening
+    cut = two_means(scores)
+    upper = (scores > cut.threshold).to(readings)
+    own = readings.T @ (upper - upper.mean())
+    if own.norm() == 0:
+        return None
+    directions = _ends(readings, own / own.norm(), source)
+    ends = readings @ directions
+    found = two_means(ends)
+    likeness = torch.corrcoef(torch.cat([scores[:, None], ends], dim=1).T)[0, 1:]
+    alike = likeness.abs() >= LEAST_LIKENESS
+    large = torch.minimum(found.upper, 1 - found.upper) >= LEAST_GROUP
+    merit = torch.where(alike & large, likeness.square() / (1 - found.share), 0.0)
+    best = int(merit.argmax())
+    by_chance = 1 - LESS_UNEXPLAINED * (1 - _share_by_chance(readings, source))
+    if merit[best] == 0 or found.share[best] <= max(float(cut.share), by_chance):
+        return None
+    return whitening @ directions[:, best] * likeness[best].sign()
+
+
+def _ends(readings: Tensor, towards: Tensor, source: torch.Generator) -> Tensor:
+    """Where cutting and projecting leads from directions around one, unit ``[K, STARTS]``."""
+    aside = torch.randn(len(towards), STARTS, generator=source, dtype=towards.dtype)
+    aside = aside / aside.norm(dim=0) * torch.linspace(0, FARTHEST, STARTS, dtype=towards.dtype)
+    one_prompt = torch.zeros(len(readings), dtype=torch.int64)
+    return sharpen(readings, towards[:, None] + aside, one_prompt, ROUNDS)
+
+
+def _share_by_chance(readings: Tensor, source: torch.Generator) -> float:
+    """What the clearest end explains by one cut where there are no groups: in normal readings.
+
+    The fewer images to a reading, the more clearly can these be made to fall into two.
+    """
+    noise = torch.randn(readings.shape, generator=source, dtype=readings.dtype)
+    noise = noise - noise.mean(0)
+    towards = torch.randn(readings.shape[1], generator=source, dtype=readings.dtype)
+    return float(two_means(noise @ _ends(noise, towards / towards.norm(), source)).share.max())
+
+
+def _ridge_whitening(values: Tensor) -> Tensor:
+    """``[D, D]``; Fisher's discriminant with the ridge is its square's product with a difference.
+
+    Of all values instead of those within the parts: that changes its length only.
+    """
+    centred = values - values.mean(0)
+    covariance = centred.T @ centred / len(values)
+    covariance.diagonal().add_(RIDGE)
+    variances, axes = torch.linalg.eigh(covariance)
+    return axes / variances.sqrt()
 
 
 def discriminant(table: Tensor, scores: Tensor, prompts: Tensor, assignments: Tensor) -> Tensor:
@@ -51,7 +138,7 @@ def discriminant(table: Tensor, scores: Tensor, prompts: Tensor, assignments: Te
     for prompt in prompts.unique().tolist():
         rows = (prompts == prompt).nonzero().squeeze(1)
         values, upper = table[rows], assignments[rows] == 1
-        if len(rows) < 5 * width or upper.sum() < 2 or (~upper).sum() < 2:
+        if len(rows) < LEAST_IMAGES * width or upper.sum() < 2 or (~upper).sum() < 2:
             continue
         means = values[~upper].mean(0), values[upper].mean(0)
         residuals = values - torch.where(upper[:, None], means[1], means[0])
