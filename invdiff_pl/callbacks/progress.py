@@ -25,4 +25,6 @@ class ProgressBar(RichProgressBar):
         if number != self._read_at:
             self._read_at = number
             self._figures = super().get_metrics(trainer, pl_module)
+            # The logger's version is the stage's name here, cut to four letters: it tells nothing.
+            self._figures.pop("v_num", None)
         return self._figures
