@@ -139,8 +139,8 @@ def measured(values: Tensor, prompts: Tensor, weights: Tensor) -> list[Direction
     groups = upper.double()
     start = torch.stack([1 - groups, groups], dim=2)
     figures = (
-        _less_clear(shares, prompts) - NORMAL_SHARE,
-        _less_clear(mixture_gains(scores, prompts, start), prompts),
+        less_clear(shares, prompts) - NORMAL_SHARE,
+        less_clear(mixture_gains(scores, prompts, start), prompts),
         likelihood_ratios(scores, prompts, start),
         alignments(values, prompts, groups),
     )
@@ -265,7 +265,7 @@ def sharpen(
     return directions
 
 
-def _less_clear(figures: Tensor, prompts: Tensor) -> Tensor:
+def less_clear(figures: Tensor, prompts: Tensor) -> Tensor:
     """The figure ``[P, C]`` that prompts of :data:`UNCLEAR_IMAGES` do not exceed, ``[C]``."""
     ordered, order = figures.sort(dim=0)
     sizes = prompts.bincount().double() / len(prompts)

@@ -6,13 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invdiff_pl.environments.cuts import two_means
+from invdiff_pl.environments.cuts import prompt_means, two_means, upper_groups
+from invdiff_pl.environments.directions import less_clear
 from invdiff_pl.environments.pursuit import HiddenAttribute
 
 # Both halves of the images must find the attribute: correlation of their scores.
 LEAST_AGREEMENT = 0.9
 # It must fall into groups: gain in log-likelihood an image of two groups over one.
 LEAST_GAIN = 0.11
+# Each prompt's own clearest groups must be those that all share: their correlation.
+LEAST_LIKENESS = 0.75
 # The prompts' shares of a group must differ by this much; weaker biases are not told from none.
 LEAST_SHARE_SPREAD = 0.25
 
@@ -30,6 +33,8 @@ class Evidence:
         gain: of two groups over one there.
         likelihood_ratio: of different against equal shares there.
         alignment: of the groups over prompts there.
+        likeness: correlation of the groups that the prompts share with those that each prompt's
+            own refinement ended at, in the less alike prompts.
         share_spread: by how much the prompts' shares of the groups differ, of all images: twice
             the standard deviation over prompts, in [0, 1].
     """
@@ -41,6 +46,7 @@ class Evidence:
     gain: float | None = None
     likelihood_ratio: float | None = None
     alignment: float | None = None
+    likeness: float | None = None
     share_spread: float | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -59,11 +65,13 @@ def weigh(found: HiddenAttribute | None, scores: Tensor, prompts: Tensor) -> Evi
     if found is None:
         return Evidence(None, "one prompt, or too few images, to compare: bias is not tested for")
     figures, spread = found.held_out, share_spread(scores, prompts)
+    likeness = group_likeness(found.scores, scores, prompts)
     shortcomings = [
         text
         for value, least, text in (
             (found.agreement, LEAST_AGREEMENT, "only one half of the images shows it"),
             (figures.gain, LEAST_GAIN, "its values do not fall into clear groups"),
+            (likeness, LEAST_LIKENESS, "in some prompts it is mixed with something else"),
             (spread, LEAST_SHARE_SPREAD, "all prompts have much the same share of it"),
         )
         if value < least
@@ -77,8 +85,33 @@ def weigh(found: HiddenAttribute | None, scores: Tensor, prompts: Tensor) -> Evi
         gain=figures.gain,
         likelihood_ratio=figures.likelihood_ratio,
         alignment=figures.alignment,
+        likeness=likeness,
         share_spread=spread,
     )
+
+
+def group_likeness(first: Tensor, second: Tensor, prompts: Tensor) -> float:
+    """Whether two scores cut the prompts' images into the same groups.
+
+    Two attributes, of one prompt's images each, may show along one direction; but then each
+    prompt's own images fall into clearer groups along another.
+
+    Args:
+        first: scores ``[N]``.
+        second: likewise, turned alike.
+        prompts: int64 ``[N]``.
+
+    Returns:
+        correlation in [-1, 1] of their groups by the best cut, in the less alike prompts, see
+        :func:`~invdiff_pl.environments.directions.less_clear`; 0 for a prompt left whole.
+    """
+    prompts = prompts.unique(return_inverse=True)[1]
+    groups = upper_groups(torch.stack([first, second], dim=1).double(), prompts).double()
+    centred = groups - prompt_means(groups, prompts)[prompts]
+    variances = prompt_means(centred.square(), prompts).prod(1)
+    covariances = prompt_means(centred.prod(1), prompts)
+    likenesses = covariances / variances.sqrt().clamp(min=torch.finfo(torch.float64).tiny)
+    return float(less_clear(likenesses[:, None], prompts))
 
 
 def share_spread(scores: Tensor, prompts: Tensor) -> float:

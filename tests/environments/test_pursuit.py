@@ -1,11 +1,12 @@
 """The pursuit of a hidden attribute: found where prompts differ in its shares, not elsewhere."""
 
+import numpy as np
 import pytest
 import torch
 
 from invdiff_pl.environments.cuts import prompt_means, two_means, upper_groups
 from invdiff_pl.environments.directions import _log_share, alignments, skew_spread, suggested
-from invdiff_pl.environments.evidence import share_spread, weigh
+from invdiff_pl.environments.evidence import group_likeness, share_spread, weigh
 from invdiff_pl.environments.pursuit import blind_readings, hidden_attribute
 
 
@@ -189,3 +190,25 @@ def test_a_minority_in_all_prompts_is_found_beside_clearer_attributes_of_one_pro
     assert found is not None
     assert _agreement(found.scores, prompts, hidden) > 0.85
     assert weigh(found, found.scores, prompts).bias_found
+
+
+def test_likeness_is_the_phi_coefficient_of_the_groups_in_the_less_alike_prompts() -> None:
+    prompts = torch.arange(400) % 2
+    first = torch.rand(400, generator=torch.Generator().manual_seed(0)) < 0.4
+    swapped = torch.arange(400) < 60
+    second = torch.where((prompts == 1) & swapped, ~first, first)
+    expected = np.corrcoef(first[prompts == 1], second[prompts == 1])[0, 1]
+    assert group_likeness(first.double(), second.double(), prompts) == pytest.approx(expected)
+    assert group_likeness(first.double(), first.double(), prompts) == pytest.approx(1.0)
+    assert group_likeness(first.double(), torch.zeros(400), prompts) == 0.0
+
+
+def test_two_attributes_of_one_prompt_each_that_refine_apart_are_no_bias() -> None:
+    table, prompts, _ = _readings([0.3, 0.7])
+    found = hidden_attribute(table, prompts)
+    assert found is not None
+    assert weigh(found, found.scores, prompts).bias_found
+    elsewhere = torch.where(prompts == 0, table[:, -1], found.scores)
+    told = weigh(found, elsewhere, prompts)
+    assert told.bias_found is False
+    assert "mixed with something else" in told.reason
