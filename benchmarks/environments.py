@@ -9,7 +9,8 @@ and prints AUC for bias-conflicting images and worst-group recall of every score
 partition of the default score. ``--resamplings N`` also draws N random halves of each data set's
 images and counts in how many a bias is found; halves overlap, so take as many images as the pool
 holds (``--images 8800`` of CelebA's faces at equal ratios). Results are kept in
-``.cache/environments-bench`` and reused. ``--runs`` takes the losses of finished runs instead.
+``.cache/environments-bench``; losses are reused, figures by the same code only. ``--runs`` takes
+the losses of finished runs instead.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+import invdiff_pl.environments
 from invdiff_pl.cli import data_module
 from invdiff_pl.diffusion.draws import generator
 from invdiff_pl.environments.assignment import METHODS, assign
@@ -35,7 +37,7 @@ from invdiff_pl.environments.scores import (
     score,
     standardise,
 )
-from invdiff_pl.files import read_json, write_json
+from invdiff_pl.files import digest_file, digest_json, read_json, write_json
 from invdiff_pl.tensors import read_tensors
 
 CACHE = Path(".cache/environments-bench")
@@ -105,7 +107,9 @@ def measured(setting: Setting, seed: int, options: argparse.Namespace) -> dict[s
     """The figures of a setting and seed, computed if they are not on disk."""
     name = f"{setting.experiment}-{setting.name.replace(':', '_')}"
     scored = f"{options.fine_tune}-{options.images}-{options.own_draws}-{options.precision}"
-    record = CACHE / f"{name}-seed{seed}-{scored}-{options.resamplings}.json"
+    sources = sorted(Path(invdiff_pl.environments.__path__[0]).glob("*.py"))
+    code = digest_json([digest_file(source) for source in sources])[:8]
+    record = CACHE / f"{name}-seed{seed}-{scored}-{options.resamplings}-{code}.json"
     if record.is_file():
         found: dict[str, Any] = read_json(record)
         return found

@@ -15,7 +15,7 @@ LEAST_AGREEMENT = 0.9
 # It must fall into groups: gain in log-likelihood an image of two groups over one.
 LEAST_GAIN = 0.11
 # Each prompt's own clearest groups must be those that all share: their correlation.
-LEAST_LIKENESS = 0.75
+LEAST_GROUP_LIKENESS = 0.75
 # The prompts' shares of a group must differ by this much; weaker biases are not told from none.
 LEAST_SHARE_SPREAD = 0.25
 
@@ -34,7 +34,7 @@ class Evidence:
         likelihood_ratio: of different against equal shares there.
         alignment: of the groups over prompts there.
         likeness: correlation of the groups that the prompts share with those that each prompt's
-            own refinement ended at, in the less alike prompts.
+            own refinement ended at, in the less alike prompts; 1 where it ended nowhere else.
         share_spread: by how much the prompts' shares of the groups differ, of all images: twice
             the standard deviation over prompts, in [0, 1].
     """
@@ -71,7 +71,7 @@ def weigh(found: HiddenAttribute | None, scores: Tensor, prompts: Tensor) -> Evi
         for value, least, text in (
             (found.agreement, LEAST_AGREEMENT, "only one half of the images shows it"),
             (figures.gain, LEAST_GAIN, "its values do not fall into clear groups"),
-            (likeness, LEAST_LIKENESS, "in some prompts it is mixed with something else"),
+            (likeness, LEAST_GROUP_LIKENESS, "in some prompts it is mixed with something else"),
             (spread, LEAST_SHARE_SPREAD, "all prompts have much the same share of it"),
         )
         if value < least

@@ -7,8 +7,8 @@ from invdiff_pl.diffusion.draws import generator
 from invdiff_pl.environments.cuts import two_means, two_means_share
 from invdiff_pl.environments.directions import sharpen
 
-# Directions that each prompt's refinement starts from, how far from the scores' own they lie, as
-# tangents of the angle, and rounds of cutting and projecting: most end after ten.
+# Directions that each prompt's refinement starts from, the length at most of what is added to the
+# scores' own unit direction, and rounds of cutting and projecting: most end after ten.
 STARTS = 24
 FARTHEST = 1.5
 ROUNDS = 20
@@ -16,32 +16,31 @@ ROUNDS = 20
 LEAST_LIKENESS = 0.5
 # Share of a prompt's images, of a group that is no group but outliers.
 LEAST_GROUP = 0.01
-# Of what the clearest groups of normal values leave unexplained, what clear groups may leave.
+# Of what the clearest groups found in normal values leave unexplained, what clear groups may leave.
 LESS_UNEXPLAINED = 0.85
 # Images of a prompt that directions are sought among; more would not make them better.
 IMAGES = 20_000
 # Ridge against unit variance.
 RIDGE = 0.1
-# What a projection must explain by one cut to be trusted; normal values reach 0.64.
+# What a discriminant of given groups must explain by one cut; normal values reach 0.64.
 CLEAR_SHARE = 0.68
 # Images to each column below which a covariance would only fit noise.
 LEAST_IMAGES = 5
 
 
-def refine(table: Tensor, scores: Tensor, prompts: Tensor, seed: int = 0) -> Tensor:
+def refine(table: Tensor, scores: Tensor, prompts: Tensor) -> Tensor:
     """Cut each prompt's scores in two, take the discriminant of the parts, and so on.
 
     This ends where a cut and its discriminant agree, which may be halfway between two attributes.
     So it is done from several directions around the scores', and of their ends the one is taken
     that goes along with most of the scores' variance for what its groups leave unexplained of its
     own. A prompt keeps its scores if it has too few images for a covariance, or if that end is no
-    clearer than they, and than can be found in normal values.
+    clearer than they, and by :data:`LESS_UNEXPLAINED` than can be found in normal values.
 
     Args:
         table: float64 ``[N, D]``, of about unit variance.
         scores: float64 ``[N]`` to start from.
         prompts: int64 ``[N]``.
-        seed: of the directions.
 
     Returns:
         float64 ``[N]``, turned as the scores are; standardised within the prompts refined.
@@ -51,7 +50,7 @@ def refine(table: Tensor, scores: Tensor, prompts: Tensor, seed: int = 0) -> Ten
         rows = (prompts == prompt).nonzero().squeeze(1)
         if len(rows) < LEAST_IMAGES * table.shape[1]:
             continue
-        source = generator(seed, "refine", prompt)
+        source = generator(0, "refine", prompt)
         used = rows
         if len(rows) > IMAGES:
             used = rows[torch.randperm(len(rows), generator=source)[:IMAGES]]
@@ -77,7 +76,8 @@ def _clearest(values: Tensor, scores: Tensor, source: torch.Generator) -> Tensor
     likeness = torch.corrcoef(torch.cat([scores[:, None], ends], dim=1).T)[0, 1:]
     alike = likeness.abs() >= LEAST_LIKENESS
     large = torch.minimum(found.upper, 1 - found.upper) >= LEAST_GROUP
-    merit = torch.where(alike & large, likeness.square() / (1 - found.share), 0.0)
+    unexplained = (1 - found.share).clamp(min=torch.finfo(found.share.dtype).eps)
+    merit = torch.where(alike & large, likeness.square() / unexplained, 0.0)
     best = int(merit.argmax())
     by_chance = 1 - LESS_UNEXPLAINED * (1 - _share_by_chance(readings, source))
     if merit[best] == 0 or found.share[best] <= max(float(cut.share), by_chance):
@@ -105,7 +105,7 @@ def _share_by_chance(readings: Tensor, source: torch.Generator) -> float:
 
 
 def _ridge_whitening(values: Tensor) -> Tensor:
-    """``[D, D]``; Fisher's discriminant with the ridge is its square's product with a difference.
+    """``W [D, D]``; Fisher's discriminant with the ridge is ``W W^T`` times a difference of means.
 
     Of all values instead of those within the parts: that changes its length only.
     """

@@ -250,8 +250,8 @@ def score(losses: Losses, prompts: Tensor, name: str) -> Tensor:
             ``separation_weighted``, the same with :func:`timestep_weights`; ``prompt_contrast``,
             the mean of :func:`contrast_table`; ``weighted_contrast``, the same with
             :func:`timestep_weights`; ``refined_contrast``, the best linear combination of
-            all losses, found from there by cutting the scores in two and taking the
-            :func:`discriminant` of the two parts in turn; ``prompt_pursuit``, the same from the
+            all losses, found from there by cutting the scores in two and taking the discriminant
+            of the two parts in turn, see :func:`refine`; ``prompt_pursuit``, the same from the
             :func:`hidden_attribute` that the losses under the empty prompt show; or
             ``reference``, one random timestep.
 

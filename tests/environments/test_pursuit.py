@@ -203,7 +203,7 @@ def test_likeness_is_the_phi_coefficient_of_the_groups_in_the_less_alike_prompts
     assert group_likeness(first.double(), torch.zeros(400), prompts) == 0.0
 
 
-def test_two_attributes_of_one_prompt_each_that_refine_apart_are_no_bias() -> None:
+def test_groups_that_a_prompt_shows_most_clearly_along_another_direction_are_no_bias() -> None:
     table, prompts, _ = _readings([0.3, 0.7])
     found = hidden_attribute(table, prompts)
     assert found is not None

@@ -7,6 +7,7 @@ from invdiff_pl.environments.quality import auc
 from invdiff_pl.environments.refine import LEAST_LIKENESS, refine
 
 COUNT, WIDTH = 3000, 8
+ONE_PROMPT = torch.zeros(COUNT, dtype=torch.int64)
 
 
 def _two_attributes(seed: int, distances: tuple[float, float]) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,50 +32,61 @@ def _likeness(first: Tensor, second: Tensor) -> float:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_from_halfway_between_two_attributes_it_ends_at_the_clearer(seed) -> None:
-    table, clear, other = _two_attributes(seed, (8.0, 3.0))
+def test_from_between_two_attributes_several_starts_end_at_the_clearer_and_one_does_not(
+    seed, monkeypatch
+) -> None:
+    table, clear, other = _two_attributes(seed, (10.0, 5.0))
     source = torch.Generator().manual_seed(seed)
-    start = table[:, 0] + 1.2 * table[:, 1]
+    start = table[:, 0] + 1.5 * table[:, 1]
     start = start + 0.5 * torch.randn(COUNT, generator=source, dtype=torch.float64)
-    assert _ranked(start, clear) < 0.9
-    refined = refine(table, start, torch.zeros(COUNT, dtype=torch.int64))
+    refined = refine(table, start, ONE_PROMPT)
     assert _ranked(refined, clear) > 0.999
     assert _ranked(refined, other) < 0.6
+    monkeypatch.setattr(refine_module, "STARTS", 1)
+    assert _ranked(refine(table, start, ONE_PROMPT), clear) < 0.6
 
 
-def test_a_clearer_attribute_that_the_scores_hardly_show_is_not_taken() -> None:
+def test_a_clearer_attribute_that_the_scores_hardly_show_is_not_taken(monkeypatch) -> None:
     table, wanted, clearer = _two_attributes(0, (5.0, 30.0))
-    start = table[:, 0] + 0.3 * table[:, 1]
+    start = table[:, 0] + 0.45 * table[:, 1]
     assert _likeness(start, clearer) < LEAST_LIKENESS
-    refined = refine(table, start, torch.zeros(COUNT, dtype=torch.int64))
-    assert _ranked(refined, wanted) > 0.99
-    assert abs(_likeness(refined, clearer)) < 0.1
+    monkeypatch.setattr(refine_module, "FARTHEST", 4.0)  # so that some starts end there
+    assert _ranked(refine(table, start, ONE_PROMPT), wanted) > 0.99
+    monkeypatch.setattr(refine_module, "LEAST_LIKENESS", 0.0)
+    assert _ranked(refine(table, start, ONE_PROMPT), clearer) > 0.99
 
 
-def test_refined_scores_point_as_the_scores_do_in_every_prompt() -> None:
+def test_refined_scores_point_as_the_scores_do_whichever_way_the_ends_point(monkeypatch) -> None:
     table, clear, _ = _two_attributes(0, (8.0, 0.0))
     prompts = torch.arange(COUNT) % 2
     start = torch.where(prompts == 0, table[:, 0], -table[:, 0])
-    refined = refine(table, start, prompts)
-    assert _ranked(refined[prompts == 0], clear[prompts == 0]) > 0.999
-    assert _ranked(-refined[prompts == 1], clear[prompts == 1]) > 0.999
+    ends = refine_module._ends
+    for sign in (1, -1):
+        monkeypatch.setattr(refine_module, "_ends", lambda *given, by=sign: by * ends(*given))
+        refined = refine(table, start, prompts)
+        assert not torch.equal(refined, start)
+        assert _ranked(refined[prompts == 0], clear[prompts == 0]) > 0.999
+        assert _ranked(-refined[prompts == 1], clear[prompts == 1]) > 0.999
 
 
 def test_the_direction_from_a_part_of_the_images_serves_them_all(monkeypatch) -> None:
     table, _, _ = _two_attributes(0, (8.0, 3.0))
-    prompts = torch.zeros(COUNT, dtype=torch.int64)
-    whole = refine(table, table[:, 0], prompts)
+    whole = refine(table, table[:, 0], ONE_PROMPT)
     monkeypatch.setattr(refine_module, "IMAGES", 600)
-    part = refine(table, table[:, 0], prompts)
+    part = refine(table, table[:, 0], ONE_PROMPT)
     assert not torch.equal(part, whole)
     assert _likeness(part, whole) > 0.99
 
 
-def test_the_same_seed_refines_alike_and_values_alone_in_a_group_make_none() -> None:
-    table, _, _ = _two_attributes(0, (0.0, 0.0))
-    table[0] = 200.0  # one image far off, the clearest "group" there is
-    prompts = torch.zeros(COUNT, dtype=torch.int64)
+def test_the_same_scores_are_refined_alike() -> None:
+    table, _, _ = _two_attributes(0, (8.0, 3.0))
     start = table[:, 0]
-    refined = refine(table, start, prompts)
-    assert torch.equal(refined, start)
-    assert torch.equal(refined, refine(table, start, prompts))
+    refined = refine(table, start, ONE_PROMPT)
+    assert not torch.equal(refined, start)
+    assert torch.equal(refined, refine(table, start, ONE_PROMPT))
+
+
+def test_one_image_far_off_is_no_group() -> None:
+    table, _, _ = _two_attributes(0, (0.0, 0.0))
+    table[0] = 200.0
+    assert torch.equal(refine(table, table[:, 0], ONE_PROMPT), table[:, 0])
