@@ -189,7 +189,7 @@ def figures_of(
     """AUC and worst-group recall of every score and partition; verdicts on subsamples."""
     positives = conflicting(prompts, attributes)
     found, refined = attribute_scores(losses, prompts)
-    pursued = by_group(refined, prompts)
+    pursued = by_group(refined.scores, prompts)
     scores = {name: pursued if name == "prompt_pursuit" else score(losses, prompts, name)
               for name in SCORES}  # fmt: skip
 

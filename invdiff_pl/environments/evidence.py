@@ -9,13 +9,16 @@ from torch import Tensor
 from invdiff_pl.environments.cuts import prompt_means, two_means, upper_groups
 from invdiff_pl.environments.directions import less_clear
 from invdiff_pl.environments.pursuit import HiddenAttribute
+from invdiff_pl.environments.refine import Refined
 
 # Both halves of the images must find the attribute: correlation of their scores.
 LEAST_AGREEMENT = 0.9
 # It must fall into groups: gain in log-likelihood an image of two groups over one.
 LEAST_GAIN = 0.11
-# Each prompt's own clearest groups must be those that all share: their correlation.
-LEAST_GROUP_LIKENESS = 0.75
+# It must be one attribute of all prompts: its groups are told apart in the same way in each, or
+# they are those that each prompt's own images show most clearly (their correlation).
+LEAST_ALIGNMENT = 0.2
+LEAST_GROUP_LIKENESS = 0.82
 # The prompts' shares of a group must differ by this much; weaker biases are not told from none.
 LEAST_SHARE_SPREAD = 0.25
 
@@ -33,8 +36,8 @@ class Evidence:
         gain: of two groups over one there.
         likelihood_ratio: of different against equal shares there.
         alignment: of the groups over prompts there.
-        likeness: correlation of the groups that the prompts share with those that each prompt's
-            own refinement ended at, in the less alike prompts; 1 where it ended nowhere else.
+        likeness: correlation of the groups that the prompts share with those where each prompt's
+            own refinement ended, clearer or not, in the less alike prompts.
         share_spread: by how much the prompts' shares of the groups differ, of all images: twice
             the standard deviation over prompts, in [0, 1].
     """
@@ -54,24 +57,25 @@ class Evidence:
         return asdict(self)
 
 
-def weigh(found: HiddenAttribute | None, scores: Tensor, prompts: Tensor) -> Evidence:
+def weigh(found: HiddenAttribute | None, refined: Refined, prompts: Tensor) -> Evidence:
     """Judge what the pursuit found.
 
     Args:
         found: its result; ``None`` if there was nothing to compare.
-        scores: of all images ``[N]``, as clear as they could be made, turned alike in all prompts.
+        refined: its scores of all images, refined.
         prompts: int64 ``[N]``.
     """
     if found is None:
         return Evidence(None, "one prompt, or too few images, to compare: bias is not tested for")
-    figures, spread = found.held_out, share_spread(scores, prompts)
-    likeness = group_likeness(found.scores, scores, prompts)
+    figures, spread = found.held_out, share_spread(refined.scores, prompts)
+    likeness = group_likeness(found.scores, refined.ends, prompts)
+    common = max(figures.alignment / LEAST_ALIGNMENT, likeness / LEAST_GROUP_LIKENESS)
     shortcomings = [
         text
         for value, least, text in (
             (found.agreement, LEAST_AGREEMENT, "only one half of the images shows it"),
             (figures.gain, LEAST_GAIN, "its values do not fall into clear groups"),
-            (likeness, LEAST_GROUP_LIKENESS, "in some prompts it is mixed with something else"),
+            (common, 1.0, "it is not the same in all prompts"),
             (spread, LEAST_SHARE_SPREAD, "all prompts have much the same share of it"),
         )
         if value < least

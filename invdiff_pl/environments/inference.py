@@ -92,22 +92,24 @@ def infer(losses: Losses, prompts: Tensor, settings: Settings) -> Inferred:
     found, refined = attribute_scores(losses, prompts)
     evidence = weigh(found, refined, prompts)
     pursued = settings.score == "prompt_pursuit"
-    scores = by_group(refined, prompts) if pursued else score(losses, prompts, settings.score)
+    scores = (
+        by_group(refined.scores, prompts) if pursued else score(losses, prompts, settings.score)
+    )
     groups, criteria = _groups(scores, prompts, settings)
     table = standardise(losses.null, prompts).flatten(1)
     result, soft = _environments(scores, prompts, groups, table, settings)
     second, second_scores = None, None
     if settings.seeks_second and evidence.bias_found:
-        other, others = second_attribute_scores(losses, prompts, refined)
+        other, others = second_attribute_scores(losses, prompts, refined.scores)
         second = weigh(other, others, prompts)
         if second.bias_found:
-            second_scores = by_group(others, prompts)
+            second_scores = by_group(others.scores, prompts)
             pairs = [
                 _environments(each, prompts, 2, table, settings) for each in (scores, second_scores)
             ]
             result = cross(*(replace(hard, memberships=members) for hard, members in pairs))
             groups, soft, criteria = 4, result.memberships, None
-    known = refined if pursued and found is not None else None
+    known = refined.scores if pursued and found is not None else None
     split_half = split_half_rank_correlation(losses, prompts, settings.score, known)
     return Inferred(
         scores, second_scores, result, soft, groups, criteria, evidence, second, split_half

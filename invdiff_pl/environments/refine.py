@@ -1,5 +1,7 @@
 """Sharper scores from cruder ones: cut in two, and project on what tells the parts apart."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,19 @@ CLEAR_SHARE = 0.68
 LEAST_IMAGES = 5
 
 
-def refine(table: Tensor, scores: Tensor, prompts: Tensor) -> Tensor:
+class Refined(NamedTuple):
+    """Scores, sharpened prompt by prompt; float64 ``[N]``, standardised where they were.
+
+    Attributes:
+        scores: where that made clearer groups, else those started from.
+        ends: where it led, however clear; those started from where there is no way to tell.
+    """
+
+    scores: Tensor
+    ends: Tensor
+
+
+def refine(table: Tensor, scores: Tensor, prompts: Tensor) -> Refined:
     """Cut each prompt's scores in two, take the discriminant of the parts, and so on.
 
     This ends where a cut and its discriminant agree, which may be halfway between two attributes.
@@ -43,9 +57,9 @@ def refine(table: Tensor, scores: Tensor, prompts: Tensor) -> Tensor:
         prompts: int64 ``[N]``.
 
     Returns:
-        float64 ``[N]``, turned as the scores are; standardised within the prompts refined.
+        turned as the scores are.
     """
-    refined = scores.clone()
+    refined = Refined(scores.clone(), scores.clone())
     for prompt in prompts.unique().tolist():
         rows = (prompts == prompt).nonzero().squeeze(1)
         if len(rows) < LEAST_IMAGES * table.shape[1]:
@@ -54,14 +68,22 @@ def refine(table: Tensor, scores: Tensor, prompts: Tensor) -> Tensor:
         used = rows
         if len(rows) > IMAGES:
             used = rows[torch.randperm(len(rows), generator=source)[:IMAGES]]
-        weights = _clearest(table[used], scores[used], source)
-        if weights is not None:
-            projected = table[rows] @ weights
-            refined[rows] = (projected - projected.mean()) / projected.std()
+        end = _clearest(table[used], scores[used], source)
+        if end is None:
+            continue
+        projected = table[rows] @ end.weights
+        refined.ends[rows] = (projected - projected.mean()) / projected.std()
+        if end.clearer:
+            refined.scores[rows] = refined.ends[rows]
     return refined
 
 
-def _clearest(values: Tensor, scores: Tensor, source: torch.Generator) -> Tensor | None:
+class _End(NamedTuple):
+    weights: Tensor
+    clearer: bool
+
+
+def _clearest(values: Tensor, scores: Tensor, source: torch.Generator) -> _End | None:
     """The direction ``[D]`` of clear groups near one prompt's scores, if there is one."""
     whitening = _ridge_whitening(values)
     readings = (values - values.mean(0)) @ whitening
@@ -79,10 +101,13 @@ def _clearest(values: Tensor, scores: Tensor, source: torch.Generator) -> Tensor
     unexplained = (1 - found.share).clamp(min=torch.finfo(found.share.dtype).eps)
     merit = torch.where(alike & large, likeness.square() / unexplained, 0.0)
     best = int(merit.argmax())
-    by_chance = 1 - LESS_UNEXPLAINED * (1 - _share_by_chance(readings, source))
-    if merit[best] == 0 or found.share[best] <= max(float(cut.share), by_chance):
+    if merit[best] == 0:
         return None
-    return whitening @ directions[:, best] * likeness[best].sign()
+    by_chance = 1 - LESS_UNEXPLAINED * (1 - _share_by_chance(readings, source))
+    return _End(
+        weights=whitening @ directions[:, best] * likeness[best].sign(),
+        clearer=bool(found.share[best] > max(float(cut.share), by_chance)),
+    )
 
 
 def _ends(readings: Tensor, towards: Tensor, source: torch.Generator) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from invdiff_pl.diffusion.draws import generator
 from invdiff_pl.environments.cuts import NORMAL_SHARE, prompt_means, two_means_share, upper_groups
 from invdiff_pl.environments.pursuit import HiddenAttribute, blind_readings, hidden_attribute
-from invdiff_pl.environments.refine import by_group, discriminant, refine
+from invdiff_pl.environments.refine import Refined, by_group, discriminant, refine
 from invdiff_pl.errors import InvDiffError
 
 
@@ -162,7 +162,7 @@ def _weighted_contrast(losses: Losses, prompts: Tensor) -> Tensor:
 
 def _refined_contrast(losses: Losses, prompts: Tensor) -> Tensor:
     contrast = contrast_table(losses, prompts)
-    return refine(_columns(losses, prompts), _half_weighted(contrast, prompts), prompts)
+    return refine(_columns(losses, prompts), _half_weighted(contrast, prompts), prompts).scores
 
 
 def _half_weighted(contrast: Tensor, prompts: Tensor) -> Tensor:
@@ -179,19 +179,19 @@ def _columns(losses: Losses, prompts: Tensor) -> Tensor:
 
 
 def _prompt_pursuit(losses: Losses, prompts: Tensor) -> Tensor:
-    return by_group(attribute_scores(losses, prompts)[1], prompts)
+    return by_group(attribute_scores(losses, prompts)[1].scores, prompts)
 
 
-def attribute_scores(losses: Losses, prompts: Tensor) -> tuple[HiddenAttribute | None, Tensor]:
+def attribute_scores(losses: Losses, prompts: Tensor) -> tuple[HiddenAttribute | None, Refined]:
     """The :func:`hidden_attribute` of the losses under the empty prompt, and refined scores.
 
     Returns:
-        what was found, and float64 ``[N]``: its scores, refined prompt by prompt with all losses;
+        what was found, and its scores of N images, refined prompt by prompt with all losses;
         those of ``refined_contrast`` where there is nothing to compare between prompts.
     """
     contrast, columns = contrast_table(losses, prompts), _columns(losses, prompts)
     refined = refine(columns, _half_weighted(contrast, prompts), prompts)
-    suggestions = torch.stack([contrast.mean((1, 2)), refined], dim=1)
+    suggestions = torch.stack([contrast.mean((1, 2)), refined.scores], dim=1)
     readings = columns[:, losses.own[0].numel() :]
     found = hidden_attribute(readings, prompts, suggestions=suggestions)
     if found is None:
@@ -201,7 +201,7 @@ def attribute_scores(losses: Losses, prompts: Tensor) -> tuple[HiddenAttribute |
 
 def second_attribute_scores(
     losses: Losses, prompts: Tensor, first: Tensor
-) -> tuple[HiddenAttribute | None, Tensor]:
+) -> tuple[HiddenAttribute | None, Refined]:
     """What else goes along with the prompts, where a first attribute is known.
 
     Args:
@@ -215,7 +215,7 @@ def second_attribute_scores(
     readings = blind_readings(standardise(losses.null, prompts).flatten(1), prompts, first)
     found = hidden_attribute(readings, prompts)
     if found is None:
-        return None, torch.zeros_like(first)
+        return None, Refined(torch.zeros_like(first), torch.zeros_like(first))
     return found, refine(
         blind_readings(_columns(losses, prompts), prompts, first), found.scores, prompts
     )

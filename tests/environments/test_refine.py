@@ -39,11 +39,11 @@ def test_from_between_two_attributes_several_starts_end_at_the_clearer_and_one_d
     source = torch.Generator().manual_seed(seed)
     start = table[:, 0] + 1.5 * table[:, 1]
     start = start + 0.5 * torch.randn(COUNT, generator=source, dtype=torch.float64)
-    refined = refine(table, start, ONE_PROMPT)
+    refined = refine(table, start, ONE_PROMPT).scores
     assert _ranked(refined, clear) > 0.999
     assert _ranked(refined, other) < 0.6
     monkeypatch.setattr(refine_module, "STARTS", 1)
-    assert _ranked(refine(table, start, ONE_PROMPT), clear) < 0.6
+    assert _ranked(refine(table, start, ONE_PROMPT).scores, clear) < 0.6
 
 
 def test_a_clearer_attribute_that_the_scores_hardly_show_is_not_taken(monkeypatch) -> None:
@@ -51,9 +51,9 @@ def test_a_clearer_attribute_that_the_scores_hardly_show_is_not_taken(monkeypatc
     start = table[:, 0] + 0.45 * table[:, 1]
     assert _likeness(start, clearer) < LEAST_LIKENESS
     monkeypatch.setattr(refine_module, "FARTHEST", 4.0)  # so that some starts end there
-    assert _ranked(refine(table, start, ONE_PROMPT), wanted) > 0.99
+    assert _ranked(refine(table, start, ONE_PROMPT).scores, wanted) > 0.99
     monkeypatch.setattr(refine_module, "LEAST_LIKENESS", 0.0)
-    assert _ranked(refine(table, start, ONE_PROMPT), clearer) > 0.99
+    assert _ranked(refine(table, start, ONE_PROMPT).scores, clearer) > 0.99
 
 
 def test_refined_scores_point_as_the_scores_do_whichever_way_the_ends_point(monkeypatch) -> None:
@@ -63,7 +63,7 @@ def test_refined_scores_point_as_the_scores_do_whichever_way_the_ends_point(monk
     ends = refine_module._ends
     for sign in (1, -1):
         monkeypatch.setattr(refine_module, "_ends", lambda *given, by=sign: by * ends(*given))
-        refined = refine(table, start, prompts)
+        refined = refine(table, start, prompts).scores
         assert not torch.equal(refined, start)
         assert _ranked(refined[prompts == 0], clear[prompts == 0]) > 0.999
         assert _ranked(-refined[prompts == 1], clear[prompts == 1]) > 0.999
@@ -71,9 +71,9 @@ def test_refined_scores_point_as_the_scores_do_whichever_way_the_ends_point(monk
 
 def test_the_direction_from_a_part_of_the_images_serves_them_all(monkeypatch) -> None:
     table, _, _ = _two_attributes(0, (8.0, 3.0))
-    whole = refine(table, table[:, 0], ONE_PROMPT)
+    whole = refine(table, table[:, 0], ONE_PROMPT).scores
     monkeypatch.setattr(refine_module, "IMAGES", 600)
-    part = refine(table, table[:, 0], ONE_PROMPT)
+    part = refine(table, table[:, 0], ONE_PROMPT).scores
     assert not torch.equal(part, whole)
     assert _likeness(part, whole) > 0.99
 
@@ -81,12 +81,20 @@ def test_the_direction_from_a_part_of_the_images_serves_them_all(monkeypatch) ->
 def test_the_same_scores_are_refined_alike() -> None:
     table, _, _ = _two_attributes(0, (8.0, 3.0))
     start = table[:, 0]
-    refined = refine(table, start, ONE_PROMPT)
+    refined = refine(table, start, ONE_PROMPT).scores
     assert not torch.equal(refined, start)
-    assert torch.equal(refined, refine(table, start, ONE_PROMPT))
+    assert torch.equal(refined, refine(table, start, ONE_PROMPT).scores)
 
 
 def test_one_image_far_off_is_no_group() -> None:
     table, _, _ = _two_attributes(0, (0.0, 0.0))
     table[0] = 200.0
-    assert torch.equal(refine(table, table[:, 0], ONE_PROMPT), table[:, 0])
+    assert torch.equal(refine(table, table[:, 0], ONE_PROMPT).scores, table[:, 0])
+
+
+def test_an_end_that_is_no_clearer_is_told_and_not_taken() -> None:
+    table, _, _ = _two_attributes(0, (0.0, 0.0))
+    scores, ends = refine(table, table[:, 0], ONE_PROMPT)
+    assert torch.equal(scores, table[:, 0])
+    assert not torch.equal(ends, scores)
+    assert _likeness(ends, scores) >= LEAST_LIKENESS

@@ -182,7 +182,7 @@ def test_groups_that_are_known_are_told_by_each_half_of_the_noises_as_if_pursued
     losses = torch.randn(2000, 2, 4, generator=source) * 0.3 + 2 * probes * hidden[:, None, None]
     both = Losses(losses[..., :1], losses)
     _, refined = attribute_scores(both, prompts)
-    told = split_half_rank_correlation(both, prompts, "prompt_pursuit", refined)
+    told = split_half_rank_correlation(both, prompts, "prompt_pursuit", refined.scores)
     assert told == pytest.approx(
         split_half_rank_correlation(both, prompts, "prompt_pursuit"), abs=0.02
     )
