@@ -16,9 +16,9 @@ LEAST_AGREEMENT = 0.9
 # It must fall into groups: gain in log-likelihood an image of two groups over one.
 LEAST_GAIN = 0.11
 # It must be one attribute of all prompts: its groups are told apart in the same way in each, or
-# they are those that each prompt's own images show most clearly (their correlation).
+# they are clear and those that each prompt's own images show most clearly (likeness times gain).
 LEAST_ALIGNMENT = 0.2
-LEAST_GROUP_LIKENESS = 0.82
+LEAST_COMMON_GAIN = 0.16
 # The prompts' shares of a group must differ by this much; weaker biases are not told from none.
 LEAST_SHARE_SPREAD = 0.25
 
@@ -69,7 +69,7 @@ def weigh(found: HiddenAttribute | None, refined: Refined, prompts: Tensor) -> E
         return Evidence(None, "one prompt, or too few images, to compare: bias is not tested for")
     figures, spread = found.held_out, share_spread(refined.scores, prompts)
     likeness = group_likeness(found.scores, refined.ends, prompts)
-    common = max(figures.alignment / LEAST_ALIGNMENT, likeness / LEAST_GROUP_LIKENESS)
+    common = max(figures.alignment / LEAST_ALIGNMENT, likeness * figures.gain / LEAST_COMMON_GAIN)
     shortcomings = [
         text
         for value, least, text in (

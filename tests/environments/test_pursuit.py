@@ -215,7 +215,7 @@ def test_groups_neither_aligned_nor_those_that_each_prompt_shows_most_clearly_ar
     table, prompts, _ = _readings([0.3, 0.7])
     found = hidden_attribute(table, prompts)
     assert found is not None
-    apart = replace(found, held_out=replace(found.held_out, alignment=0.1))
+    apart = replace(found, held_out=replace(found.held_out, alignment=0.1, gain=0.2))
     assert weigh(apart, _kept(found.scores), prompts).bias_found
     elsewhere = Refined(found.scores, torch.where(prompts == 0, table[:, -1], found.scores))
     assert weigh(found, elsewhere, prompts).bias_found
