@@ -205,9 +205,16 @@ def alignments(values: Tensor, prompts: Tensor, groups: Tensor) -> Tensor:
     return (total.square().sum(0) - squares) / pairs
 
 
-def whitening_of(values: Tensor) -> Tensor:
-    """``[D, K]`` that turns centred values into uncorrelated readings of unit variance."""
-    variances, axes = torch.linalg.eigh(values.T @ values / len(values))
+def whitening_of(values: Tensor, ridge: float = 0.0) -> Tensor:
+    """``W [D, K]`` that turns centred values into uncorrelated readings of unit variance.
+
+    ``W W^T`` times a difference of two groups' means is Fisher's discriminant, with the ridge on
+    the covariance: that it is of all values instead of those within the groups changes its length
+    only.
+    """
+    covariance = values.T @ values / len(values)
+    covariance.diagonal().add_(ridge)
+    variances, axes = torch.linalg.eigh(covariance)
     kept = variances > LEAST_DEVIATION**2 * variances.max().clamp(min=1e-12)
     return axes[:, kept] / variances[kept].sqrt()
 

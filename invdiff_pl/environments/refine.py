@@ -7,7 +7,7 @@ from torch import Tensor
 
 from invdiff_pl.diffusion.draws import generator
 from invdiff_pl.environments.cuts import two_means, two_means_share
-from invdiff_pl.environments.directions import sharpen
+from invdiff_pl.environments.directions import sharpen, whitening_of
 
 # Directions that each prompt's refinement starts from, the length at most of what is added to the
 # scores' own unit direction, and rounds of cutting and projecting: most end after ten.
@@ -85,8 +85,9 @@ class _End(NamedTuple):
 
 def _clearest(values: Tensor, scores: Tensor, source: torch.Generator) -> _End | None:
     """The direction ``[D]`` of clear groups near one prompt's scores, if there is one."""
-    whitening = _ridge_whitening(values)
-    readings = (values - values.mean(0)) @ whitening
+    centred = values - values.mean(0)
+    whitening = whitening_of(centred, RIDGE)
+    readings = centred @ whitening
     cut = two_means(scores)
     upper = (scores > cut.threshold).to(readings)
     own = readings.T @ (upper - upper.mean())
@@ -129,18 +130,6 @@ def _share_by_chance(readings: Tensor, source: torch.Generator) -> float:
     return float(two_means(noise @ _ends(noise, towards / towards.norm(), source)).share.max())
 
 
-def _ridge_whitening(values: Tensor) -> Tensor:
-    """``W [D, D]``; Fisher's discriminant with the ridge is ``W W^T`` times a difference of means.
-
-    Of all values instead of those within the parts: that changes its length only.
-    """
-    centred = values - values.mean(0)
-    covariance = centred.T @ centred / len(values)
-    covariance.diagonal().add_(RIDGE)
-    variances, axes = torch.linalg.eigh(covariance)
-    return axes / variances.sqrt()
-
-
 def discriminant(table: Tensor, scores: Tensor, prompts: Tensor, assignments: Tensor) -> Tensor:
     """Project each prompt's images on the direction that tells its two environments apart best.
 
@@ -165,11 +154,9 @@ def discriminant(table: Tensor, scores: Tensor, prompts: Tensor, assignments: Te
         values, upper = table[rows], assignments[rows] == 1
         if len(rows) < LEAST_IMAGES * width or upper.sum() < 2 or (~upper).sum() < 2:
             continue
-        means = values[~upper].mean(0), values[upper].mean(0)
-        residuals = values - torch.where(upper[:, None], means[1], means[0])
-        covariance = residuals.T @ residuals / len(rows)
-        ridge = RIDGE * torch.eye(width, dtype=table.dtype)
-        projected = values @ torch.linalg.solve(covariance + ridge, means[1] - means[0])
+        whitening = whitening_of(values - values.mean(0), RIDGE)
+        towards = values[upper].mean(0) - values[~upper].mean(0)
+        projected = values @ (whitening @ (whitening.T @ towards))
         if two_means_share(projected) > max(CLEAR_SHARE, float(two_means_share(scores[rows]))):
             refined[rows] = (projected - projected.mean()) / projected.std()
     return refined
