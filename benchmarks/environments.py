@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 import invdiff_pl.environments
-from invdiff_pl.cli import data_module
+from invdiff_pl.cli import build, data_module
+from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.diffusion.draws import generator
 from invdiff_pl.environments.assignment import METHODS, assign
 from invdiff_pl.environments.evidence import weigh
@@ -138,13 +140,13 @@ def losses_of(flags: list[str], output: Path, seed: int, options: argparse.Names
 
 def of_run(run_dir: Path, resamplings: int) -> dict[str, Any]:
     """The figures of a finished run, from the losses that its environment stage left."""
-    config = read_json(run_dir / "environments" / "stage.json")["config"]
-    name, seed = config["experiment"]["name"], config["seed_everything"]
-    ratio = config["data"]["init_args"].get("ratio")
-    files = [f"experiments/{name}.yaml", "experiments/base.yaml", "experiments/scales/mini.yaml"]
-    flags = [f"--experiment.run_dir={run_dir}", f"--seed_everything={seed}"]
-    flags += [f"--data.ratio={ratio}"] if ratio else []
-    data = data_module([*(f"--config={file}" for file in files), *flags])
+    # With all flags that the run was given, such as the ratio of its split.
+    config = run_dir / "environments" / "config.yaml"
+    settings = OmegaConf.load(config)
+    name, seed = settings.experiment.name, settings.seed_everything
+    ratio = settings.data.init_args.get("ratio")
+    data = build(["predict", f"--config={config}", "--trainer.logger=false"]).datamodule
+    assert isinstance(data, BiasedDataModule)
     prompts, attributes = data.labels("train")
     assert attributes is not None
     tensors = read_tensors(run_dir / "environments" / "environments.safetensors", "rerun")
