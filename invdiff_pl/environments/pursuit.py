@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.diffusion.draws import generator
-from invdiff_pl.environments.cuts import prompt_means, upper_groups
+from invdiff_pl.environments.cuts import prompt_means
 from invdiff_pl.environments.directions import (
     Direction,
     candidates,
@@ -100,26 +100,3 @@ def hidden_attribute(
         held_out=found[best],
         agreement=float(likeness[other_half].max()),
     )
-
-
-def blind_readings(table: Tensor, prompts: Tensor, scores: Tensor) -> Tensor:
-    """Readings that do not tell an attribute that is known: what else goes along with the prompts?
-
-    Uncorrelated combinations of the readings, orthogonal to the one that tells the groups of the
-    scores apart: in what is left the groups have the same means, pooled over prompts.
-
-    Args:
-        table: readings ``[N, D]``.
-        prompts: int64 ``[N]``.
-        scores: ``[N]``, turned alike in all prompts.
-
-    Returns:
-        float64 ``[N, K]``, of mean 0 in every prompt, K less than D.
-    """
-    values = table.double()
-    centred = values - prompt_means(values, prompts)[prompts]
-    white = centred @ whitening_of(centred)
-    upper = upper_groups(scores, prompts).double()
-    towards = white.T @ (upper - prompt_means(upper, prompts)[prompts])
-    others = torch.linalg.svd(towards[:, None], full_matrices=True).U[:, 1:]
-    return white @ others
