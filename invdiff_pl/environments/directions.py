@@ -243,7 +243,7 @@ def _climb(readings: Tensor, prompts: Tensor, start: Tensor, share_power: float)
 def _log_share(scores: Tensor, prompts: Tensor) -> Tensor:
     """Logarithm of the share that the best cut explains, averaged over images, ``[C]``.
 
-    With the cut held fixed it has the same gradient, since the cut is the best one.
+    The cut changes by whole images only, so it is held fixed in the gradient.
 
     Args:
         scores: ``[N, C]``, of mean 0 in every prompt.
