@@ -23,6 +23,7 @@ from torch import Tensor
 from invdiff_pl.diffusion.draws import generator
 from invdiff_pl.environments.cuts import prompt_means
 from invdiff_pl.environments.directions import (
+    SHARPENINGS,
     Direction,
     candidates,
     measured,
@@ -91,12 +92,23 @@ def hidden_attribute(
     scores = centred @ torch.stack([direction.weights for direction in found], dim=1)
     likeness = torch.corrcoef(scores.T)[best].abs()
     other_half = torch.tensor([origin != origins[best] for origin in origins])
-    whitening = whitening_of(centred)
-    start = torch.linalg.lstsq(whitening, found[best].weights[:, None]).solution
-    final = whitening @ sharpen(centred @ whitening, start, numbers)
-    projected = table.double() @ final
+    projected = table.double() @ _sharpened(values, numbers, found[best].weights)
     return HiddenAttribute(
-        scores=(projected - prompt_means(projected, prompts)[prompts])[:, 0],
+        scores=projected - prompt_means(projected, prompts)[prompts],
         held_out=found[best],
         agreement=float(likeness[other_half].max()),
     )
+
+
+def _sharpened(values: Tensor, prompts: Tensor, weights: Tensor) -> Tensor:
+    """The direction ``[D]``, sharpened on all images as long as that adds to the evidence.
+
+    Sharpening follows the prompts whose groups are clear, and may lose those of another.
+    """
+    centred = values - prompt_means(values, prompts)[prompts]
+    whitening = whitening_of(centred)
+    steps = [torch.linalg.lstsq(whitening, weights[:, None]).solution]
+    for _ in range(SHARPENINGS):
+        steps.append(sharpen(centred @ whitening, steps[-1], prompts, rounds=1))
+    directions = measured(values, prompts, whitening @ torch.cat(steps, dim=1))
+    return max(directions, key=lambda direction: direction.evidence).weights

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from invdiff_pl.environments import pursuit
 from invdiff_pl.environments.cuts import best_cut, prompt_means
-from invdiff_pl.environments.directions import _log_share, alignments, skew_spread, suggested
+from invdiff_pl.environments.directions import (
+    SHARPENINGS,
+    _log_share,
+    alignments,
+    skew_spread,
+    suggested,
+)
 from invdiff_pl.environments.evidence import group_likeness, share_spread, weigh
 from invdiff_pl.environments.pursuit import hidden_attribute
 from invdiff_pl.environments.refine import Refined
@@ -168,6 +175,19 @@ def test_a_few_images_against_a_bias_of_99_percent_are_found_if_another_score_hi
     told = weigh(found, _kept(found.scores), prompts)
     assert told.bias_found
     assert told.share_spread == pytest.approx(0.98, abs=0.02)
+
+
+def test_sharpening_that_loses_the_groups_is_not_followed(monkeypatch) -> None:
+    table, prompts, hidden = _readings([0.3, 0.7])
+    # From one random direction to the next.
+    lost = list(
+        torch.randn(SHARPENINGS, 10, 1, generator=torch.Generator().manual_seed(0)).double()
+    )
+    monkeypatch.setattr(pursuit, "sharpen", lambda *_given, **_named: lost.pop())
+    found = hidden_attribute(table, prompts)
+    assert found is not None
+    assert not lost
+    assert _agreement(found.scores, prompts, hidden) > 0.85
 
 
 def test_groups_of_any_sign_in_a_prompt_suggest_their_common_direction() -> None:
