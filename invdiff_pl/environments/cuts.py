@@ -1,13 +1,21 @@
 """Means by prompt, and cutting values in two: where, and how clearly they fall into groups."""
 
+from math import pi
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# Share of its variance that the best cut of a normal distribution explains, 2 / pi.
-NORMAL_SHARE = 2 / torch.pi
+# How much the entropy of the groups' shares counts against a cut. With none (two-means) a few
+# images far from all others are not cut off: there is more variance to explain by halving the
+# others. With all of it, as in the likelihood of two groups, a cut would take the outermost values
+# off a normal distribution; up to 0.73 it goes through the middle of one.
+ENTROPY_WEIGHT = 0.5
+# What the cut through the middle of a normal distribution leaves: it explains 2 / pi.
+NORMAL_UNEXPLAINED = (1 - 2 / pi) * 2 ** (2 * ENTROPY_WEIGHT)
+# A prompt without groups counts as if it gained this in a direction that prompts share.
+LEAST_GAINED = 0.02
 
 
 def prompt_means(values: Tensor, prompts: Tensor) -> Tensor:
@@ -22,24 +30,36 @@ def prompt_means(values: Tensor, prompts: Tensor) -> Tensor:
     return sums / counts.reshape(-1, *[1] * (values.dim() - 1))
 
 
+def cells_of(prompts: Tensor, values: Tensor) -> Tensor:
+    """Numbers without gaps of the pairs of prompt and attribute value, int64 ``[N]``."""
+    return torch.stack([prompts, values]).unique(dim=1, return_inverse=True)[1]
+
+
 class Cut(NamedTuple):
-    """The best cut in two of each column, by variance explained (two-means).
+    """The best cut in two of each column.
 
     Attributes:
-        share: of the variance that the cut explains, float64 ``[...]`` in [0, 1]: about 0.64 for
-            normal values, towards 1 the more clearly there are two groups; 0 where the values do
-            not vary.
+        clarity: how clearly the values fall into two groups, float64 ``[...]``: by which part the
+            cut leaves less unexplained than one through the middle of normal values does, see
+            :func:`best_cut`. About 0 for these, towards 1 the more clearly there are two groups, of
+            any size; 0 where the values do not vary.
+        share: of the variance that the cut explains, float64 ``[...]`` in [0, 1].
         threshold: values above it are the upper group, float64 ``[...]``.
         upper: share of the values in the upper group, float64 ``[...]``.
     """
 
+    clarity: Tensor
     share: Tensor
     threshold: Tensor
     upper: Tensor
 
 
-def two_means(values: Tensor) -> Cut:
+def best_cut(values: Tensor) -> Cut:
     """The best cut of each column into two groups, exactly, by sorting.
+
+    By the classification likelihood of two normal groups of the same variance and of their own
+    shares ``p`` (Symons 1981), with the term of the shares weighed by half: what is left
+    unexplained, ``(1 - share of variance explained) exp(2 ENTROPY_WEIGHT H(p))``, is smallest.
 
     Args:
         values: ``[n, ...]``; each column is cut by itself.
@@ -47,20 +67,25 @@ def two_means(values: Tensor) -> Cut:
     count = len(values)
     if count < 2:
         nothing = values.new_zeros(values.shape[1:], dtype=torch.float64)
-        return Cut(nothing, nothing, nothing)
+        return Cut(nothing, nothing, nothing, nothing)
     # numpy sorts rows an order of magnitude faster than torch sorts columns.
     columns = values.double().reshape(count, -1).T
     ordered = torch.from_numpy(np.sort(columns.numpy(), axis=1))
     centred = ordered - ordered.mean(1, keepdim=True)
     below = centred.cumsum(1)[:, :-1]
     sizes = torch.arange(1, count, dtype=torch.float64)
-    between = below.square() * count / (sizes * (count - sizes))
-    best, where = between.max(1)
     total = centred.square().sum(1)
-    share = best / total.clamp(min=torch.finfo(torch.float64).tiny)
+    varying = total > 1e-12
+    tiny = torch.finfo(torch.float64).tiny
+    shares = below.square() * count / (sizes * (count - sizes)) / total.clamp(min=tiny)[:, None]
+    part = sizes / count
+    entropy = -(part * part.log() + (1 - part) * (1 - part).log())
+    unexplained = (1 - shares).clamp(min=0) * (2 * ENTROPY_WEIGHT * entropy).exp()
+    least, where = unexplained.min(1)
     edges = ordered.gather(1, torch.stack([where, where + 1], dim=1))
     cut = Cut(
-        share=torch.where(total > 1e-12, share, 0.0),
+        clarity=torch.where(varying, 1 - least / NORMAL_UNEXPLAINED, 0.0),
+        share=torch.where(varying, shares.gather(1, where[:, None])[:, 0], 0.0),
         threshold=edges.mean(1),
         upper=1 - (where + 1).double() / count,
     )
@@ -75,18 +100,17 @@ def cut_by_prompt(values: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
         prompts: int64 ``[N]``.
 
     Returns:
-        which images lie above their prompt's cut, bool of the shape of the values; and the share of
-        variance that the cut explains in each prompt that has images, in order, float64
-        ``[P, ...]``.
+        which images lie above their prompt's cut, bool of the shape of the values; and the clarity
+        of each prompt's groups, float64 ``[P, ...]``, 0 for a prompt without images.
     """
     upper = torch.zeros_like(values, dtype=torch.bool)
-    shares = []
+    clarity = values.new_zeros((int(prompts.max()) + 1, *values.shape[1:]), dtype=torch.float64)
     for prompt in prompts.unique().tolist():
         rows = (prompts == prompt).nonzero().squeeze(1)
-        cut = two_means(values[rows])
+        cut = best_cut(values[rows])
         upper[rows] = values[rows] > cut.threshold
-        shares.append(cut.share)
-    return upper, torch.stack(shares)
+        clarity[prompt] = cut.clarity
+    return upper, clarity
 
 
 def upper_groups(values: Tensor, prompts: Tensor) -> Tensor:
@@ -94,6 +118,23 @@ def upper_groups(values: Tensor, prompts: Tensor) -> Tensor:
     return cut_by_prompt(values, prompts)[0]
 
 
-def two_means_share(values: Tensor) -> Tensor:
-    """Share of the variance that the best cut into two groups explains, see :class:`Cut`."""
-    return two_means(values).share
+def grouping(values: Tensor, prompts: Tensor) -> Tensor:
+    """Groups of each prompt's values, of mean 0 and weighed by how clear they are.
+
+    Where a prompt's values do not fall into groups a cut goes through their middle: as many images
+    on either side, of no meaning. That must not outweigh the few that another prompt sets apart.
+
+    Args:
+        values: ``[N, C]``.
+        prompts: int64 ``[N]``.
+
+    Returns:
+        float64 ``[N, C]``: 1 above the best cut, 0 below, less the prompt's mean, times what the
+        cut gains in log-likelihood an image, ``-log(1 - clarity) / 2``, at least
+        :data:`LEAST_GAINED`.
+    """
+    upper, clarity = cut_by_prompt(values, prompts)
+    groups = upper.double()
+    gained = -0.5 * (1 - clarity).clamp(min=torch.finfo(torch.float64).eps).log()
+    weights = gained.clamp(min=LEAST_GAINED)
+    return (groups - prompt_means(groups, prompts)[prompts]) * weights[prompts]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.diffusion.draws import generator
-from invdiff_pl.environments.cuts import NORMAL_SHARE, cut_by_prompt, prompt_means, upper_groups
+from invdiff_pl.environments.cuts import cut_by_prompt, grouping, prompt_means, upper_groups
 from invdiff_pl.environments.mixture import fit_mixture, mixture_gains
 
 # Random directions to start from, by the power of the share that a cut explains beside the spread
@@ -36,10 +36,10 @@ class Direction:
 
     Attributes:
         weights: float64 ``[D]``; the scores are ``(table - prompt means) @ weights``.
-        clarity: share of variance that a cut in two explains, less that of a normal distribution,
-            in the less clear prompts; above 0 if there are groups.
+        clarity: of the groups by the best cut, see :class:`~invdiff_pl.environments.cuts.Cut`, in
+            the less clear prompts; above 0 if there are groups.
         gain: in log-likelihood an image, of a mixture of two groups over one, in the less clear
-            prompts: tells a small group, which explains little variance.
+            prompts.
         likelihood_ratio: twice the gain in log-likelihood of a mixture in prompts' own
             proportions over one in equal proportions.
         alignment: mean cosine, over pairs of prompts, of what tells the groups apart in all white
@@ -108,7 +108,8 @@ def suggested(readings: Tensor, prompts: Tensor, scores: Tensor) -> Tensor:
     """Directions that tell the groups of other scores, whichever way those point in a prompt.
 
     What is unusual for one prompt may be usual for another. So each prompt's groups have a
-    direction of their own, and these are turned to agree with their leading common axis.
+    direction of their own, and these are turned to agree with their leading common axis, by how
+    clear the groups are.
 
     Args:
         readings: white ``[N, K]``.
@@ -118,11 +119,9 @@ def suggested(readings: Tensor, prompts: Tensor, scores: Tensor) -> Tensor:
     Returns:
         float64 ``[K, S]``.
     """
-    upper = upper_groups(scores, prompts).double()
-    centred = upper - prompt_means(upper, prompts)[prompts]
     weights = (prompts.bincount() / len(prompts)).double()
     columns = []
-    for column in centred.T:
+    for column in grouping(scores, prompts).T:
         # [P, K]: covariances of the readings with the groups, by prompt.
         own = prompt_means(readings * column[:, None], prompts) * weights[:, None]
         axis = torch.linalg.svd(own, full_matrices=False).Vh[0]
@@ -135,11 +134,11 @@ def measured(values: Tensor, prompts: Tensor, weights: Tensor) -> list[Direction
     prompts = prompts.unique(return_inverse=True)[1]
     scores = values @ weights
     scores = scores - prompt_means(scores, prompts)[prompts]
-    upper, shares = cut_by_prompt(scores, prompts)
+    upper, clarity = cut_by_prompt(scores, prompts)
     groups = upper.double()
     start = torch.stack([1 - groups, groups], dim=2)
     figures = (
-        less_clear(shares, prompts) - NORMAL_SHARE,
+        less_clear(clarity, prompts),
         less_clear(mixture_gains(scores, prompts, start), prompts),
         likelihood_ratios(scores, prompts, start),
         alignments(values, prompts, groups),
@@ -244,7 +243,7 @@ def _climb(readings: Tensor, prompts: Tensor, start: Tensor, share_power: float)
 def _log_share(scores: Tensor, prompts: Tensor) -> Tensor:
     """Logarithm of the share that the best cut explains, averaged over images, ``[C]``.
 
-    With the cut held fixed it has the same gradient, since the cut is the best one.
+    The cut changes by whole images only, so it is held fixed in the gradient.
 
     Args:
         scores: ``[N, C]``, of mean 0 in every prompt.
@@ -263,11 +262,11 @@ def sharpen(
 ) -> Tensor:
     """Cut each prompt's scores in two and take the pooled discriminant of the parts, in turn.
 
-    The readings are white, so Fisher's discriminant is their covariance with the parts.
+    The readings are white, so Fisher's discriminant is their covariance with the parts; prompts
+    count by how clear theirs are.
     """
     for _ in range(rounds):
-        upper = upper_groups(readings @ directions, prompts).double()
-        directions = readings.T @ (upper - prompt_means(upper, prompts)[prompts])
+        directions = readings.T @ grouping(readings @ directions, prompts)
         directions = directions / directions.norm(dim=0).clamp(min=1e-12)
     return directions
 

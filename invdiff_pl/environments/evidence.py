@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
-from invdiff_pl.environments.cuts import prompt_means, two_means, upper_groups
+from invdiff_pl.environments.cuts import cells_of, prompt_means, upper_groups
 from invdiff_pl.environments.directions import less_clear
 from invdiff_pl.environments.pursuit import HiddenAttribute
 from invdiff_pl.environments.refine import Refined
@@ -17,8 +18,8 @@ LEAST_AGREEMENT = 0.9
 LEAST_GAIN = 0.11
 # It must be one attribute of all prompts: its groups are told apart in the same way in each, or
 # they are clear and those that each prompt's own images show most clearly (likeness times gain).
-LEAST_ALIGNMENT = 0.2
-LEAST_COMMON_GAIN = 0.16
+LEAST_ALIGNMENT = 0.25
+LEAST_COMMON_GAIN = 0.2
 # The prompts' shares of a group must differ by this much; weaker biases are not told from none.
 LEAST_SHARE_SPREAD = 0.25
 
@@ -57,18 +58,23 @@ class Evidence:
         return asdict(self)
 
 
-def weigh(found: HiddenAttribute | None, refined: Refined, prompts: Tensor) -> Evidence:
+def weigh(
+    found: HiddenAttribute | None, refined: Refined, prompts: Tensor, values: Tensor | None = None
+) -> Evidence:
     """Judge what the pursuit found.
 
     Args:
         found: its result; ``None`` if there was nothing to compare.
         refined: its scores of all images, refined.
         prompts: int64 ``[N]``.
+        values: int64 ``[N]``, of an attribute that is known, where another was sought with each
+            prompt's images of either value as a prompt of their own.
     """
     if found is None:
         return Evidence(None, "one prompt, or too few images, to compare: bias is not tested for")
-    figures, spread = found.held_out, share_spread(refined.scores, prompts)
-    likeness = group_likeness(found.scores, refined.ends, prompts)
+    figures, spread = found.held_out, share_spread(refined.scores, prompts, values)
+    cells = prompts if values is None else cells_of(prompts, values)
+    likeness = group_likeness(found.scores, refined.ends, cells)
     common = max(figures.alignment / LEAST_ALIGNMENT, likeness * figures.gain / LEAST_COMMON_GAIN)
     shortcomings = [
         text
@@ -118,11 +124,29 @@ def group_likeness(first: Tensor, second: Tensor, prompts: Tensor) -> float:
     return float(less_clear(likenesses[:, None], prompts))
 
 
-def share_spread(scores: Tensor, prompts: Tensor) -> float:
-    """Twice the standard deviation over prompts, by size, of the share above the best cut."""
-    counts = prompts.bincount().double()
-    weights = counts / counts.sum()
-    shares = torch.zeros(len(counts), dtype=torch.float64)
-    for prompt in prompts.unique().tolist():
-        shares[prompt] = two_means(scores[prompts == prompt]).upper
-    return 2 * float((weights * (shares - (weights * shares).sum()).square()).sum().sqrt())
+def share_spread(scores: Tensor, prompts: Tensor, values: Tensor | None = None) -> float:
+    """By how much the prompts differ in the share of images above the best cut.
+
+    Args:
+        scores: ``[N]``, turned alike in all prompts.
+        prompts: int64 ``[N]``.
+        values: int64 ``[N]``, of an attribute that is known: each prompt's images of either value
+            are cut by themselves, and prompts compared at the same value: the shares are taken to
+            be a prompt's part plus a value's, by least squares.
+
+    Returns:
+        twice the standard deviation over prompts, by size.
+    """
+    prompts = prompts.unique(return_inverse=True)[1]
+    values = torch.zeros_like(prompts) if values is None else values
+    cells = cells_of(prompts, values)
+    shares = prompt_means(upper_groups(scores, cells).double(), cells)
+    prompt_of, value_of = (torch.zeros_like(cells.bincount()).index_put((cells,), each)
+                           for each in (prompts, values))  # fmt: skip
+    design = torch.cat([one_hot(prompt_of), one_hot(value_of)], dim=1).double()
+    weights = cells.bincount().double().sqrt()
+    solved = torch.linalg.lstsq(
+        design * weights[:, None], (shares * weights)[:, None], driver="gelsd"
+    )
+    parts = solved.solution[prompts, 0]
+    return 2 * float(parts.std(correction=0))

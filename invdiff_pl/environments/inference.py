@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from invdiff_pl.environments.assignment import Assignment, assign, cross
+from invdiff_pl.environments.cuts import cells_of, upper_groups
 from invdiff_pl.environments.evidence import Evidence, weigh
 from invdiff_pl.environments.partition import partition
 from invdiff_pl.environments.refine import by_group
@@ -12,7 +13,6 @@ from invdiff_pl.environments.scores import (
     Losses,
     attribute_scores,
     score,
-    second_attribute_scores,
     split_half_rank_correlation,
     standardise,
 )
@@ -28,9 +28,10 @@ class Settings:
 
     Attributes:
         score: name of the score, see :data:`invdiff_pl.environments.scores.SCORES`.
-        groups: number of environments; ``None`` chooses from 2 to 4. With 4,
-            ``prompt_pursuit`` looks for a second attribute beside the first; where the evidence for
-            it stands the same test, the environments are the four pairs of both attributes' groups.
+        groups: number of environments; ``None`` chooses from 2 to 4. With 4 or ``None``,
+            ``prompt_pursuit`` looks for a second attribute within the first one's groups; where the
+            evidence for it stands the same test, the environments are the four pairs of both
+            attributes' groups.
         partition: see :func:`invdiff_pl.environments.assignment.assign`.
         objective: see :func:`invdiff_pl.environments.partition.partition`.
         minimum_share: least share of a prompt's images in an environment.
@@ -47,7 +48,7 @@ class Settings:
     @property
     def seeks_second(self) -> bool:
         """Whether two cuts, of two attributes, may be crossed."""
-        crossed = self.groups == 4 and self.partition in ("exact", "mixture")
+        crossed = self.groups in (4, None) and self.partition in ("exact", "mixture")
         return crossed and self.score == "prompt_pursuit"
 
 
@@ -95,25 +96,60 @@ def infer(losses: Losses, prompts: Tensor, settings: Settings) -> Inferred:
     scores = (
         by_group(refined.scores, prompts) if pursued else score(losses, prompts, settings.score)
     )
-    groups, criteria = _groups(scores, prompts, settings)
     table = standardise(losses.null, prompts).flatten(1)
-    result, soft = _environments(scores, prompts, groups, table, settings)
-    second, second_scores = None, None
+    second, second_scores, crossed = None, None, None
     if settings.seeks_second and evidence.bias_found:
-        other, others = second_attribute_scores(losses, prompts, refined.scores)
-        second = weigh(other, others, prompts)
-        if second.bias_found:
-            second_scores = by_group(others.scores, prompts)
-            pairs = [
-                _environments(each, prompts, 2, table, settings) for each in (scores, second_scores)
-            ]
-            result = cross(*(replace(hard, memberships=members) for hard, members in pairs))
-            groups, soft, criteria = 4, result.memberships, None
+        first = _environments(scores, prompts, 2, table, settings)
+        values = upper_groups(refined.scores, prompts).long()
+        second, second_scores, crossed = _crossed(losses, prompts, values, first, table, settings)
+    if crossed is not None:
+        result, soft, groups, criteria = crossed, crossed.memberships, 4, None
+    else:
+        groups, criteria = _groups(scores, prompts, settings)
+        result, soft = _environments(scores, prompts, groups, table, settings)
     known = refined.scores if pursued and found is not None else None
     split_half = split_half_rank_correlation(losses, prompts, settings.score, known)
     return Inferred(
         scores, second_scores, result, soft, groups, criteria, evidence, second, split_half
     )
+
+
+def _crossed(
+    losses: Losses,
+    prompts: Tensor,
+    values: Tensor,
+    first: tuple[Assignment, Tensor],
+    table: Tensor,
+    settings: Settings,
+) -> tuple[Evidence, Tensor | None, Assignment | None]:
+    """A second attribute within the values of a first one, and environments of both.
+
+    A prompt's images of either value count as a prompt of their own, and are compared with other
+    prompts' images of that value. So nothing of the first attribute is left, and what only one of
+    its values shows, such as the kind of water, does not look as if it went along with the prompts.
+
+    Args:
+        losses: of N images.
+        prompts: int64 ``[N]``.
+        values: 0 or 1, int64 ``[N]``: of the first attribute, the same in all prompts.
+        first: its environments, and memberships by a mixture.
+        table: standardised losses under the empty prompt, ``[N, D]``.
+        settings: how.
+
+    Returns:
+        the evidence for it; its scores and the pairs of both attributes' groups, if it stands the
+        test.
+    """
+    hard, memberships = first
+    cells = cells_of(prompts, values)
+    found, refined = attribute_scores(losses, cells)
+    evidence = weigh(found, refined, prompts, values)
+    if not evidence.bias_found:
+        return evidence, None, None
+    scores = by_group(refined.scores, cells, families=prompts)
+    other, others = _environments(scores, cells, 2, table, settings)
+    pair = (replace(hard, memberships=memberships), replace(other, memberships=others))
+    return evidence, scores, cross(*pair)
 
 
 def _environments(

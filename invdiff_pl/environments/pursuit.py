@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.diffusion.draws import generator
-from invdiff_pl.environments.cuts import prompt_means, upper_groups
+from invdiff_pl.environments.cuts import prompt_means
 from invdiff_pl.environments.directions import (
+    SHARPENINGS,
     Direction,
     candidates,
     measured,
@@ -91,35 +92,23 @@ def hidden_attribute(
     scores = centred @ torch.stack([direction.weights for direction in found], dim=1)
     likeness = torch.corrcoef(scores.T)[best].abs()
     other_half = torch.tensor([origin != origins[best] for origin in origins])
-    whitening = whitening_of(centred)
-    start = torch.linalg.lstsq(whitening, found[best].weights[:, None]).solution
-    final = whitening @ sharpen(centred @ whitening, start, numbers)
-    projected = table.double() @ final
+    projected = table.double() @ _sharpened(values, numbers, found[best].weights)
     return HiddenAttribute(
-        scores=(projected - prompt_means(projected, prompts)[prompts])[:, 0],
+        scores=projected - prompt_means(projected, prompts)[prompts],
         held_out=found[best],
         agreement=float(likeness[other_half].max()),
     )
 
 
-def blind_readings(table: Tensor, prompts: Tensor, scores: Tensor) -> Tensor:
-    """Readings that do not tell an attribute that is known: what else goes along with the prompts?
+def _sharpened(values: Tensor, prompts: Tensor, weights: Tensor) -> Tensor:
+    """The direction ``[D]``, sharpened on all images as long as that adds to the evidence.
 
-    Uncorrelated combinations of the readings, orthogonal to the one that tells the groups of the
-    scores apart: in what is left the groups have the same means, pooled over prompts.
-
-    Args:
-        table: readings ``[N, D]``.
-        prompts: int64 ``[N]``.
-        scores: ``[N]``, turned alike in all prompts.
-
-    Returns:
-        float64 ``[N, K]``, of mean 0 in every prompt, K less than D.
+    Sharpening follows the prompts whose groups are clear, and may lose those of another.
     """
-    values = table.double()
     centred = values - prompt_means(values, prompts)[prompts]
-    white = centred @ whitening_of(centred)
-    upper = upper_groups(scores, prompts).double()
-    towards = white.T @ (upper - prompt_means(upper, prompts)[prompts])
-    others = torch.linalg.svd(towards[:, None], full_matrices=True).U[:, 1:]
-    return white @ others
+    whitening = whitening_of(centred)
+    steps = [torch.linalg.lstsq(whitening, weights[:, None]).solution]
+    for _ in range(SHARPENINGS):
+        steps.append(sharpen(centred @ whitening, steps[-1], prompts, rounds=1))
+    directions = measured(values, prompts, whitening @ torch.cat(steps, dim=1))
+    return max(directions, key=lambda direction: direction.evidence).weights

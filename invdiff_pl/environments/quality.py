@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from invdiff_pl.environments.cuts import two_means
+from invdiff_pl.environments.cuts import best_cut
 
 
 def conflicting(prompts: Tensor, attributes: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def environment_report(
             "risks": [group_risks(losses, member) for member in members],
         }
         if here.any():
-            entry["two_groups_explain"] = float(two_means(scores[here]).share)
+            entry["two_groups_explain"] = float(best_cut(scores[here]).share)
             if memberships is not None:
                 entry["confidence"] = float(memberships[here].max(1).values.mean())
             if positives is not None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.diffusion.draws import generator
-from invdiff_pl.environments.cuts import two_means, two_means_share
+from invdiff_pl.environments.cuts import best_cut, prompt_means, upper_groups
 from invdiff_pl.environments.directions import sharpen, whitening_of
 
 # Directions that each prompt's refinement starts from, the length at most of what is added to the
@@ -17,15 +17,15 @@ ROUNDS = 20
 # Correlation with the scores started from, below which the direction is of something else.
 LEAST_LIKENESS = 0.5
 # Share of a prompt's images, of a group that is no group but outliers.
-LEAST_GROUP = 0.01
+LEAST_GROUP = 0.005
 # Of what the clearest groups found in normal values leave unexplained, what clear groups may leave.
 LESS_UNEXPLAINED = 0.85
 # Images of a prompt that directions are sought among; more would not make them better.
 IMAGES = 20_000
 # Ridge against unit variance.
 RIDGE = 0.1
-# What a discriminant of given groups must explain by one cut; normal values reach 0.64.
-CLEAR_SHARE = 0.68
+# Clarity that a discriminant of given groups must have; normal values reach 0.
+CLEAR = 0.12
 # Images to each column below which a covariance would only fit noise.
 LEAST_IMAGES = 5
 
@@ -88,26 +88,26 @@ def _clearest(values: Tensor, scores: Tensor, source: torch.Generator) -> _End |
     centred = values - values.mean(0)
     whitening = whitening_of(centred, RIDGE)
     readings = centred @ whitening
-    cut = two_means(scores)
+    cut = best_cut(scores)
     upper = (scores > cut.threshold).to(readings)
     own = readings.T @ (upper - upper.mean())
     if own.norm() == 0:
         return None
     directions = _ends(readings, own / own.norm(), source)
     ends = readings @ directions
-    found = two_means(ends)
+    found = best_cut(ends)
     likeness = torch.corrcoef(torch.cat([scores[:, None], ends], dim=1).T)[0, 1:]
     alike = likeness.abs() >= LEAST_LIKENESS
     large = torch.minimum(found.upper, 1 - found.upper) >= LEAST_GROUP
-    unexplained = (1 - found.share).clamp(min=torch.finfo(found.share.dtype).eps)
+    unexplained = (1 - found.clarity).clamp(min=torch.finfo(found.clarity.dtype).eps)
     merit = torch.where(alike & large, likeness.square() / unexplained, 0.0)
     best = int(merit.argmax())
     if merit[best] == 0:
         return None
-    by_chance = 1 - LESS_UNEXPLAINED * (1 - _share_by_chance(readings, source))
+    by_chance = 1 - LESS_UNEXPLAINED * (1 - _clarity_by_chance(readings, source))
     return _End(
         weights=whitening @ directions[:, best] * likeness[best].sign(),
-        clearer=bool(found.share[best] > max(float(cut.share), by_chance)),
+        clearer=bool(found.clarity[best] > max(float(cut.clarity), by_chance)),
     )
 
 
@@ -119,15 +119,15 @@ def _ends(readings: Tensor, towards: Tensor, source: torch.Generator) -> Tensor:
     return sharpen(readings, towards[:, None] + aside, one_prompt, ROUNDS)
 
 
-def _share_by_chance(readings: Tensor, source: torch.Generator) -> float:
-    """What the clearest end explains by one cut where there are no groups: in normal readings.
+def _clarity_by_chance(readings: Tensor, source: torch.Generator) -> float:
+    """How clear the clearest end is where there are no groups: in normal readings.
 
     The fewer images to a reading, the more clearly can these be made to fall into two.
     """
     noise = torch.randn(readings.shape, generator=source, dtype=readings.dtype)
     noise = noise - noise.mean(0)
     towards = torch.randn(readings.shape[1], generator=source, dtype=readings.dtype)
-    return float(two_means(noise @ _ends(noise, towards / towards.norm(), source)).share.max())
+    return float(best_cut(noise @ _ends(noise, towards / towards.norm(), source)).clarity.max())
 
 
 def discriminant(table: Tensor, scores: Tensor, prompts: Tensor, assignments: Tensor) -> Tensor:
@@ -157,28 +157,36 @@ def discriminant(table: Tensor, scores: Tensor, prompts: Tensor, assignments: Te
         whitening = whitening_of(values - values.mean(0), RIDGE)
         towards = values[upper].mean(0) - values[~upper].mean(0)
         projected = values @ (whitening @ (whitening.T @ towards))
-        if two_means_share(projected) > max(CLEAR_SHARE, float(two_means_share(scores[rows]))):
+        own = float(best_cut(scores[rows]).clarity)
+        if best_cut(projected).clarity > max(CLEAR, own):
             refined[rows] = (projected - projected.mean()) / projected.std()
     return refined
 
 
-def by_group(scores: Tensor, prompts: Tensor) -> Tensor:
+def by_group(scores: Tensor, prompts: Tensor, families: Tensor | None = None) -> Tensor:
     """Scores shifted, scaled and turned so that all prompts can be compared.
+
+    Args:
+        scores: ``[N]``.
+        prompts: int64 ``[N]``.
+        families: int64 ``[N]``, of prompts whose scores are turned alike, by which of the upper and
+            the lower group is the smaller in all of them; each prompt by itself if not given.
 
     Returns:
         float64 ``[N]``: of each prompt's two groups (by the best cut) the larger has mean 0, the
         smaller mean 1. 0 where a prompt's scores do not vary.
     """
+    families = prompts if families is None else families
+    upper = upper_groups(scores.double(), prompts)
+    turned_down = prompt_means(upper.double(), families)[families] > 0.5
     turned = torch.zeros_like(scores, dtype=torch.float64)
     for prompt in prompts.unique().tolist():
-        rows = prompts == prompt
-        values = scores[rows].double()
-        cut = two_means(values)
-        if cut.share == 0:
+        rows = (prompts == prompt).nonzero().squeeze(1)
+        values, above = scores[rows].double(), upper[rows]
+        if not above.any() or above.all():
             continue
-        above = values > cut.threshold
         large, small = values[~above].mean(), values[above].mean()
-        if cut.upper > 0.5:
+        if turned_down[rows[0]]:
             large, small = small, large
         turned[rows] = (values - large) / (small - large)
     return turned

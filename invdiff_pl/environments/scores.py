@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.diffusion.draws import generator
-from invdiff_pl.environments.cuts import NORMAL_SHARE, prompt_means, two_means_share, upper_groups
-from invdiff_pl.environments.pursuit import HiddenAttribute, blind_readings, hidden_attribute
+from invdiff_pl.environments.cuts import best_cut, prompt_means, upper_groups
+from invdiff_pl.environments.pursuit import HiddenAttribute, hidden_attribute
 from invdiff_pl.environments.refine import Refined, by_group, discriminant, refine
 from invdiff_pl.errors import InvDiffError
 
@@ -90,7 +90,7 @@ def timestep_weights(table: Tensor, prompts: Tensor) -> Tensor:
     for prompt in prompts.unique().tolist():
         chosen = averaged[prompts == prompt]
         share = len(chosen) / len(prompts)
-        excess += share * (two_means_share(chosen) - NORMAL_SHARE).clamp(min=0)
+        excess += share * best_cut(chosen).clarity.clamp(min=0)
     weights = excess * _reliability(table) if table.shape[2] > 1 else excess
     if weights.sum() == 0:
         weights = torch.ones_like(weights)
@@ -197,28 +197,6 @@ def attribute_scores(losses: Losses, prompts: Tensor) -> tuple[HiddenAttribute |
     if found is None:
         return None, refined
     return found, refine(columns, found.scores, prompts)
-
-
-def second_attribute_scores(
-    losses: Losses, prompts: Tensor, first: Tensor
-) -> tuple[HiddenAttribute | None, Refined]:
-    """What else goes along with the prompts, where a first attribute is known.
-
-    Args:
-        losses: of N images.
-        prompts: int64 ``[N]``.
-        first: scores ``[N]`` of the first, turned alike in all prompts.
-
-    Returns:
-        as :func:`attribute_scores`; zeros where there is nothing to compare.
-    """
-    readings = blind_readings(standardise(losses.null, prompts).flatten(1), prompts, first)
-    found = hidden_attribute(readings, prompts)
-    if found is None:
-        return None, Refined(torch.zeros_like(first), torch.zeros_like(first))
-    return found, refine(
-        blind_readings(_columns(losses, prompts), prompts, first), found.scores, prompts
-    )
 
 
 def _reference(losses: Losses, prompts: Tensor) -> Tensor:

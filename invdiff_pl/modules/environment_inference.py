@@ -40,7 +40,7 @@ class EnvironmentInference(pl.LightningModule):
         own_draws: how many of them are met under the image's own prompt, too.
         score: name of the score, see ``invdiff_pl.environments.scores``.
         groups: G, number of environments; ``None`` chooses from 2 to 4 by how well mixtures of as
-            many groups tell the scores. With 4, ``prompt_pursuit`` looks for a second
+            many groups tell the scores. With 4 or ``None``, ``prompt_pursuit`` looks for a second
             attribute beside the first; where the evidence for it stands the same test, the
             environments are the four pairs of both attributes' groups.
         partition: how environments are made of scores, see ``invdiff_pl.environments.assignment``.

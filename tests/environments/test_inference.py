@@ -25,9 +25,10 @@ def _losses(second_share: float, seed: int = 0):
     )
 
 
-def test_two_biases_give_the_four_pairs_of_their_groups() -> None:
+@pytest.mark.parametrize("groups", [4, None])
+def test_two_biases_give_the_four_pairs_of_their_groups(groups: int | None) -> None:
     losses, prompts, attributes = _losses(0.75)
-    found = infer(losses, prompts, Settings(groups=4))
+    found = infer(losses, prompts, Settings(groups=groups))
     assert found.groups == 4
     assert found.second is not None
     assert found.second.bias_found
@@ -55,10 +56,23 @@ def test_a_second_attribute_that_all_prompts_share_alike_is_not_crossed() -> Non
         assert upper[found.result.assignments == group].double().mean() in (0, 1)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [Settings(groups=2), Settings(groups=None), Settings(groups=4, score="standardised")],
-)
+def test_an_attribute_of_one_value_of_the_first_only_is_no_second_bias() -> None:
+    # Such as the kind of wood, where most of one prompt's images and few of the other's show woods.
+    source = torch.Generator().manual_seed(0)
+    prompts = torch.arange(3000) % 2
+    first = torch.rand(3000, generator=source) < torch.tensor([0.1, 0.9])[prompts]
+    kind = first & (torch.rand(3000, generator=source) < 0.5)
+    probes = torch.randn(2, 2, 6, generator=source)
+    null = 0.4 * torch.randn(3000, 2, 6, generator=source)
+    for attribute, probe in zip((first, kind), probes, strict=True):
+        null += 2 * attribute[:, None, None] * probe
+    found = infer(Losses(null[..., :1].clone(), null), prompts, Settings(groups=4))
+    assert found.evidence.bias_found
+    assert found.second is not None
+    assert found.second.bias_found is False
+
+
+@pytest.mark.parametrize("settings", [Settings(groups=2), Settings(groups=4, score="standardised")])
 def test_a_second_attribute_is_looked_for_only_if_asked(settings: Settings) -> None:
     losses, prompts, _ = _losses(0.75)
     found = infer(losses, prompts, settings)

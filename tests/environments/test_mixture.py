@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.stats import norm
 
-from invdiff_pl.environments.cuts import two_means
+from invdiff_pl.environments.cuts import best_cut
 from invdiff_pl.environments.mixture import fit_mixture, mixture_gains
 from invdiff_pl.environments.partition import partition
 from invdiff_pl.environments.soft import choose_groups
@@ -59,13 +59,6 @@ def test_the_number_of_groups_is_chosen_from_the_scores(groups: int) -> None:
     assert set(criteria) == {2, 3, 4}
 
 
-def test_the_cut_lies_between_the_groups_and_tells_the_upper_share() -> None:
-    cut = two_means(torch.tensor([0.0, 0.2, 0.1, 5.0, 5.2]))
-    assert 0.2 < cut.threshold.item() < 5.0
-    assert cut.upper.item() == pytest.approx(0.4)
-    assert cut.share.item() > 0.99
-
-
 def test_gains_are_those_of_the_best_mixture_of_each_prompt_alone() -> None:
     scores, prompts, _ = _drawn([[0.85, 0.15], [0.5, 0.5]], [0.0, 2.0], 1000)
     found = mixture_gains(scores[:, None], prompts, _start(scores, prompts))[:, 0]
@@ -101,5 +94,5 @@ def test_one_normal_group_gains_nothing_and_a_small_clear_group_more_than_two_bl
     groups = torch.stack([noise[0] > 0, small, even], dim=1).double()
     gains = mixture_gains(scores, prompts, torch.stack([1 - groups, groups], dim=2))[0]
     # A cut explains less of the variance where the group is small, however clear it is.
-    assert two_means(scores).share[1] < 0.8
+    assert best_cut(scores).share[1] < 0.8
     assert gains[0] < 0.005 < gains[2] < gains[1]

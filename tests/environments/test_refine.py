@@ -4,7 +4,7 @@ from torch import Tensor
 
 from invdiff_pl.environments import refine as refine_module
 from invdiff_pl.environments.quality import auc
-from invdiff_pl.environments.refine import LEAST_LIKENESS, refine
+from invdiff_pl.environments.refine import LEAST_LIKENESS, by_group, refine
 
 COUNT, WIDTH = 3000, 8
 ONE_PROMPT = torch.zeros(COUNT, dtype=torch.int64)
@@ -98,3 +98,13 @@ def test_an_end_that_is_no_clearer_is_told_and_not_taken() -> None:
     assert torch.equal(scores, table[:, 0])
     assert not torch.equal(ends, scores)
     assert _likeness(ends, scores) >= LEAST_LIKENESS
+
+
+def test_prompts_of_a_family_are_turned_alike_by_what_is_rare_in_all_of_them() -> None:
+    # Upper groups of 1 in 10 and of 3 in 4: rare in the family, not in the second prompt.
+    upper = torch.tensor([1.0] + [0.0] * 9 + [1.0] * 3 + [0.0])
+    prompts = torch.tensor([0] * 10 + [1] * 4)
+    alone = by_group(5 + 2 * upper, prompts)
+    torch.testing.assert_close(alone, torch.cat([upper[:10], 1 - upper[10:]]).double())
+    together = by_group(5 + 2 * upper, prompts, torch.zeros_like(prompts))
+    torch.testing.assert_close(together, upper.double())

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from invdiff_pl.environments.cuts import NORMAL_SHARE, two_means_share
+from invdiff_pl.environments.cuts import best_cut
 from invdiff_pl.environments.quality import auc
-from invdiff_pl.environments.refine import CLEAR_SHARE, RIDGE, discriminant
+from invdiff_pl.environments.refine import CLEAR, RIDGE, discriminant
 from invdiff_pl.environments.scores import (
     SCORES,
     Losses,
@@ -52,12 +52,6 @@ def test_three_images_of_a_prompt_are_not_divided_by_their_own_deviation() -> No
 
 def test_losses_that_do_not_vary_give_zero() -> None:
     assert (standardise(torch.ones(10, 2, 2), torch.zeros(10, dtype=torch.int64)) == 0).all()
-
-
-def test_the_two_means_share_of_normal_values_is_two_over_pi() -> None:
-    values = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
-    assert two_means_share(values).item() == pytest.approx(NORMAL_SHARE, abs=0.01)
-    assert two_means_share(torch.tensor([0.0, 0.0, 1.0])).item() == pytest.approx(1.0)
 
 
 def test_the_timestep_that_separates_gets_the_weight() -> None:
@@ -116,7 +110,7 @@ def test_refinement_cancels_noise_that_the_timesteps_share() -> None:
     losses[:, 2] += shared
     both = Losses(losses, torch.ones_like(losses))
     plain, refined = (
-        two_means_share(score(both, prompts, name))
+        best_cut(score(both, prompts, name)).clarity
         for name in ("prompt_contrast", "refined_contrast")
     )
     assert refined > plain + 0.1
@@ -129,7 +123,8 @@ def test_refinement_keeps_the_scores_where_no_two_groups_show() -> None:
     prompts = torch.arange(1000) % 2
     refined = score(both, prompts, "refined_contrast")
     # Noise alone must not be bent into two groups.
-    assert max(two_means_share(refined[prompts == prompt]) for prompt in (0, 1)) < CLEAR_SHARE
+    clearest = max(best_cut(refined[prompts == prompt]).clarity for prompt in (0, 1))
+    assert clearest < CLEAR
 
 
 def test_the_discriminant_points_along_inverse_covariance_times_difference_of_means() -> None:
