@@ -7,13 +7,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# How much the entropy of the groups' shares counts against a cut. With none (two-means) a few
-# images far from all others are not cut off: there is more variance to explain by halving the
-# others. With all of it, as in the likelihood of two groups, a cut would take the outermost values
-# off a normal distribution; up to 0.73 it goes through the middle of one.
-ENTROPY_WEIGHT = 0.5
-# What the cut through the middle of a normal distribution leaves: it explains 2 / pi.
-NORMAL_UNEXPLAINED = (1 - 2 / pi) * 2 ** (2 * ENTROPY_WEIGHT)
+
+class CutRule(NamedTuple):
+    """How values are cut in two, and what prompts' groups count.
+
+    Attributes:
+        entropy_weight: how much the entropy of the groups' shares counts against a cut, see
+            :func:`best_cut`. With none a few images far from all others are not cut off: there is
+            more variance to explain by halving the others. With 1, as in the likelihood of two
+            groups, a cut would take the outermost values off a normal distribution; up to 0.73 it
+            goes through the middle of one.
+        by_clarity: whether prompts count by how clear their groups are, see :func:`grouping`, or
+            all alike.
+    """
+
+    entropy_weight: float
+    by_clarity: bool
+
+
+TWO_MEANS = CutRule(entropy_weight=0.0, by_clarity=False)
+UNEVEN = CutRule(entropy_weight=0.5, by_clarity=True)
 # A prompt without groups counts as if it gained this in a direction that prompts share.
 LEAST_GAINED = 0.02
 
@@ -54,15 +67,16 @@ class Cut(NamedTuple):
     upper: Tensor
 
 
-def best_cut(values: Tensor) -> Cut:
+def best_cut(values: Tensor, entropy_weight: float = UNEVEN.entropy_weight) -> Cut:
     """The best cut of each column into two groups, exactly, by sorting.
 
     By the classification likelihood of two normal groups of the same variance and of their own
-    shares ``p`` (Symons 1981), with the term of the shares weighed by half: what is left
-    unexplained, ``(1 - share of variance explained) exp(2 ENTROPY_WEIGHT H(p))``, is smallest.
+    shares ``p`` (Symons 1981), with a weight on the term of the shares: what is left unexplained,
+    ``(1 - share of variance explained) exp(2 entropy_weight H(p))``, is smallest.
 
     Args:
         values: ``[n, ...]``; each column is cut by itself.
+        entropy_weight: from 0, two-means, to 1, the whole likelihood.
     """
     count = len(values)
     if count < 2:
@@ -80,11 +94,13 @@ def best_cut(values: Tensor) -> Cut:
     shares = below.square() * count / (sizes * (count - sizes)) / total.clamp(min=tiny)[:, None]
     part = sizes / count
     entropy = -(part * part.log() + (1 - part) * (1 - part).log())
-    unexplained = (1 - shares).clamp(min=0) * (2 * ENTROPY_WEIGHT * entropy).exp()
+    unexplained = (1 - shares).clamp(min=0) * (2 * entropy_weight * entropy).exp()
     least, where = unexplained.min(1)
     edges = ordered.gather(1, torch.stack([where, where + 1], dim=1))
+    # The cut through the middle of a normal distribution explains 2 / pi.
+    normal_unexplained = (1 - 2 / pi) * 2 ** (2 * entropy_weight)
     cut = Cut(
-        clarity=torch.where(varying, 1 - least / NORMAL_UNEXPLAINED, 0.0),
+        clarity=torch.where(varying, 1 - least / normal_unexplained, 0.0),
         share=torch.where(varying, shares.gather(1, where[:, None])[:, 0], 0.0),
         threshold=edges.mean(1),
         upper=1 - (where + 1).double() / count,
@@ -92,12 +108,13 @@ def best_cut(values: Tensor) -> Cut:
     return Cut(*(column.reshape(values.shape[1:]) for column in cut))
 
 
-def cut_by_prompt(values: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
+def cut_by_prompt(values: Tensor, prompts: Tensor, rule: CutRule = UNEVEN) -> tuple[Tensor, Tensor]:
     """The best cut of each prompt's values, by column.
 
     Args:
         values: ``[N, ...]``.
         prompts: int64 ``[N]``.
+        rule: of the cut.
 
     Returns:
         which images lie above their prompt's cut, bool of the shape of the values; and the clarity
@@ -107,7 +124,7 @@ def cut_by_prompt(values: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
     clarity = values.new_zeros((int(prompts.max()) + 1, *values.shape[1:]), dtype=torch.float64)
     for prompt in prompts.unique().tolist():
         rows = (prompts == prompt).nonzero().squeeze(1)
-        cut = best_cut(values[rows])
+        cut = best_cut(values[rows], rule.entropy_weight)
         upper[rows] = values[rows] > cut.threshold
         clarity[prompt] = cut.clarity
     return upper, clarity
@@ -118,8 +135,8 @@ def upper_groups(values: Tensor, prompts: Tensor) -> Tensor:
     return cut_by_prompt(values, prompts)[0]
 
 
-def grouping(values: Tensor, prompts: Tensor) -> Tensor:
-    """Groups of each prompt's values, of mean 0 and weighed by how clear they are.
+def grouping(values: Tensor, prompts: Tensor, rule: CutRule = UNEVEN) -> Tensor:
+    """Groups of each prompt's values, of mean 0 and, by the rule, weighed by how clear they are.
 
     Where a prompt's values do not fall into groups a cut goes through their middle: as many images
     on either side, of no meaning. That must not outweigh the few that another prompt sets apart.
@@ -127,14 +144,18 @@ def grouping(values: Tensor, prompts: Tensor) -> Tensor:
     Args:
         values: ``[N, C]``.
         prompts: int64 ``[N]``.
+        rule: of the cut and the weights.
 
     Returns:
-        float64 ``[N, C]``: 1 above the best cut, 0 below, less the prompt's mean, times what the
-        cut gains in log-likelihood an image, ``-log(1 - clarity) / 2``, at least
+        float64 ``[N, C]``: 1 above the best cut, 0 below, less the prompt's mean; weighed, times
+        what the cut gains in log-likelihood an image, ``-log(1 - clarity) / 2``, at least
         :data:`LEAST_GAINED`.
     """
-    upper, clarity = cut_by_prompt(values, prompts)
+    upper, clarity = cut_by_prompt(values, prompts, rule)
     groups = upper.double()
+    centred = groups - prompt_means(groups, prompts)[prompts]
+    if not rule.by_clarity:
+        return centred
     gained = -0.5 * (1 - clarity).clamp(min=torch.finfo(torch.float64).eps).log()
     weights = gained.clamp(min=LEAST_GAINED)
-    return (groups - prompt_means(groups, prompts)[prompts]) * weights[prompts]
+    return centred * weights[prompts]

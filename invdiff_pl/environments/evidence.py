@@ -8,18 +8,19 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from invdiff_pl.environments.cuts import cells_of, prompt_means, upper_groups
-from invdiff_pl.environments.directions import less_clear
+from invdiff_pl.environments.figures import less_clear
 from invdiff_pl.environments.pursuit import HiddenAttribute
 from invdiff_pl.environments.refine import Refined
 
 # Both halves of the images must find the attribute: correlation of their scores.
-LEAST_AGREEMENT = 0.9
+LEAST_AGREEMENT = 0.85
 # It must fall into groups: gain in log-likelihood an image of two groups over one.
 LEAST_GAIN = 0.11
 # It must be one attribute of all prompts: its groups are told apart in the same way in each, or
-# they are clear and those that each prompt's own images show most clearly (likeness times gain).
-LEAST_ALIGNMENT = 0.25
-LEAST_COMMON_GAIN = 0.2
+# they are clear and those that each prompt's own images show most clearly (likeness times clarity
+# times gain).
+LEAST_ALIGNMENT = 0.3
+LEAST_COMMON = 0.06
 # The prompts' shares of a group must differ by this much; weaker biases are not told from none.
 LEAST_SHARE_SPREAD = 0.25
 
@@ -33,7 +34,7 @@ class Evidence:
         reason: for people.
         agreement: correlation of the scores found on two halves of the images, in [0, 1].
         clarity: of the groups on images that the direction was not found on, see
-            :class:`~invdiff_pl.environments.directions.Direction`, as are the next three.
+            :class:`~invdiff_pl.environments.figures.Direction`, as are the next three.
         gain: of two groups over one there.
         likelihood_ratio: of different against equal shares there.
         alignment: of the groups over prompts there.
@@ -75,7 +76,8 @@ def weigh(
     figures, spread = found.held_out, share_spread(refined.scores, prompts, values)
     cells = prompts if values is None else cells_of(prompts, values)
     likeness = group_likeness(found.scores, refined.ends, cells)
-    common = max(figures.alignment / LEAST_ALIGNMENT, likeness * figures.gain / LEAST_COMMON_GAIN)
+    shown = likeness * figures.clarity * figures.gain
+    common = max(figures.alignment / LEAST_ALIGNMENT, shown / LEAST_COMMON)
     shortcomings = [
         text
         for value, least, text in (

@@ -142,7 +142,7 @@ def _crossed(
     """
     hard, memberships = first
     cells = cells_of(prompts, values)
-    found, refined = attribute_scores(losses, cells)
+    found, refined = attribute_scores(losses, cells, families=prompts)
     evidence = weigh(found, refined, prompts, values)
     if not evidence.bias_found:
         return evidence, None, None

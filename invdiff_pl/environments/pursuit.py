@@ -10,9 +10,10 @@ minority of light among dark. What varies alike in all prompts has the same shap
 
 So directions are sought along which prompts differ most in skewness (by a bounded measure of it)
 while each prompt's images fall into two groups, and sharpened by cutting in two and taking the
-discriminant of the parts. Half of the images find candidates, the other half chooses among them, by
-how clearly they fall into groups that all prompts share in different proportions: what only fits
-the images it was found on does not last there.
+discriminant of the parts; all by two ways of cutting, side by side. Half of the images find
+candidates, the other half chooses among them, by how clearly they fall into groups that all prompts
+share in different proportions: what only fits the images it was found on does not last there. The
+best of both halves are sharpened on all images, and compared once more.
 """
 
 from dataclasses import dataclass
@@ -22,17 +23,13 @@ from torch import Tensor
 
 from invdiff_pl.diffusion.draws import generator
 from invdiff_pl.environments.cuts import prompt_means
-from invdiff_pl.environments.directions import (
-    SHARPENINGS,
-    Direction,
-    candidates,
-    measured,
-    sharpen,
-    whitening_of,
-)
+from invdiff_pl.environments.directions import RULES, SHARPENINGS, candidates, sharpen, whitening_of
+from invdiff_pl.environments.figures import Direction, likeliest, measured
 
 # Images that directions are sought among; more would not make them better, only slower.
 IMAGES = 20_000
+# Directions of each half that the last choice is made among, on all images.
+FINALISTS = 4
 # Images to each reading below which directions would only fit noise.
 LEAST_IMAGES = 4
 
@@ -56,7 +53,11 @@ class HiddenAttribute:
 
 
 def hidden_attribute(
-    table: Tensor, prompts: Tensor, seed: int = 0, suggestions: Tensor | None = None
+    table: Tensor,
+    prompts: Tensor,
+    seed: int = 0,
+    suggestions: Tensor | None = None,
+    families: Tensor | None = None,
 ) -> HiddenAttribute | None:
     """The direction along which prompts differ most clearly in the shares of common groups.
 
@@ -66,6 +67,8 @@ def hidden_attribute(
         seed: of halves, starting directions and, beyond :data:`IMAGES`, the images used.
         suggestions: other scores ``[N, S]``, of any sign in a prompt; the directions that tell
             their groups apart are among the candidates.
+        families: int64 ``[N]``, of prompts that are not compared for alignment, see
+            :func:`~invdiff_pl.environments.figures.alignments`.
 
     Returns:
         ``None`` where there is nothing to compare: one prompt, readings that do not vary, or
@@ -76,39 +79,56 @@ def hidden_attribute(
         return None
     rows = torch.randperm(len(table), generator=generator(seed, "halves"))[:count]
     values, numbers = table[rows].double(), prompts[rows].unique(return_inverse=True)[1]
+    family_of = numbers if families is None else families[rows]
     halves = torch.arange(count).split((count + 1) // 2)
-    found: list[Direction] = []
+    tried: list[Tensor] = []
+    finalists: list[Direction] = []
     origins: list[int] = []
     for half, (fit, check) in enumerate((halves, halves[::-1])):
         hints = None if suggestions is None else suggestions[rows][fit]
         weights = candidates(values[fit], numbers[fit], seed, hints)
         if weights is None:
             return None
-        directions = measured(values[check], numbers[check], weights)
-        found += directions
-        origins += [half] * len(directions)
-    best = max(range(len(found)), key=lambda number: found[number].evidence)
+        tried.append(weights)
+        chosen = _of_most_evidence(values[check], numbers[check], family_of[check], weights)
+        finalists += chosen
+        origins += [half] * len(chosen)
+    number, final = _sharpened(values, numbers, family_of, finalists)
+    best, others = finalists[number], tried[1 - origins[number]]
     centred = values - prompt_means(values, numbers)[numbers]
-    scores = centred @ torch.stack([direction.weights for direction in found], dim=1)
-    likeness = torch.corrcoef(scores.T)[best].abs()
-    other_half = torch.tensor([origin != origins[best] for origin in origins])
-    projected = table.double() @ _sharpened(values, numbers, found[best].weights)
+    scores = centred @ torch.cat([best.weights[:, None], others], dim=1)
+    projected = table.double() @ final.weights
     return HiddenAttribute(
         scores=projected - prompt_means(projected, prompts)[prompts],
-        held_out=found[best],
-        agreement=float(likeness[other_half].max()),
+        held_out=best,
+        agreement=float(torch.corrcoef(scores.T)[0, 1:].abs().max()),
     )
 
 
-def _sharpened(values: Tensor, prompts: Tensor, weights: Tensor) -> Tensor:
-    """The direction ``[D]``, sharpened on all images as long as that adds to the evidence.
+def _of_most_evidence(
+    values: Tensor, prompts: Tensor, families: Tensor, weights: Tensor
+) -> list[Direction]:
+    """The :data:`FINALISTS` of most evidence on these images, of directions ``[D, C]``."""
+    ahead = weights[:, likeliest(values, prompts, weights, families)]
+    directions = measured(values, prompts, ahead, families)
+    return sorted(directions, key=lambda each: each.evidence, reverse=True)[:FINALISTS]
 
-    Sharpening follows the prompts whose groups are clear, and may lose those of another.
+
+def _sharpened(
+    values: Tensor, prompts: Tensor, families: Tensor, finalists: list[Direction]
+) -> tuple[int, Direction]:
+    """Where sharpening on all images leads to, and from which of the finalists.
+
+    Sharpening may lose the groups of some prompts, so its steps are compared too, from none on.
     """
     centred = values - prompt_means(values, prompts)[prompts]
     whitening = whitening_of(centred)
-    steps = [torch.linalg.lstsq(whitening, weights[:, None]).solution]
-    for _ in range(SHARPENINGS):
-        steps.append(sharpen(centred @ whitening, steps[-1], prompts, rounds=1))
-    directions = measured(values, prompts, whitening @ torch.cat(steps, dim=1))
-    return max(directions, key=lambda direction: direction.evidence).weights
+    weights = torch.stack([direction.weights for direction in finalists], dim=1)
+    steps = [torch.linalg.lstsq(whitening, weights).solution]
+    for rule in RULES:
+        once = sharpen(centred @ whitening, steps[0], prompts, rule, rounds=1)
+        steps += [once, sharpen(centred @ whitening, once, prompts, rule, SHARPENINGS - 1)]
+    reached = whitening @ torch.cat(steps, dim=1)
+    directions = measured(values, prompts, reached, families)
+    best = max(range(len(directions)), key=lambda number: directions[number].evidence)
+    return best % len(finalists), directions[best]

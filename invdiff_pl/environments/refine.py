@@ -46,10 +46,12 @@ def refine(table: Tensor, scores: Tensor, prompts: Tensor) -> Refined:
     """Cut each prompt's scores in two, take the discriminant of the parts, and so on.
 
     This ends where a cut and its discriminant agree, which may be halfway between two attributes.
-    So it is done from several directions around the scores', and of their ends the one is taken
-    that goes along with most of the scores' variance for what its groups leave unexplained of its
-    own. A prompt keeps its scores if it has too few images for a covariance, or if that end is no
-    clearer than they, and by :data:`LESS_UNEXPLAINED` than can be found in normal values.
+    So it is done from several directions around the scores', and of their ends the one is taken of
+    most merit: the square of the share of the scores' variance that goes along with it, over the
+    share of its own that its groups leave unexplained. What the scores show comes before what is
+    clearest, which may be something else of this prompt only. A prompt keeps its scores if it has
+    too few images for a covariance, or if that end is no clearer than they, and by
+    :data:`LESS_UNEXPLAINED` than can be found in normal values.
 
     Args:
         table: float64 ``[N, D]``, of about unit variance.
@@ -100,7 +102,7 @@ def _clearest(values: Tensor, scores: Tensor, source: torch.Generator) -> _End |
     alike = likeness.abs() >= LEAST_LIKENESS
     large = torch.minimum(found.upper, 1 - found.upper) >= LEAST_GROUP
     unexplained = (1 - found.clarity).clamp(min=torch.finfo(found.clarity.dtype).eps)
-    merit = torch.where(alike & large, likeness.square() / unexplained, 0.0)
+    merit = torch.where(alike & large, likeness**4 / unexplained, 0.0)
     best = int(merit.argmax())
     if merit[best] == 0:
         return None
@@ -116,7 +118,7 @@ def _ends(readings: Tensor, towards: Tensor, source: torch.Generator) -> Tensor:
     aside = torch.randn(len(towards), STARTS, generator=source, dtype=towards.dtype)
     aside = aside / aside.norm(dim=0) * torch.linspace(0, FARTHEST, STARTS, dtype=towards.dtype)
     one_prompt = torch.zeros(len(readings), dtype=torch.int64)
-    return sharpen(readings, towards[:, None] + aside, one_prompt, ROUNDS)
+    return sharpen(readings, towards[:, None] + aside, one_prompt, rounds=ROUNDS)
 
 
 def _clarity_by_chance(readings: Tensor, source: torch.Generator) -> float:

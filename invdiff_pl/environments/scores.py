@@ -182,8 +182,15 @@ def _prompt_pursuit(losses: Losses, prompts: Tensor) -> Tensor:
     return by_group(attribute_scores(losses, prompts)[1].scores, prompts)
 
 
-def attribute_scores(losses: Losses, prompts: Tensor) -> tuple[HiddenAttribute | None, Refined]:
+def attribute_scores(
+    losses: Losses, prompts: Tensor, families: Tensor | None = None
+) -> tuple[HiddenAttribute | None, Refined]:
     """The :func:`hidden_attribute` of the losses under the empty prompt, and refined scores.
+
+    Args:
+        losses: of N images.
+        prompts: int64 ``[N]``.
+        families: of prompts that are parts of one, see :func:`hidden_attribute`.
 
     Returns:
         what was found, and its scores of N images, refined prompt by prompt with all losses;
@@ -193,7 +200,7 @@ def attribute_scores(losses: Losses, prompts: Tensor) -> tuple[HiddenAttribute |
     refined = refine(columns, _half_weighted(contrast, prompts), prompts)
     suggestions = torch.stack([contrast.mean((1, 2)), refined.scores], dim=1)
     readings = columns[:, losses.own[0].numel() :]
-    found = hidden_attribute(readings, prompts, suggestions=suggestions)
+    found = hidden_attribute(readings, prompts, suggestions=suggestions, families=families)
     if found is None:
         return None, refined
     return found, refine(columns, found.scores, prompts)

@@ -5,9 +5,12 @@ import pytest
 import torch
 
 from invdiff_pl.environments.cuts import (
-    ENTROPY_WEIGHT,
     LEAST_GAINED,
+    TWO_MEANS,
+    UNEVEN,
+    CutRule,
     best_cut,
+    cut_by_prompt,
     grouping,
     prompt_means,
     upper_groups,
@@ -21,8 +24,9 @@ def test_the_cut_lies_between_the_groups_and_tells_the_upper_share() -> None:
     assert cut.share.item() > 0.99
 
 
+@pytest.mark.parametrize("rule", [TWO_MEANS, UNEVEN])
 @pytest.mark.parametrize("seed", range(5))
-def test_no_other_cut_leaves_less_unexplained(seed: int) -> None:
+def test_no_other_cut_leaves_less_unexplained(seed: int, rule: CutRule) -> None:
     source = np.random.default_rng(seed)
     values = np.concatenate([source.normal(size=40), source.normal(4.0, 0.5, size=seed * 8)])
 
@@ -30,18 +34,20 @@ def test_no_other_cut_leaves_less_unexplained(seed: int) -> None:
         above = values > threshold
         within = np.where(above, values - values[above].mean(), values - values[~above].mean())
         entropy = -sum(p * np.log(p) for p in (above.mean(), 1 - above.mean()))
-        return (within**2).mean() / values.var() * np.exp(2 * ENTROPY_WEIGHT * entropy)
+        return (within**2).mean() / values.var() * np.exp(2 * rule.entropy_weight * entropy)
 
-    cut = best_cut(torch.from_numpy(values))
+    cut = best_cut(torch.from_numpy(values), rule.entropy_weight)
     least = min(unexplained(threshold) for threshold in np.sort(values)[:-1])
     assert unexplained(float(cut.threshold)) == pytest.approx(least)
     # What a cut through the middle of normal values leaves, whose half has variance 1 - 2 / pi.
-    normal = (1 - 2 / np.pi) * 2 ** (2 * ENTROPY_WEIGHT)
+    normal = (1 - 2 / np.pi) * 2 ** (2 * rule.entropy_weight)
     assert float(cut.clarity) == pytest.approx(1 - least / normal)
 
 
-def test_normal_values_are_cut_in_the_middle_and_fall_into_no_groups() -> None:
-    cut = best_cut(torch.randn(100_000, 3, generator=torch.Generator().manual_seed(0)))
+@pytest.mark.parametrize("rule", [TWO_MEANS, UNEVEN])
+def test_normal_values_are_cut_in_the_middle_and_fall_into_no_groups(rule: CutRule) -> None:
+    values = torch.randn(100_000, 3, generator=torch.Generator().manual_seed(0))
+    cut = best_cut(values, rule.entropy_weight)
     torch.testing.assert_close(cut.clarity, torch.zeros(3).double(), atol=0.01, rtol=0)
     torch.testing.assert_close(cut.upper, torch.full((3,), 0.5).double(), atol=0.05, rtol=0)
     torch.testing.assert_close(
@@ -53,8 +59,10 @@ def test_a_few_images_far_off_are_cut_off_though_halving_the_others_explains_mor
     values = torch.randn(400, generator=torch.Generator().manual_seed(0))
     values[:4] += 9.0
     few = torch.arange(400) < 4
-    upper = upper_groups(values, torch.zeros(400, dtype=torch.int64))
-    assert torch.equal(upper, few)
+    one_prompt = torch.zeros(400, dtype=torch.int64)
+    assert torch.equal(upper_groups(values, one_prompt), few)
+    halved, _ = cut_by_prompt(values, one_prompt, TWO_MEANS)
+    assert 0.3 < float(halved.double().mean()) < 0.7
 
     def explained(part: torch.Tensor) -> float:
         share = float(part.double().mean())
@@ -82,3 +90,5 @@ def test_prompts_without_groups_hardly_count_beside_a_few_images_set_apart() -> 
     assert float(told[few].mean()) == pytest.approx(-0.5 * np.log(1 - clarity) * 0.98, rel=1e-6)
     # The other prompt's halves, each about half from the mean, count as little as they may.
     assert float(told[prompts == 1].abs().max()) < 0.6 * max(LEAST_GAINED, 0.05)
+    # By two-means they count alike.
+    assert float(grouping(scores, prompts, TWO_MEANS)[prompts == 1].abs().mean()) > 0.45

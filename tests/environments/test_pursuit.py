@@ -7,15 +7,17 @@ import pytest
 import torch
 
 from invdiff_pl.environments import pursuit
-from invdiff_pl.environments.cuts import best_cut, prompt_means
-from invdiff_pl.environments.directions import (
-    SHARPENINGS,
-    _log_share,
-    alignments,
-    skew_spread,
-    suggested,
-)
+from invdiff_pl.environments.cuts import UNEVEN, best_cut, prompt_means
+from invdiff_pl.environments.directions import _log_share, skew_spread, suggested
 from invdiff_pl.environments.evidence import group_likeness, share_spread, weigh
+from invdiff_pl.environments.figures import (
+    ALIGNED,
+    ALIGNMENTS,
+    MEASURED,
+    Direction,
+    alignments,
+    likeliest,
+)
 from invdiff_pl.environments.pursuit import hidden_attribute
 from invdiff_pl.environments.refine import Refined
 
@@ -144,7 +146,7 @@ def test_the_share_explained_climbs_by_its_numerical_derivative() -> None:
         return torch.stack(shares).mean()
 
     direction = torch.randn(4, generator=source, dtype=torch.float64, requires_grad=True)
-    climbed = _log_share((readings @ direction)[:, None], prompts)
+    climbed = _log_share((readings @ direction)[:, None], prompts, UNEVEN)
     torch.testing.assert_close(climbed[0].detach(), log_share(direction.detach()))
     climbed.sum().backward()
     step = 1e-6 * torch.eye(4, dtype=torch.float64)
@@ -179,14 +181,17 @@ def test_a_few_images_against_a_bias_of_99_percent_are_found_if_another_score_hi
 
 def test_sharpening_that_loses_the_groups_is_not_followed(monkeypatch) -> None:
     table, prompts, hidden = _readings([0.3, 0.7])
-    # From one random direction to the next.
-    lost = list(
-        torch.randn(SHARPENINGS, 10, 1, generator=torch.Generator().manual_seed(0)).double()
-    )
-    monkeypatch.setattr(pursuit, "sharpen", lambda *_given, **_named: lost.pop())
+    source = torch.Generator().manual_seed(0)
+    lost: list[torch.Tensor] = []
+
+    def to_random(_readings, directions, *_given, **_named) -> torch.Tensor:
+        lost.append(torch.randn(directions.shape, generator=source, dtype=torch.float64))
+        return lost[-1]
+
+    monkeypatch.setattr(pursuit, "sharpen", to_random)
     found = hidden_attribute(table, prompts)
     assert found is not None
-    assert not lost
+    assert lost
     assert _agreement(found.scores, prompts, hidden) > 0.85
 
 
@@ -215,6 +220,43 @@ def test_alignment_tells_one_attribute_of_all_prompts_from_one_of_each() -> None
     for readings, expected in ((shared, 1.0), (own, 0.0)):
         told = alignments(readings, prompts, groups[:, None])
         assert float(told) == pytest.approx(expected, abs=0.05)
+
+
+def test_parts_of_one_prompt_are_not_compared_for_alignment() -> None:
+    source = torch.Generator().manual_seed(0)
+    cells = torch.arange(4000) % 4
+    prompts = cells // 2
+    groups = (torch.rand(4000, generator=source) < 0.3).double()
+    readings = torch.randn(4000, 6, generator=source, dtype=torch.float64)
+    readings[torch.arange(4000), prompts] += 4 * groups  # each prompt's own, in both of its parts
+    every = float(alignments(readings, cells, groups[:, None]))
+    assert every == pytest.approx(1 / 3, abs=0.05)  # two of six pairs are of one prompt
+    apart = float(alignments(readings, cells, groups[:, None], families=prompts))
+    assert apart == pytest.approx(0.0, abs=0.05)
+    by_itself = alignments(readings, cells, groups[:, None], families=cells)
+    assert float(by_itself) == pytest.approx(every)
+
+
+def test_evidence_grows_with_alignment_between_its_bounds_only() -> None:
+    def evidence(alignment: float) -> float:
+        return Direction(torch.ones(1), 0.3, 0.2, 400.0, alignment).evidence
+
+    least, enough = ALIGNMENTS
+    alone = 0.3 * 0.2 * 20
+    for alignment, factor in ((-0.2, 0), (least, 0), (enough, 1), (0.9, 1), (0.2, 0.5)):
+        assert evidence(alignment) == pytest.approx(alone * (1 + ALIGNED * factor), rel=1e-5)
+
+
+def test_the_direction_of_the_groups_is_among_the_likeliest_of_many() -> None:
+    table, prompts, hidden = _readings([0.3, 0.7], width=30)
+    centred = (table - prompt_means(table, prompts)[prompts]).double()
+    groups = hidden.double() - prompt_means(hidden.double(), prompts)[prompts]
+    right = torch.linalg.lstsq(centred, groups[:, None]).solution
+    source = torch.Generator().manual_seed(1)
+    others = torch.randn(30, 2 * MEASURED, generator=source, dtype=torch.float64)
+    ahead = likeliest(centred, prompts, torch.cat([others, right], dim=1))
+    assert len(ahead) == MEASURED
+    assert ahead[0] == 2 * MEASURED
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -253,7 +295,8 @@ def test_groups_neither_aligned_nor_those_that_each_prompt_shows_most_clearly_ar
     table, prompts, _ = _readings([0.3, 0.7])
     found = hidden_attribute(table, prompts)
     assert found is not None
-    apart = replace(found, held_out=replace(found.held_out, alignment=0.1, gain=0.25))
+    figures = replace(found.held_out, alignment=0.1, clarity=0.3, gain=0.25)
+    apart = replace(found, held_out=figures)
     assert weigh(apart, _kept(found.scores), prompts).bias_found
     elsewhere = Refined(found.scores, torch.where(prompts == 0, table[:, -1], found.scores))
     assert weigh(found, elsewhere, prompts).bias_found

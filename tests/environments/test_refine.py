@@ -35,9 +35,9 @@ def _likeness(first: Tensor, second: Tensor) -> float:
 def test_from_between_two_attributes_several_starts_end_at_the_clearer_and_one_does_not(
     seed, monkeypatch
 ) -> None:
-    table, clear, other = _two_attributes(seed, (10.0, 5.0))
+    table, clear, other = _two_attributes(seed, (10.0, 4.0))
     source = torch.Generator().manual_seed(seed)
-    start = table[:, 0] + 1.5 * table[:, 1]
+    start = table[:, 0] + 1.4 * table[:, 1]
     start = start + 0.5 * torch.randn(COUNT, generator=source, dtype=torch.float64)
     refined = refine(table, start, ONE_PROMPT).scores
     assert _ranked(refined, clear) > 0.999
