@@ -64,7 +64,7 @@ def candidates(
         directions = sharpen(readings, torch.cat(climbed, dim=1), prompts, rule)
         scores = readings @ directions
         order = skew_spread(scores, prompts).argsort(descending=True)
-        kept.append(directions[:, order[_distinct(scores[:, order])[:SHORTLIST]]])
+        kept.append(directions[:, order[distinct(scores[:, order])[:SHORTLIST]]])
         if suggestions is not None:
             start = suggested(readings, prompts, suggestions, rule)
             kept.append(sharpen(readings, start, prompts, rule))
@@ -188,7 +188,7 @@ def sharpen(
     return directions
 
 
-def _distinct(scores: Tensor) -> Tensor:
+def distinct(scores: Tensor) -> Tensor:
     """Numbers of columns that correlate with no earlier kept one more than :data:`SAME`."""
     alike = (torch.corrcoef(scores.T).abs().reshape([scores.shape[1]] * 2) > SAME).tolist()
     kept: list[int] = []

@@ -79,7 +79,8 @@ def likeliest(
         upper, clarity = cut_by_prompt(values @ weights, prompts, rule)
         factor = alignment_factor(alignments(values, prompts, upper.double(), families))
         told.append(less_clear(clarity, prompts) * factor)
-    return torch.maximum(*told).topk(min(MEASURED, weights.shape[1])).indices
+    either = torch.stack(told).max(0).values
+    return either.topk(min(MEASURED, len(either))).indices
 
 
 def measured(

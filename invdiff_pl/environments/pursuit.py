@@ -13,7 +13,8 @@ while each prompt's images fall into two groups, and sharpened by cutting in two
 discriminant of the parts; all by two ways of cutting, side by side. Half of the images find
 candidates, the other half chooses among them, by how clearly they fall into groups that all prompts
 share in different proportions: what only fits the images it was found on does not last there. The
-best of both halves are sharpened on all images, and compared once more.
+best of both halves are sharpened on all images, and compared once more. Where directions of much
+the same evidence are left, all are told: refining them prompt by prompt decides.
 """
 
 from dataclasses import dataclass
@@ -23,13 +24,23 @@ from torch import Tensor
 
 from invdiff_pl.diffusion.draws import generator
 from invdiff_pl.environments.cuts import prompt_means
-from invdiff_pl.environments.directions import RULES, SHARPENINGS, candidates, sharpen, whitening_of
+from invdiff_pl.environments.directions import (
+    RULES,
+    SHARPENINGS,
+    candidates,
+    distinct,
+    sharpen,
+    whitening_of,
+)
 from invdiff_pl.environments.figures import Direction, likeliest, measured
 
 # Images that directions are sought among; more would not make them better, only slower.
 IMAGES = 20_000
 # Directions of each half that the last choice is made among, on all images.
 FINALISTS = 4
+# Most directions that are told of, and the least evidence for one, of the most.
+RIVALS = 3
+LEAST_RIVAL = 0.4
 # Images to each reading below which directions would only fit noise.
 LEAST_IMAGES = 4
 
@@ -41,25 +52,27 @@ class HiddenAttribute:
     Attributes:
         scores: float64 ``[N]``, of mean 0 in every prompt; they fall into two groups, the same in
             all prompts.
-        held_out: the direction of most evidence, found on one half of the images, with its figures
-            on the other.
+        held_out: the direction found on one half of the images, with its figures on the other.
         agreement: how well the other half has found it too: the largest absolute correlation of
             its scores with those of any candidate from there, in [0, 1].
+        evidence: for the scores, on all images, see
+            :class:`~invdiff_pl.environments.figures.Direction`.
     """
 
     scores: Tensor
     held_out: Direction
     agreement: float
+    evidence: float
 
 
-def hidden_attribute(
+def hidden_attributes(
     table: Tensor,
     prompts: Tensor,
     seed: int = 0,
     suggestions: Tensor | None = None,
     families: Tensor | None = None,
-) -> HiddenAttribute | None:
-    """The direction along which prompts differ most clearly in the shares of common groups.
+) -> list[HiddenAttribute]:
+    """The directions along which prompts differ most clearly in the shares of common groups.
 
     Args:
         table: readings ``[N, D]``.
@@ -71,12 +84,13 @@ def hidden_attribute(
             :func:`~invdiff_pl.environments.figures.alignments`.
 
     Returns:
-        ``None`` where there is nothing to compare: one prompt, readings that do not vary, or
-        fewer images than four a reading.
+        that of most evidence, and its rivals, no two alike: at most :data:`RIVALS`, of at least
+        :data:`LEAST_RIVAL` of its evidence; the most first. None where there is nothing to compare:
+        one prompt, readings that do not vary, or fewer images than four a reading.
     """
     count = min(len(table), IMAGES)
     if count < LEAST_IMAGES * table.shape[1]:
-        return None
+        return []
     rows = torch.randperm(len(table), generator=generator(seed, "halves"))[:count]
     values, numbers = table[rows].double(), prompts[rows].unique(return_inverse=True)[1]
     family_of = numbers if families is None else families[rows]
@@ -88,21 +102,21 @@ def hidden_attribute(
         hints = None if suggestions is None else suggestions[rows][fit]
         weights = candidates(values[fit], numbers[fit], seed, hints)
         if weights is None:
-            return None
+            return []
         tried.append(weights)
         chosen = _of_most_evidence(values[check], numbers[check], family_of[check], weights)
         finalists += chosen
         origins += [half] * len(chosen)
-    number, final = _sharpened(values, numbers, family_of, finalists)
-    best, others = finalists[number], tried[1 - origins[number]]
     centred = values - prompt_means(values, numbers)[numbers]
-    scores = centred @ torch.cat([best.weights[:, None], others], dim=1)
-    projected = table.double() @ final.weights
-    return HiddenAttribute(
-        scores=projected - prompt_means(projected, prompts)[prompts],
-        held_out=best,
-        agreement=float(torch.corrcoef(scores.T)[0, 1:].abs().max()),
-    )
+    found = []
+    for number, final in _rivals(centred, numbers, family_of, finalists):
+        best, others = finalists[number], tried[1 - origins[number]]
+        scores = centred @ torch.cat([best.weights[:, None], others], dim=1)
+        agreement = float(torch.corrcoef(scores.T)[0, 1:].abs().max())
+        projected = table.double() @ final.weights
+        projected = projected - prompt_means(projected, prompts)[prompts]
+        found.append(HiddenAttribute(projected, best, agreement, final.evidence))
+    return found
 
 
 def _of_most_evidence(
@@ -114,21 +128,23 @@ def _of_most_evidence(
     return sorted(directions, key=lambda each: each.evidence, reverse=True)[:FINALISTS]
 
 
-def _sharpened(
-    values: Tensor, prompts: Tensor, families: Tensor, finalists: list[Direction]
-) -> tuple[int, Direction]:
+def _rivals(
+    centred: Tensor, prompts: Tensor, families: Tensor, finalists: list[Direction]
+) -> list[tuple[int, Direction]]:
     """Where sharpening on all images leads to, and from which of the finalists.
 
     Sharpening may lose the groups of some prompts, so its steps are compared too, from none on.
     """
-    centred = values - prompt_means(values, prompts)[prompts]
     whitening = whitening_of(centred)
     weights = torch.stack([direction.weights for direction in finalists], dim=1)
     steps = [torch.linalg.lstsq(whitening, weights).solution]
     for rule in RULES:
         once = sharpen(centred @ whitening, steps[0], prompts, rule, rounds=1)
         steps += [once, sharpen(centred @ whitening, once, prompts, rule, SHARPENINGS - 1)]
-    reached = whitening @ torch.cat(steps, dim=1)
-    directions = measured(values, prompts, reached, families)
-    best = max(range(len(directions)), key=lambda number: directions[number].evidence)
-    return best % len(finalists), directions[best]
+    directions = measured(centred, prompts, whitening @ torch.cat(steps, dim=1), families)
+    order = sorted(range(len(directions)), key=lambda each: -directions[each].evidence)
+    least = LEAST_RIVAL * directions[order[0]].evidence
+    order = [each for each in order if directions[each].evidence >= least]
+    ahead = torch.stack([directions[each].weights for each in order], dim=1)
+    apart = distinct(centred @ ahead)[:RIVALS].tolist()
+    return [(order[each] % len(finalists), directions[order[each]]) for each in apart]

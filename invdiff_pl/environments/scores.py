@@ -12,7 +12,8 @@ from torch import Tensor
 
 from invdiff_pl.diffusion.draws import generator
 from invdiff_pl.environments.cuts import best_cut, prompt_means, upper_groups
-from invdiff_pl.environments.pursuit import HiddenAttribute, hidden_attribute
+from invdiff_pl.environments.evidence import group_likeness
+from invdiff_pl.environments.pursuit import HiddenAttribute, hidden_attributes
 from invdiff_pl.environments.refine import Refined, by_group, discriminant, refine
 from invdiff_pl.errors import InvDiffError
 
@@ -185,12 +186,15 @@ def _prompt_pursuit(losses: Losses, prompts: Tensor) -> Tensor:
 def attribute_scores(
     losses: Losses, prompts: Tensor, families: Tensor | None = None
 ) -> tuple[HiddenAttribute | None, Refined]:
-    """The :func:`hidden_attribute` of the losses under the empty prompt, and refined scores.
+    """The hidden attribute that the losses under the empty prompt show, and refined scores.
+
+    Of :func:`hidden_attributes`, that of most evidence times the likeness of its groups to those
+    where each prompt's own refinement ends: an attribute of all prompts is found there again.
 
     Args:
         losses: of N images.
         prompts: int64 ``[N]``.
-        families: of prompts that are parts of one, see :func:`hidden_attribute`.
+        families: of prompts that are parts of one, see :func:`hidden_attributes`.
 
     Returns:
         what was found, and its scores of N images, refined prompt by prompt with all losses;
@@ -200,10 +204,16 @@ def attribute_scores(
     refined = refine(columns, _half_weighted(contrast, prompts), prompts)
     suggestions = torch.stack([contrast.mean((1, 2)), refined.scores], dim=1)
     readings = columns[:, losses.own[0].numel() :]
-    found = hidden_attribute(readings, prompts, suggestions=suggestions, families=families)
-    if found is None:
+    rivals = hidden_attributes(readings, prompts, suggestions=suggestions, families=families)
+    if not rivals:
         return None, refined
-    return found, refine(columns, found.scores, prompts)
+    told = [(rival, refine(columns, rival.scores, prompts)) for rival in rivals]
+
+    def merit(pair: tuple[HiddenAttribute, Refined]) -> float:
+        found, ends = pair[0], pair[1].ends
+        return found.evidence * group_likeness(found.scores, ends, prompts)
+
+    return max(told, key=merit)
 
 
 def _reference(losses: Losses, prompts: Tensor) -> Tensor:
@@ -237,7 +247,7 @@ def score(losses: Losses, prompts: Tensor, name: str) -> Tensor:
             :func:`timestep_weights`; ``refined_contrast``, the best linear combination of
             all losses, found from there by cutting the scores in two and taking the discriminant
             of the two parts in turn, see :func:`refine`; ``prompt_pursuit``, the same from the
-            :func:`hidden_attribute` that the losses under the empty prompt show; or
+            :func:`hidden_attributes` that the losses under the empty prompt show; or
             ``reference``, one random timestep.
 
     Returns:

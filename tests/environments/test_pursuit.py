@@ -18,7 +18,7 @@ from invdiff_pl.environments.figures import (
     alignments,
     likeliest,
 )
-from invdiff_pl.environments.pursuit import hidden_attribute
+from invdiff_pl.environments.pursuit import LEAST_RIVAL, HiddenAttribute, hidden_attributes
 from invdiff_pl.environments.refine import Refined
 
 
@@ -52,10 +52,18 @@ def _agreement(scores: torch.Tensor, prompts: torch.Tensor, hidden: torch.Tensor
     return float(torch.corrcoef(torch.stack([scores, residual]))[0, 1].abs())
 
 
+def _found(
+    table: torch.Tensor, prompts: torch.Tensor, suggestions: torch.Tensor | None = None
+) -> HiddenAttribute | None:
+    """What has most evidence, if there is anything to compare."""
+    told = hidden_attributes(table, prompts, suggestions=suggestions)
+    return told[0] if told else None
+
+
 @pytest.mark.parametrize("shares", [[0.05, 0.95], [0.3, 0.7], [0.1, 0.5]])
 def test_an_attribute_that_goes_along_with_prompts_is_found(shares: list[float]) -> None:
     table, prompts, hidden = _readings(shares)
-    found = hidden_attribute(table, prompts)
+    found = _found(table, prompts)
     assert found is not None
     assert _agreement(found.scores, prompts, hidden) > 0.9
     assert weigh(found, _kept(found.scores), prompts).bias_found
@@ -64,7 +72,7 @@ def test_an_attribute_that_goes_along_with_prompts_is_found(shares: list[float])
 @pytest.mark.parametrize("seed", range(2))
 def test_an_attribute_that_all_prompts_share_alike_is_no_bias(seed: int) -> None:
     table, prompts, _ = _readings([0.5, 0.5], seed=seed)
-    found = hidden_attribute(table, prompts)
+    found = _found(table, prompts)
     assert found is not None
     assert weigh(found, _kept(found.scores), prompts).bias_found is False
 
@@ -72,8 +80,8 @@ def test_an_attribute_that_all_prompts_share_alike_is_no_bias(seed: int) -> None
 def test_one_prompt_or_too_few_images_cannot_be_tested() -> None:
     table, prompts, _ = _readings([0.3, 0.7])
     for found in (
-        hidden_attribute(table, torch.zeros_like(prompts)),
-        hidden_attribute(table[:20], prompts[:20]),
+        _found(table, torch.zeros_like(prompts)),
+        _found(table[:20], prompts[:20]),
     ):
         assert found is None
     assert weigh(None, _kept(table[:, 0]), prompts).bias_found is None
@@ -111,9 +119,9 @@ def test_shares_of_a_second_attribute_are_compared_at_the_same_value_of_the_firs
 
 def test_the_order_of_readings_and_shifts_of_a_prompt_do_not_matter() -> None:
     table, prompts, _ = _readings([0.2, 0.8])
-    first = hidden_attribute(table, prompts)
+    first = _found(table, prompts)
     moved = table.flip(1) + 100.0 * prompts[:, None]
-    second = hidden_attribute(moved, prompts)
+    second = _found(moved, prompts)
     assert first is not None
     assert second is not None
     pair = torch.stack([first.scores, second.scores])
@@ -171,12 +179,31 @@ def test_a_few_images_against_a_bias_of_99_percent_are_found_if_another_score_hi
     table += 0.5 * torch.randn(count, 10, generator=source)
     against = (hidden != prompts.bool()).float()
     hint = 5 * against + torch.randn(count, generator=source)
-    found = hidden_attribute(table, prompts, suggestions=hint[:, None])
+    found = _found(table, prompts, suggestions=hint[:, None])
     assert found is not None
     assert _agreement(found.scores, prompts, hidden) > 0.9
     told = weigh(found, _kept(found.scores), prompts)
     assert told.bias_found
     assert told.share_spread == pytest.approx(0.98, abs=0.02)
+
+
+def test_rivals_are_told_apart_by_evidence_of_much_the_same_size() -> None:
+    # Two attributes that go along with the prompts, the second as clearly as the first.
+    source = torch.Generator().manual_seed(0)
+    prompts = torch.arange(4000) % 2
+    shown = torch.rand(4000, 2, generator=source) < torch.tensor([0.3, 0.7])[prompts][:, None]
+    causes = torch.cat([4.0 * shown, torch.randn(4000, 4, generator=source)], dim=1)
+    table = causes @ torch.randn(6, 10, generator=source)
+    table += 0.3 * torch.randn(4000, 10, generator=source)
+    first, second = hidden_attributes(table, prompts)[:2]
+    assert first.evidence >= second.evidence >= LEAST_RIVAL * first.evidence
+    likeness = torch.corrcoef(torch.stack([first.scores, second.scores]))[0, 1]
+    assert likeness.abs() < 0.9
+    both = [
+        max(_agreement(found.scores, prompts, shown[:, k]) for found in (first, second))
+        for k in (0, 1)
+    ]
+    assert min(both) > 0.9
 
 
 def test_sharpening_that_loses_the_groups_is_not_followed(monkeypatch) -> None:
@@ -189,7 +216,7 @@ def test_sharpening_that_loses_the_groups_is_not_followed(monkeypatch) -> None:
         return lost[-1]
 
     monkeypatch.setattr(pursuit, "sharpen", to_random)
-    found = hidden_attribute(table, prompts)
+    found = _found(table, prompts)
     assert found is not None
     assert lost
     assert _agreement(found.scores, prompts, hidden) > 0.85
@@ -274,7 +301,7 @@ def test_a_minority_in_all_prompts_is_found_beside_clearer_attributes_of_one_pro
     mixing = torch.randn(9, 16, generator=source)
     readings = torch.cat([causes, nuisances], dim=1) @ mixing
     readings += 0.8 * torch.randn(count, 16, generator=source)
-    found = hidden_attribute(readings, prompts)
+    found = _found(readings, prompts)
     assert found is not None
     assert _agreement(found.scores, prompts, hidden) > 0.85
     assert weigh(found, _kept(found.scores), prompts).bias_found
@@ -293,7 +320,7 @@ def test_likeness_is_the_phi_coefficient_of_the_groups_in_the_less_alike_prompts
 
 def test_groups_neither_aligned_nor_those_that_each_prompt_shows_most_clearly_are_no_bias() -> None:
     table, prompts, _ = _readings([0.3, 0.7])
-    found = hidden_attribute(table, prompts)
+    found = _found(table, prompts)
     assert found is not None
     figures = replace(found.held_out, alignment=0.1, clarity=0.3, gain=0.25)
     apart = replace(found, held_out=figures)

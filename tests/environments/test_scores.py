@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+from invdiff_pl.environments import scores as scores_module
 from invdiff_pl.environments.cuts import best_cut
+from invdiff_pl.environments.figures import Direction
+from invdiff_pl.environments.pursuit import HiddenAttribute
 from invdiff_pl.environments.quality import auc
-from invdiff_pl.environments.refine import CLEAR, RIDGE, discriminant
+from invdiff_pl.environments.refine import CLEAR, RIDGE, Refined, discriminant
 from invdiff_pl.environments.scores import (
     SCORES,
     Losses,
@@ -181,3 +184,31 @@ def test_groups_that_are_known_are_told_by_each_half_of_the_noises_as_if_pursued
     assert told == pytest.approx(
         split_half_rank_correlation(both, prompts, "prompt_pursuit"), abs=0.02
     )
+
+
+@pytest.mark.parametrize(("evidence", "chosen"), [(1.1, 1), (1.9, 1), (2.5, 0)])
+def test_of_rivals_the_one_that_refinement_finds_again_is_taken_unless_much_more_is_shown(
+    evidence: float, chosen: int, monkeypatch
+) -> None:
+    losses, prompts, _ = _table(400)
+    source = torch.Generator().manual_seed(0)
+    signs = torch.where(torch.rand(2, 400, generator=source) < 0.5, -1.0, 1.0).double()
+    flipped = torch.arange(400) % 8 // 2 == 2  # a quarter of either prompt: likeness a half
+    elsewhere = torch.where(flipped, -signs[0], signs[0])
+    ends = {evidence: elsewhere, 1.0: signs[1]}
+    direction = Direction(torch.ones(1), 0.3, 0.2, 400.0, 0.5)
+    rivals = [
+        HiddenAttribute(scores, direction, 1.0, size)
+        for scores, size in zip(signs, ends, strict=True)
+    ]
+
+    def refined(_table, scores, _prompts) -> Refined:
+        for rival in rivals:
+            if rival.scores is scores:
+                return Refined(scores, ends[rival.evidence])
+        return Refined(scores, scores)
+
+    monkeypatch.setattr(scores_module, "hidden_attributes", lambda *_given, **_named: rivals)
+    monkeypatch.setattr(scores_module, "refine", refined)
+    found, _ = attribute_scores(Losses(losses, losses), prompts)
+    assert found is rivals[chosen]
