@@ -28,8 +28,8 @@ class Direction:
     Attributes:
         weights: float64 ``[D]``; the scores are ``(table - prompt means) @ weights``.
         clarity: of the groups by two-means, see :class:`~invdiff_pl.environments.cuts.Cut`, in the
-            less clear prompts; above 0 if there are groups. Clarity that counts small groups more
-            would rank a few beards before race.
+            less clear prompts; above 0 if there are groups. A clarity that counts small groups more
+            ranks pairs of them, of one prompt each, before attributes of all prompts.
         gain: in log-likelihood an image, of a mixture of two groups over one, in the less clear
             prompts.
         likelihood_ratio: twice the gain in log-likelihood of a mixture in prompts' own
@@ -143,8 +143,7 @@ def alignments(
     centred = groups - prompt_means(groups, prompts)[prompts]
     family_of = prompts if families is None else families
     # Sums over pairs of different families: those over all pairs less those within a family.
-    norms = torch.zeros(groups.shape[1], dtype=torch.float64)
-    products, squares = -norms, -norms
+    norms, squares, products = torch.zeros(3, groups.shape[1], dtype=torch.float64)
     for family in family_of.unique().tolist():
         rows = family_of == family
         own = [
