@@ -48,8 +48,8 @@ def _by_uneven(cut: Callable[..., Any]) -> Callable[..., Any]:
 
 VARIANTS: dict[str, list[tuple[Any, str, object]]] = {
     "as it is": [],
-    "candidates by two-means only": _ruled(TWO_MEANS),
-    "by the uneven cut only": _ruled(UNEVEN),
+    "two-means only": _ruled(TWO_MEANS),
+    "the uneven cut only": _ruled(UNEVEN),
     "ranked by the uneven cut": [(figures, "cut_by_prompt", _by_uneven(figures.cut_by_prompt))],
     "alignment does not count": [(figures, "ALIGNED", 0.0)],
     "one finalist a half": [(pursuit, "FINALISTS", 1)],

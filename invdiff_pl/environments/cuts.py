@@ -29,6 +29,8 @@ TWO_MEANS = CutRule(entropy_weight=0.0, by_clarity=False)
 UNEVEN = CutRule(entropy_weight=0.5, by_clarity=True)
 # A prompt without groups counts as if it gained this in a direction that prompts share.
 LEAST_GAINED = 0.02
+# So do prompts of fewer images: these fall into groups by chance, two of them always.
+LEAST_COUNTED = 20
 
 
 def prompt_means(values: Tensor, prompts: Tensor) -> Tensor:
@@ -149,7 +151,7 @@ def grouping(values: Tensor, prompts: Tensor, rule: CutRule = UNEVEN) -> Tensor:
     Returns:
         float64 ``[N, C]``: 1 above the best cut, 0 below, less the prompt's mean; weighed, times
         what the cut gains in log-likelihood an image, ``-log(1 - clarity) / 2``, at least
-        :data:`LEAST_GAINED`.
+        :data:`LEAST_GAINED`, and no more in a prompt of fewer than :data:`LEAST_COUNTED` images.
     """
     upper, clarity = cut_by_prompt(values, prompts, rule)
     groups = upper.double()
@@ -157,5 +159,6 @@ def grouping(values: Tensor, prompts: Tensor, rule: CutRule = UNEVEN) -> Tensor:
     if not rule.by_clarity:
         return centred
     gained = -0.5 * (1 - clarity).clamp(min=torch.finfo(torch.float64).eps).log()
-    weights = gained.clamp(min=LEAST_GAINED)
+    few = prompts.bincount()[:, None] < LEAST_COUNTED
+    weights = gained.clamp(min=LEAST_GAINED).masked_fill(few, LEAST_GAINED)
     return centred * weights[prompts]

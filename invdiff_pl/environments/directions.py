@@ -26,7 +26,7 @@ SHARPENINGS = 4
 # Rules that candidates are climbed and sharpened by, side by side. Two-means misses groups of a few
 # percent; the other loses groups of more even size to smaller and clearer ones of some prompts.
 RULES = (TWO_MEANS, UNEVEN)
-# Candidates that the other half of the images chooses from.
+# Candidates by each rule, beside those suggested, that the other half of the images chooses from.
 SHORTLIST = 60
 # Scores that correlate more than this are the same direction.
 SAME = 0.9
@@ -35,7 +35,7 @@ SAME = 0.9
 def candidates(
     values: Tensor, prompts: Tensor, seed: int, suggestions: Tensor | None = None
 ) -> Tensor | None:
-    """Directions along which prompts differ in shape; by the same rule, no two alike.
+    """Directions along which prompts differ in shape, no two of a rule alike; and those suggested.
 
     Args:
         values: readings ``[N, D]``.
@@ -68,7 +68,8 @@ def candidates(
         if suggestions is not None:
             start = suggested(readings, prompts, suggestions, rule)
             kept.append(sharpen(readings, start, prompts, rule))
-    return whitening @ torch.cat(kept, dim=1)
+    found = torch.cat(kept, dim=1)
+    return whitening @ found[:, found.norm(dim=0) > 0]  # suggestions may not vary
 
 
 def suggested(readings: Tensor, prompts: Tensor, scores: Tensor, rule: CutRule = UNEVEN) -> Tensor:

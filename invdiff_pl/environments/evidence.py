@@ -86,7 +86,7 @@ def weigh(
             (common, 1.0, "it is not the same in all prompts"),
             (spread, LEAST_SHARE_SPREAD, "all prompts have much the same share of it"),
         )
-        if value < least
+        if not value >= least
     ]
     reason = "; ".join(shortcomings) or "the prompts differ in their shares of two clear groups"
     return Evidence(
@@ -115,7 +115,7 @@ def group_likeness(first: Tensor, second: Tensor, prompts: Tensor) -> float:
 
     Returns:
         correlation in [-1, 1] of their groups by the best cut, in the less alike prompts, see
-        :func:`~invdiff_pl.environments.directions.less_clear`; 0 for a prompt left whole.
+        :func:`~invdiff_pl.environments.figures.less_clear`; 0 for a prompt left whole.
     """
     prompts = prompts.unique(return_inverse=True)[1]
     groups = upper_groups(torch.stack([first, second], dim=1).double(), prompts).double()
@@ -137,15 +137,19 @@ def share_spread(scores: Tensor, prompts: Tensor, values: Tensor | None = None) 
             be a prompt's part plus a value's, by least squares.
 
     Returns:
-        twice the standard deviation over prompts, by size.
+        twice the standard deviation over prompts, by size; 0 where prompts share no value by which
+        all could be compared.
     """
     prompts = prompts.unique(return_inverse=True)[1]
-    values = torch.zeros_like(prompts) if values is None else values
+    values = torch.zeros_like(prompts) if values is None else values.unique(return_inverse=True)[1]
     cells = cells_of(prompts, values)
     shares = prompt_means(upper_groups(scores, cells).double(), cells)
     prompt_of, value_of = (torch.zeros_like(cells.bincount()).index_put((cells,), each)
                            for each in (prompts, values))  # fmt: skip
     design = torch.cat([one_hot(prompt_of), one_hot(value_of)], dim=1).double()
+    # The parts are told but for a constant, which moves from prompts to values.
+    if int(torch.linalg.matrix_rank(design)) < design.shape[1] - 1:
+        return 0.0
     weights = cells.bincount().double().sqrt()
     solved = torch.linalg.lstsq(
         design * weights[:, None], (shares * weights)[:, None], driver="gelsd"

@@ -136,7 +136,7 @@ def alignments(
 
     Returns:
         float64 ``[C]``: mean cosine between the prompts' covariances of white readings with the
-        groups, over pairs of prompts, weighted by their norms.
+        groups, over pairs of prompts, weighted by their norms; 0 where there are no pairs.
     """
     values = values - prompt_means(values, prompts)[prompts]
     readings = values @ whitening_of(values)
@@ -154,8 +154,9 @@ def alignments(
         norms, squares = norms + lengths, squares + lengths.square()
         products = products + torch.stack(own).sum(0).square().sum(0)
     total = (readings.T @ centred).square().sum(0)
-    pairs = (norms.square() - squares).clamp(min=torch.finfo(torch.float64).tiny)
-    return (total - products) / pairs
+    pairs = norms.square() - squares
+    compared = pairs > 1e-9 * norms.square()  # else rounding errors
+    return torch.where(compared, (total - products) / torch.where(compared, pairs, 1.0), 0.0)
 
 
 def less_clear(figures: Tensor, prompts: Tensor) -> Tensor:

@@ -131,7 +131,8 @@ def _crossed(
     Args:
         losses: of N images.
         prompts: int64 ``[N]``.
-        values: 0 or 1, int64 ``[N]``: of the first attribute, the same in all prompts.
+        values: 0 or 1, int64 ``[N]``: of the first attribute, the same in all prompts; by the best
+            cut, which a minimum share does not move as it may the environments' cut.
         first: its environments, and memberships by a mixture.
         table: standardised losses under the empty prompt, ``[N, D]``.
         settings: how.

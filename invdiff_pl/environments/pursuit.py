@@ -112,7 +112,7 @@ def hidden_attributes(
     for number, final in _rivals(centred, numbers, family_of, finalists):
         best, others = finalists[number], tried[1 - origins[number]]
         scores = centred @ torch.cat([best.weights[:, None], others], dim=1)
-        agreement = float(torch.corrcoef(scores.T)[0, 1:].abs().max())
+        agreement = float(torch.corrcoef(scores.T)[0, 1:].abs().nan_to_num(0.0).max())
         projected = table.double() @ final.weights
         projected = projected - prompt_means(projected, prompts)[prompts]
         found.append(HiddenAttribute(projected, best, agreement, final.evidence))

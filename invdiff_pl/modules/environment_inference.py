@@ -41,8 +41,8 @@ class EnvironmentInference(pl.LightningModule):
         score: name of the score, see ``invdiff_pl.environments.scores``.
         groups: G, number of environments; ``None`` chooses from 2 to 4 by how well mixtures of as
             many groups tell the scores. With 4 or ``None``, ``prompt_pursuit`` looks for a second
-            attribute beside the first; where the evidence for it stands the same test, the
-            environments are the four pairs of both attributes' groups.
+            attribute within the first one's values; where the evidence for it stands the same test,
+            the environments are the four pairs of both attributes' groups.
         partition: how environments are made of scores, see ``invdiff_pl.environments.assignment``.
         objective: spread that the partition maximises, see ``invdiff_pl.environments.partition``.
         minimum_share: least share of a prompt's images in an environment.

@@ -112,6 +112,10 @@ def test_shares_of_a_second_attribute_are_compared_at_the_same_value_of_the_firs
     scores, prompts, values = drawn([[0.1, 0.5], [0.1, 0.5]])
     assert share_spread(scores, prompts, values) == pytest.approx(0.0, abs=1e-6)
     assert share_spread(scores, prompts) == pytest.approx(0.32)
+    # ... nor can prompts be compared that share no value...
+    prompts = torch.arange(400) % 2
+    scores = torch.rand(400, generator=torch.Generator().manual_seed(0)) < 0.3 + 0.4 * prompts
+    assert share_spread(scores.double(), prompts, values=prompts) == 0.0
     # ... and what goes along with the prompts, whatever the first attribute, is.
     scores, prompts, values = drawn([[0.2, 0.2], [0.8, 0.8]])
     assert share_spread(scores, prompts, values) == pytest.approx(0.6)
@@ -166,7 +170,7 @@ def test_the_share_explained_climbs_by_its_numerical_derivative() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_few_images_against_a_bias_of_99_percent_are_found_if_another_score_hints_at_them(
+def test_a_few_images_against_a_bias_of_99_percent_are_found_where_another_score_hints_at_them(
     seed: int,
 ) -> None:
     source = torch.Generator().manual_seed(seed)
@@ -179,9 +183,11 @@ def test_a_few_images_against_a_bias_of_99_percent_are_found_if_another_score_hi
     table += 0.5 * torch.randn(count, 10, generator=source)
     against = (hidden != prompts.bool()).float()
     hint = 5 * against + torch.randn(count, generator=source)
-    found = _found(table, prompts, suggestions=hint[:, None])
+    still = torch.zeros(count)  # a suggestion that does not vary says nothing
+    found = _found(table, prompts, suggestions=torch.stack([hint, still], dim=1))
     assert found is not None
     assert _agreement(found.scores, prompts, hidden) > 0.9
+    assert found.agreement > 0.9
     told = weigh(found, _kept(found.scores), prompts)
     assert told.bias_found
     assert told.share_spread == pytest.approx(0.98, abs=0.02)
@@ -262,6 +268,26 @@ def test_parts_of_one_prompt_are_not_compared_for_alignment() -> None:
     assert apart == pytest.approx(0.0, abs=0.05)
     by_itself = alignments(readings, cells, groups[:, None], families=cells)
     assert float(by_itself) == pytest.approx(every)
+
+
+def test_alignment_is_nothing_where_there_are_no_pairs_to_compare() -> None:
+    source = torch.Generator().manual_seed(0)
+    readings = torch.randn(301, 4, generator=source, dtype=torch.float64)
+    groups = (torch.rand(301, 1, generator=source) < 0.5).double()
+    for prompts, families in (
+        (torch.arange(301) % 3, torch.zeros(301, dtype=torch.int64)),  # parts of one prompt
+        ((torch.arange(301) == 300).long(), None),  # one image of another
+    ):
+        assert float(alignments(readings, prompts, groups, families)) == 0.0
+
+
+def test_evidence_that_is_no_number_is_no_bias() -> None:
+    table, prompts, _ = _readings([0.3, 0.7])
+    found = _found(table, prompts)
+    assert found is not None
+    assert weigh(found, _kept(found.scores), prompts).bias_found
+    unknown = replace(found, agreement=float("nan"))
+    assert weigh(unknown, _kept(found.scores), prompts).bias_found is False
 
 
 def test_evidence_grows_with_alignment_between_its_bounds_only() -> None:
