@@ -22,7 +22,7 @@ LEAST_GAIN = 0.11
 LEAST_ALIGNMENT = 0.3
 LEAST_COMMON = 0.06
 # The prompts' shares of a group must differ by this much; weaker biases are not told from none.
-LEAST_SHARE_SPREAD = 0.25
+LEAST_SHARE_SPREAD = 0.3
 
 
 @dataclass(frozen=True)
