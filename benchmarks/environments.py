@@ -82,47 +82,76 @@ SETTINGS = (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is not there yet and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
-    parser.add_argument("--experiments", nargs="+", default=["waterbirds", "celeba", "fairface"])
-    parser.add_argument("--strengths", nargs="+", help="names of strengths; all if not given")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--fine-tune", type=int, default=0, metavar="STEPS")
-    parser.add_argument("--images", type=int, default=4800, help="of each training split")
-    parser.add_argument("--own-draws", type=int, default=2, help="of 8, under the own prompt")
+    add_loss_flags(parser)
     parser.add_argument("--resamplings", type=int, default=0)
-    parser.add_argument("--precision", default="32-true", help="of forward passes and fine-tuning")
     parser.add_argument("--runs", nargs="+", type=Path, help="finished runs, scored already")
     options = parser.parse_args(arguments)
     if options.runs:
         print_tables([of_run(run_dir, options.resamplings) for run_dir in options.runs])
         return
     rows = []
-    for setting in SETTINGS:
-        if setting.experiment in options.experiments and (
-            options.strengths is None or setting.name in options.strengths
-        ):
-            for seed in options.seeds:
-                rows.append(measured(setting, seed, options))
-                print_tables(rows)
+    for setting in chosen(options):
+        for seed in options.seeds:
+            rows.append(measured(setting, seed, options))
+            print_tables(rows)
+
+
+def add_loss_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that name losses: of which data sets, seeds and backbones, and how made."""
+    parser.add_argument("--experiments", nargs="+", default=["waterbirds", "celeba", "fairface"])
+    parser.add_argument("--strengths", nargs="+", help="names of strengths; all if not given")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--fine-tune", type=int, default=0, metavar="STEPS")
+    parser.add_argument("--images", type=int, default=4800, help="of each training split")
+    parser.add_argument("--own-draws", type=int, default=2, help="of 8, under the own prompt")
+    parser.add_argument("--precision", default="32-true", help="of forward passes and fine-tuning")
+
+
+def chosen(options: argparse.Namespace) -> list[Setting]:
+    """The settings that the flags name."""
+    return [
+        setting
+        for setting in SETTINGS
+        if setting.experiment in options.experiments
+        and (options.strengths is None or setting.name in options.strengths)
+    ]
 
 
 def measured(setting: Setting, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """The figures of a setting and seed, computed if they are not on disk."""
-    name = f"{setting.experiment}-{setting.name.replace(':', '_')}"
-    scored = f"{options.fine_tune}-{options.images}-{options.own_draws}-{options.precision}"
     sources = sorted(Path(invdiff_pl.environments.__path__[0]).glob("*.py"))
     code = digest_json([digest_file(source) for source in sources])[:8]
-    record = CACHE / f"{name}-seed{seed}-{scored}-{options.resamplings}-{code}.json"
+    record = CACHE / f"{losses_name(setting, seed, options)}-{options.resamplings}-{code}.json"
     if record.is_file():
         found: dict[str, Any] = read_json(record)
         return found
-    flags = prepared(setting, CACHE / name, options)
-    losses = losses_of(flags, CACHE / f"{name}-seed{seed}-{scored}", seed, options)
-    prompts, attributes = data_module(flags).labels("train")
-    assert attributes is not None
+    losses, prompts, attributes = losses_and_labels(setting, seed, options)
     figures = figures_of(losses, prompts, attributes, seed, options.resamplings)
     result = {"experiment": setting.experiment, "strength": setting.name, "seed": seed}
     write_json(record, result | {"null": setting.null} | figures)
     return result | {"null": setting.null} | figures
+
+
+def data_name(setting: Setting) -> str:
+    """Folder of a setting's data set and backbone."""
+    return f"{setting.experiment}-{setting.name.replace(':', '_')}"
+
+
+def losses_name(setting: Setting, seed: int, options: argparse.Namespace) -> str:
+    """Folder of a setting's losses."""
+    scored = f"{options.fine_tune}-{options.images}-{options.own_draws}-{options.precision}"
+    return f"{data_name(setting)}-seed{seed}-{scored}"
+
+
+def losses_and_labels(
+    setting: Setting, seed: int, options: argparse.Namespace
+) -> tuple[Losses, Tensor, Tensor]:
+    """Losses, prompts and attributes of a setting's training images, made if not on disk."""
+    flags = prepared(setting, CACHE / data_name(setting), options)
+    losses = losses_of(flags, CACHE / losses_name(setting, seed, options), seed, options)
+    prompts, attributes = data_module(flags).labels("train")
+    assert attributes is not None
+    return losses, prompts, attributes
 
 
 def losses_of(flags: list[str], output: Path, seed: int, options: argparse.Namespace) -> Losses:

@@ -13,10 +13,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from environments import CACHE, SETTINGS, losses_of, prepared
+from environments import add_loss_flags, chosen, losses_and_labels
 from torch import Tensor
 
-from invdiff_pl.cli import data_module
 from invdiff_pl.environments import directions, figures, pursuit
 from invdiff_pl.environments.cuts import TWO_MEANS, UNEVEN, CutRule
 from invdiff_pl.environments.evidence import weigh
@@ -59,26 +58,14 @@ VARIANTS: dict[str, list[tuple[Any, str, object]]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a row for each data set, strength of bias and seed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
-    parser.add_argument("--experiments", nargs="+", default=["waterbirds", "celeba", "fairface"])
-    parser.add_argument("--strengths", nargs="+", default=STRENGTHS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--fine-tune", type=int, default=0, metavar="STEPS")
-    parser.add_argument("--images", type=int, default=4800, help="of each training split")
-    parser.add_argument("--own-draws", type=int, default=2, help="of 8, under the own prompt")
-    parser.add_argument("--precision", default="32-true", help="of forward passes and fine-tuning")
+    add_loss_flags(parser)
+    parser.set_defaults(strengths=STRENGTHS)
     options = parser.parse_args(arguments)
     print("| AUC; bias found | seed |", " | ".join(VARIANTS), "|")
     print("| --- " * (2 + len(VARIANTS)) + "|")
-    for setting in SETTINGS:
-        if setting.experiment not in options.experiments or setting.name not in options.strengths:
-            continue
-        name = f"{setting.experiment}-{setting.name.replace(':', '_')}"
-        scored = f"{options.fine_tune}-{options.images}-{options.own_draws}-{options.precision}"
-        flags = prepared(setting, CACHE / name, options)
-        prompts, attributes = data_module(flags).labels("train")
-        assert attributes is not None
+    for setting in chosen(options):
         for seed in options.seeds:
-            losses = losses_of(flags, CACHE / f"{name}-seed{seed}-{scored}", seed, options)
+            losses, prompts, attributes = losses_and_labels(setting, seed, options)
             cells = [f"{setting.experiment} {setting.name}", str(seed)]
             for places in VARIANTS.values():
                 with _changed(places):

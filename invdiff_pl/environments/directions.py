@@ -13,10 +13,12 @@ from invdiff_pl.environments.cuts import (
     prompt_means,
 )
 
-# Random directions to start from, by the power of the share that a cut explains beside the spread
-# of skewness in what is climbed. Without it a minority of a few percent is found most surely, with
-# it groups of more even size.
-STARTS = {0.0: 64, 4.0: 160}
+# Random directions to start from: those that climb the spread of skewness alone find a minority of
+# a few percent most surely, those that climb it times a power of the share that a cut explains find
+# groups of more even size.
+LEANING_STARTS = 64
+GROUPED_STARTS = 160
+SHARE_POWER = 4.0
 # Steps of the climb, and the first of their lengths; they shrink to nothing.
 CLIMBS = 120
 FIRST_STEP = 0.1
@@ -54,13 +56,14 @@ def candidates(
         return None
     readings = values @ whitening
     source = generator(seed, "directions")
-    starts = {
-        power: torch.randn(readings.shape[1], count, generator=source, dtype=torch.float64)
-        for power, count in STARTS.items()
-    }
+    leaning, grouped = (
+        torch.randn(readings.shape[1], count, generator=source, dtype=torch.float64)
+        for count in (LEANING_STARTS, GROUPED_STARTS)
+    )
+    leaned = _climb(readings, prompts, leaning)
     kept = []
     for rule in RULES:
-        climbed = [_climb(readings, prompts, start, power, rule) for power, start in starts.items()]
+        climbed = [leaned, _climb(readings, prompts, grouped, rule)]
         directions = sharpen(readings, torch.cat(climbed, dim=1), prompts, rule)
         scores = readings @ directions
         order = skew_spread(scores, prompts).argsort(descending=True)
@@ -130,10 +133,11 @@ def whitening_of(values: Tensor, ridge: float = 0.0) -> Tensor:
     return axes[:, kept] / variances[kept].sqrt()
 
 
-def _climb(
-    readings: Tensor, prompts: Tensor, start: Tensor, share_power: float, rule: CutRule
-) -> Tensor:
-    """Unit directions ``[K, C]`` of locally largest skewness spread times a power of the share."""
+def _climb(readings: Tensor, prompts: Tensor, start: Tensor, rule: CutRule | None = None) -> Tensor:
+    """Unit directions ``[K, C]`` of locally largest skewness spread, by itself without a rule.
+
+    With one, times a power of the share that its cut explains.
+    """
     with torch.inference_mode(False), torch.enable_grad():
         # Copies: tensors made under inference mode cannot be differentiated through. Single
         # precision is enough for where to sharpen from.
@@ -146,8 +150,8 @@ def _climb(
             optimizer.zero_grad()
             scores = readings @ (free / free.norm(dim=0))
             climbed = skew_spread(scores, prompts).log()
-            if share_power > 0:
-                climbed = climbed + share_power * _log_share(scores, prompts, rule)
+            if rule is not None:
+                climbed = climbed + SHARE_POWER * _log_share(scores, prompts, rule)
             (-climbed.sum()).backward()
             optimizer.step()
             schedule.step()
