@@ -24,11 +24,11 @@ from ablation_groups import write_groups
 from ablation_rows import ROWS, SECTIONS, Row
 
 from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection, ScaleCalibration
-from invdiff_pl.cli import build
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import digest_file, digest_json, read_json, write_json, write_text
-from invdiff_pl.quiet import silence
-from invdiff_pl.sweep import point_figures, score_samples
+from invdiff_pl.cli.lightning import build
+from invdiff_pl.cli.sweep import point_figures, score_samples
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import digest_file, digest_json, read_json, write_json, write_text
+from invdiff_pl.utils.quiet import silence
 
 HEADER = (
     "row",

@@ -6,15 +6,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from invdiff_pl.cli import build
+from invdiff_pl.backbones.draws import generator
+from invdiff_pl.backbones.noising import ForwardProcess, sample_losses, sample_posterior
+from invdiff_pl.backbones.pipeline import load_pipeline
+from invdiff_pl.cli.lightning import build
 from invdiff_pl.data.base import BiasedDataModule
-from invdiff_pl.diffusion.draws import generator
-from invdiff_pl.diffusion.noising import ForwardProcess, sample_losses, sample_posterior
-from invdiff_pl.diffusion.pipeline import load_pipeline
 from invdiff_pl.environments.assignment import assign
 from invdiff_pl.environments.quality import conflicting
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import atomic_path, read_json, write_json
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import atomic_path, read_json, write_json
 
 _BATCH = 128
 

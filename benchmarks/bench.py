@@ -30,8 +30,8 @@ from bench_measure import CLOCKS, interleaved, peak_flops, peak_mib, peak_of_chi
 from bench_stages import COMPILED, HALVES, STAGES, Evaluation, Sampling, Scoring, Training, prepare
 from bench_work import SD14, SMALL, THIN, ReferenceInputs, Work, write_sd_backbone
 
-from invdiff_pl.files import write_json
-from invdiff_pl.quiet import silence
+from invdiff_pl.utils.files import write_json
+from invdiff_pl.utils.quiet import silence
 
 HEADER = (
     "stage",

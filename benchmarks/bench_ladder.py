@@ -8,14 +8,14 @@ from bench_stages import GUIDANCE, Sampling, Training, autocast, prepare
 from bench_work import PROMPTS, ReferenceInputs, Work
 from torch import Tensor
 
-from invdiff_pl.data.cache import ShardedTensor
-from invdiff_pl.diffusion.noising import (
+from invdiff_pl.backbones.noising import (
     ForwardProcess,
     predict,
     sample_losses,
     sample_posterior,
 )
-from invdiff_pl.diffusion.pipeline import embed_prompts, sample_images, set_scheduler
+from invdiff_pl.backbones.pipeline import embed_prompts, sample_images, set_scheduler
+from invdiff_pl.data.cache import ShardedTensor
 from invdiff_pl.modules import AdapterVariants, InvariantAdapter
 
 # Of adapters that are trained on one frozen pass.

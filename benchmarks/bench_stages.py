@@ -16,19 +16,19 @@ from metrics import CLASSES, stand_ins
 from PIL import Image
 from torch import Tensor
 
+from invdiff_pl.backbones.draws import generator
+from invdiff_pl.backbones.noising import ForwardProcess, sample_losses, sample_posterior
+from invdiff_pl.backbones.pipeline import embed_prompts, sample_images, set_scheduler
 from invdiff_pl.data.cache import ShardedTensor
 from invdiff_pl.data.images import read_images, to_float
 from invdiff_pl.data.latents import encode_images
-from invdiff_pl.diffusion.draws import generator
-from invdiff_pl.diffusion.noising import ForwardProcess, sample_losses, sample_posterior
-from invdiff_pl.diffusion.pipeline import embed_prompts, sample_images, set_scheduler
 from invdiff_pl.environments.assignment import assign
 from invdiff_pl.environments.table import LossTable
-from invdiff_pl.images import ImageWriter
 from invdiff_pl.metrics.sample_scores import SampleScores
 from invdiff_pl.metrics.scorers import MAIN
 from invdiff_pl.modules import EnvironmentInference, InvariantAdapter
 from invdiff_pl.objectives import build_density, build_rule, group_objective
+from invdiff_pl.utils.images import ImageWriter
 
 VISITS = 4  # how often the mini scale's adapter stage visits an image
 GUIDANCE = 1.0

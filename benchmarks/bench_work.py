@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from invdiff_pl.backbones.architecture import Architecture, new_pipeline
+from invdiff_pl.backbones.pipeline import embed_prompts, load_pipeline
 from invdiff_pl.data.images import read_images, to_float
-from invdiff_pl.diffusion.architecture import Architecture, new_pipeline
-from invdiff_pl.diffusion.pipeline import embed_prompts, load_pipeline
 
 SMALL = "asset:waterbirds"
 PROMPTS = ("a photo of a mallard", "a photo of a common raven")

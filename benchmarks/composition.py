@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from invdiff_pl.backbones.draws import generator
 from invdiff_pl.callbacks import SampleEvaluation
-from invdiff_pl.cli import build
+from invdiff_pl.cli.lightning import build
 from invdiff_pl.data.images import read_images, to_float
-from invdiff_pl.diffusion.draws import generator
+from invdiff_pl.data.samples import read_manifest
 from invdiff_pl.metrics.frechet import frechet_distance
 from invdiff_pl.metrics.reference import reference_rows
 from invdiff_pl.metrics.scorers import MAIN, Scorers
-from invdiff_pl.samples import read_manifest
 
 BATCH = 256
 

@@ -25,9 +25,9 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 import invdiff_pl.environments
-from invdiff_pl.cli import build, data_module
+from invdiff_pl.backbones.draws import generator
+from invdiff_pl.cli.lightning import build, data_module
 from invdiff_pl.data.base import BiasedDataModule
-from invdiff_pl.diffusion.draws import generator
 from invdiff_pl.environments.assignment import METHODS, assign
 from invdiff_pl.environments.evidence import weigh
 from invdiff_pl.environments.quality import auc, conflicting, worst_group_precision_recall
@@ -39,8 +39,8 @@ from invdiff_pl.environments.scores import (
     score,
     standardise,
 )
-from invdiff_pl.files import digest_file, digest_json, read_json, write_json
-from invdiff_pl.tensors import read_tensors
+from invdiff_pl.utils.files import digest_file, digest_json, read_json, write_json
+from invdiff_pl.utils.tensors import read_tensors
 
 CACHE = Path(".cache/environments-bench")
 

@@ -27,6 +27,7 @@ import diffusers
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.data.batches import (
     BatchPlan,
     PairedEnvironmentBatches,
@@ -35,9 +36,8 @@ from invdiff_pl.data.batches import (
 )
 from invdiff_pl.data.cache import SHARD_ROWS, ShardedTensor
 from invdiff_pl.data.datasets import LatentBatch, LatentDataset
-from invdiff_pl.diffusion.pipeline import load_pipeline
-from invdiff_pl.files import write_json
-from invdiff_pl.quiet import silence
+from invdiff_pl.utils.files import write_json
+from invdiff_pl.utils.quiet import silence
 
 ROW = (2, 8, 64, 64)
 ROW_BYTES = 2 * 8 * 64 * 64 * 2

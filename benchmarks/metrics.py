@@ -31,7 +31,7 @@ from invdiff_pl.metrics.classifier import SampleClassifier
 from invdiff_pl.metrics.clip import ClipEncoder
 from invdiff_pl.metrics.sample_scores import SampleScores
 from invdiff_pl.metrics.scorers import CMMD, FID, MAIN, Scorers
-from invdiff_pl.quiet import silence
+from invdiff_pl.utils.quiet import silence
 
 CLASSES = ("land", "water")
 EMBEDDING = 512  # of CLIP ViT-B/32

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from invdiff_pl.diffusion.pipeline import load_pipeline
+from invdiff_pl.backbones.pipeline import load_pipeline
 
 PROMPTS = ("a photo of a mallard", "a photo of a common raven")
 BATCH = 128

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from invdiff_pl.diffusion.pipeline import save_pipeline
-from invdiff_pl.diffusion.stable_diffusion import random_stable_diffusion
-from invdiff_pl.files import atomic_path
+from invdiff_pl.backbones.pipeline import save_pipeline
+from invdiff_pl.backbones.stable_diffusion import random_stable_diffusion
+from invdiff_pl.utils.files import atomic_path
 
 
 def main() -> None:

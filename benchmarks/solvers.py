@@ -17,18 +17,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from invdiff_pl.data.images import read_images
-from invdiff_pl.data.synthetic.waterbirds import RenderedWaterbirds, render_waterbirds
-from invdiff_pl.data.waterbirds import WaterbirdsDataModule
-from invdiff_pl.diffusion.pipeline import (
+from invdiff_pl.backbones.pipeline import (
     embed_prompts,
     load_pipeline,
     sample_images,
     set_scheduler,
 )
-from invdiff_pl.files import write_json
+from invdiff_pl.data.images import read_images
+from invdiff_pl.data.synthetic.waterbirds import RenderedWaterbirds, render_waterbirds
+from invdiff_pl.data.waterbirds import WaterbirdsDataModule
 from invdiff_pl.metrics import FeatureExtractor, FrechetDistance, build_extractor
-from invdiff_pl.quiet import silence
+from invdiff_pl.utils.files import write_json
+from invdiff_pl.utils.quiet import silence
 
 BACKBONE = "asset:waterbirds"
 BATCH = 64

@@ -16,7 +16,7 @@ import torch
 from environments import CACHE, Setting, losses_of, prepared
 from torch import Tensor
 
-from invdiff_pl.cli import data_module
+from invdiff_pl.cli.lightning import data_module
 from invdiff_pl.data.tables import check_codes, read_table
 from invdiff_pl.environments.inference import Inferred, Settings, infer
 from invdiff_pl.environments.quality import adjusted_rand_index, auc, conflicting

@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, Dinov2Config, Dinov2Model
 
+from invdiff_pl.backbones.architecture import Architecture, new_pipeline
 from invdiff_pl.data.synthetic.waterbirds import RenderedWaterbirds, render_waterbirds
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
-from invdiff_pl.diffusion.architecture import Architecture, new_pipeline
 from invdiff_pl.metrics.classifier import SampleClassifier
 
 TINY = Architecture(

@@ -13,21 +13,21 @@ from safetensors.torch import load_file, save_file
 
 import invdiff_pl
 from invdiff_pl.adapters import load_adapter
-from invdiff_pl.checkpoints import SafeCheckpointIO
+from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.data.cache import ShardedTensor
 from invdiff_pl.data.custom import TableDataModule
 from invdiff_pl.data.images import read_image
-from invdiff_pl.diffusion.pipeline import load_pipeline
+from invdiff_pl.data.samples import read_manifest
 from invdiff_pl.environments.table import LossTable
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.experiment import Experiment
-from invdiff_pl.files import read_json
 from invdiff_pl.metrics.classifier import SampleClassifier
 from invdiff_pl.metrics.clip import ClipEncoder
 from invdiff_pl.metrics.extractors import build_extractor
-from invdiff_pl.records import read_record
-from invdiff_pl.samples import read_manifest
-from invdiff_pl.tensors import read_tensors
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import read_json
+from invdiff_pl.utils.tensors import read_tensors
+from invdiff_pl.workflow.checkpoints import SafeCheckpointIO
+from invdiff_pl.workflow.experiment import Experiment
+from invdiff_pl.workflow.records import read_record
 
 PACKAGE = Path(invdiff_pl.__file__).parent
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
-from invdiff_pl.diffusion.noising import predict
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import read_object, write_json
+from invdiff_pl.backbones.noising import predict
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import read_object, write_json
 
 CONFIG_FILE = "adapter.json"
 

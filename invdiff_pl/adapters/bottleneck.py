@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from invdiff_pl.adapters.base import register
 from invdiff_pl.adapters.branch import BranchAdapter, largest_width, multiply, zero
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 # The branch is a part of the UNet under this name, so that it moves to devices with it.
 NAME = "invariant_bottleneck"

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from invdiff_pl.adapters.base import Adapter
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import sort_safetensors_header
-from invdiff_pl.tensors import read_tensors
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import sort_safetensors_header
+from invdiff_pl.utils.tensors import read_tensors
 
 WEIGHTS_FILE = "adapter.safetensors"
 

@@ -14,9 +14,9 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 from invdiff_pl.adapters.base import Adapter, register
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import sort_safetensors_header
-from invdiff_pl.tensors import read_tensors
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import sort_safetensors_header
+from invdiff_pl.utils.tensors import read_tensors
 
 NAME = "invdiff"
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"

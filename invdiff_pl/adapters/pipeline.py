@@ -7,9 +7,9 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from invdiff_pl.adapters.base import CONFIG_FILE, Adapter, load_adapter
-from invdiff_pl.diffusion.assets import ASSET_PREFIX, resolve_backbone
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import read_json
+from invdiff_pl.backbones.assets import ASSET_PREFIX, resolve_backbone
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import read_json
 
 # Of an exported folder: the adapter beside the backbone's parts.
 ADAPTER_FOLDER = "adapter"

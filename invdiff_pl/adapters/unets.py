@@ -13,7 +13,7 @@ from invdiff_pl.adapters.branch import (
     multiply,
     zero,
 )
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 # Channels are multiples of this, which are also the groups of the normalisation.
 _GROUPS = 4

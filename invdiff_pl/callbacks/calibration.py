@@ -9,16 +9,16 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
+from invdiff_pl.backbones.draws import generator
+from invdiff_pl.backbones.features import feature_width, middle_features
+from invdiff_pl.backbones.noising import sample_posterior
+from invdiff_pl.backbones.pipeline import sample_antithetic_latents
 from invdiff_pl.data.base import BiasedDataModule
-from invdiff_pl.diffusion.draws import generator
-from invdiff_pl.diffusion.features import feature_width, middle_features
-from invdiff_pl.diffusion.noising import sample_posterior
-from invdiff_pl.diffusion.pipeline import sample_antithetic_latents
 from invdiff_pl.environments.reader import Counts, EnvironmentReader, even_scale, fit_reader
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import write_json
 from invdiff_pl.modules.invariant_adapter import InvariantAdapter
 from invdiff_pl.objectives.heldout import round_robin
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import write_json
 
 # Samples of numbers that no run draws for its figures, so that those are of other noises.
 FIRST_SAMPLE = 2**31

@@ -4,7 +4,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from invdiff_pl.data.base import BiasedDataModule
-from invdiff_pl.tensors import read_tensors
+from invdiff_pl.utils.tensors import read_tensors
 
 
 class Dashboard(pl.Callback):

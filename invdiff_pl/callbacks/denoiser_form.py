@@ -6,8 +6,8 @@ import shutil
 import pytorch_lightning as pl
 import torch
 
-from invdiff_pl.errors import InvDiffError
 from invdiff_pl.modules.common import denoiser_of
+from invdiff_pl.utils.errors import InvDiffError
 
 
 class DenoiserForm(pl.Callback):

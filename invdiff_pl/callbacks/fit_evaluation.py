@@ -7,13 +7,13 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from invdiff_pl.backbones.pipeline import sample_images
 from invdiff_pl.callbacks.evaluation import start_scoring
 from invdiff_pl.callbacks.live import live_pipeline
 from invdiff_pl.data.base import BiasedDataModule
-from invdiff_pl.diffusion.pipeline import sample_images
-from invdiff_pl.errors import InvDiffError
 from invdiff_pl.metrics.sample_scores import SampleScores
-from invdiff_pl.settings import EvaluationSettings
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.workflow.settings import EvaluationSettings
 
 _LIVE = 0.0
 

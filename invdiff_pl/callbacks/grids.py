@@ -7,9 +7,9 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
+from invdiff_pl.backbones.pipeline import sample_images
 from invdiff_pl.callbacks.live import live_pipeline
-from invdiff_pl.diffusion.pipeline import sample_images
-from invdiff_pl.images import image_grid
+from invdiff_pl.utils.images import image_grid
 
 
 class SampleGrid(pl.Callback):

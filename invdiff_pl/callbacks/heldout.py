@@ -8,12 +8,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from invdiff_pl.backbones.draws import generator
 from invdiff_pl.callbacks.ema import ExponentialMovingAverage
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.data.datasets import LatentBatch
-from invdiff_pl.diffusion.draws import generator
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import write_json
 from invdiff_pl.modules.invariant_adapter import InvariantAdapter
 from invdiff_pl.objectives.heldout import (
     HeldOutObjective,
@@ -22,6 +20,8 @@ from invdiff_pl.objectives.heldout import (
     round_robin,
     timestep_bins,
 )
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import write_json
 
 CRITERION = (
     "the objective of the held-out group risks in each timestep bin, averaged over bins as often "

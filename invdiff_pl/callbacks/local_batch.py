@@ -5,8 +5,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from invdiff_pl.errors import InvDiffError
 from invdiff_pl.modules.common import data_module
+from invdiff_pl.utils.errors import InvDiffError
 
 
 class LocalBatch(pl.Callback):

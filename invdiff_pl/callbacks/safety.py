@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from invdiff_pl.modules.common import diverged
-from invdiff_pl.processes import defer_sigterm
+from invdiff_pl.utils.processes import defer_sigterm
 
 
 class StopOnDivergence(pl.Callback):

@@ -13,8 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.data.images import read_images
-from invdiff_pl.files import atomic_path
-from invdiff_pl.tensors import read_tensors
+from invdiff_pl.utils.files import atomic_path
+from invdiff_pl.utils.tensors import read_tensors
 
 _TILE = 64
 _LABEL_WIDTH = 190

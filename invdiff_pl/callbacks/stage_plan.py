@@ -11,11 +11,11 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
+from invdiff_pl.backbones.noising import predict
 from invdiff_pl.data.base import BiasedDataModule
-from invdiff_pl.diffusion.noising import predict
 from invdiff_pl.modules import AdapterVariants, Backbone, ConditionalSampler, InvariantAdapter
 from invdiff_pl.modules.common import data_module, denoiser_of
-from invdiff_pl.plan import (
+from invdiff_pl.utils.resources import (
     ADAMW_COPIES,
     Plan,
     activations,
@@ -53,8 +53,9 @@ class StagePlan(pl.Callback):
 
     Weights, gradients, optimizer and moving average are counted; activations are measured by a
     pass over one and one over two empty samples on the device itself (see
-    :class:`~invdiff_pl.plan.PeakMemory`), which needs less than one step of training. Weights are
-    looked at before they go to the device. The time of the stage is told from its first steps.
+    :class:`~invdiff_pl.utils.resources.PeakMemory`), which needs less than one step of training.
+    Weights are looked at before they go to the device. The time of the stage is told from its
+    first steps.
 
     Args:
         warm_up: steps or batches that are not timed.

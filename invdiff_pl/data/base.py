@@ -11,6 +11,12 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from invdiff_pl.backbones.pipeline import (
+    backbone_digest,
+    embed_prompts,
+    load_pipeline,
+    tokens_cut,
+)
 from invdiff_pl.data.batches import (
     BatchPlan,
     PairedEnvironmentBatches,
@@ -37,16 +43,10 @@ from invdiff_pl.data.environments import Environments, held_out, read_environmen
 from invdiff_pl.data.images import read_images
 from invdiff_pl.data.index import ImageIndex, content_digest
 from invdiff_pl.data.latents import encode_images
-from invdiff_pl.diffusion.pipeline import (
-    backbone_digest,
-    embed_prompts,
-    load_pipeline,
-    tokens_cut,
-)
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import DAY, digest_json, remove_leftovers
-from invdiff_pl.plan import Residence, image_bytes, place_for, require_room
-from invdiff_pl.tensors import read_tensors, write_tensors
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import DAY, digest_json, remove_leftovers
+from invdiff_pl.utils.resources import Residence, image_bytes, place_for, require_room
+from invdiff_pl.utils.tensors import read_tensors, write_tensors
 
 Split = Literal["train", "val", "test"]
 Batches = Literal["paired", "balanced", "shuffled"]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from invdiff_pl.diffusion.draws import generator
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.backbones.draws import generator
+from invdiff_pl.utils.errors import InvDiffError
 
 
 @dataclass(frozen=True)

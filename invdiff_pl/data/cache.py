@@ -12,11 +12,11 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from invdiff_pl.diffusion.draws import on_device
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import digest_file, read_object, write_json
-from invdiff_pl.locks import build_lock
-from invdiff_pl.tensors import write_tensors
+from invdiff_pl.backbones.draws import on_device
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import digest_file, read_object, write_json
+from invdiff_pl.utils.locks import build_lock
+from invdiff_pl.utils.tensors import write_tensors
 
 SHARD_ROWS = 1024
 _HEADER = "shards.json"

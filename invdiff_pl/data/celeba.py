@@ -9,7 +9,7 @@ import pandas as pd
 from invdiff_pl.data.index import SPLITS
 from invdiff_pl.data.ratios import LabelledImages, RatioDataModule
 from invdiff_pl.data.tables import check_codes, encode, read_table, refuse_repeated
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 HAIR = ("Black_Hair", "Blond_Hair")
 PROMPTS = ("a photo of a person with black hair", "a photo of a person with blond hair")

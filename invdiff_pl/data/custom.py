@@ -14,7 +14,7 @@ from torch import Tensor
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.data.index import SPLITS, ImageIndex, index_images, join_indices
 from invdiff_pl.data.tables import SUFFIXES, encode, read_table
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 # How tables and folders call the splits.
 SPLIT_NAMES = {

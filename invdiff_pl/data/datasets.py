@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 from torch.utils.data import Dataset, Sampler
 
+from invdiff_pl.backbones.draws import on_device
 from invdiff_pl.data.batches import Selection
 from invdiff_pl.data.cache import RowSource, ShardedTensor
-from invdiff_pl.diffusion.draws import on_device
 
 
 class LatentBatch(TypedDict, total=False):

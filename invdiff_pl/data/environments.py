@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from invdiff_pl.diffusion.draws import generator
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import read_json
-from invdiff_pl.tensors import read_tensors, require_range
+from invdiff_pl.backbones.draws import generator
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import read_json
+from invdiff_pl.utils.tensors import read_tensors, require_range
 
 
 @dataclass(frozen=True)

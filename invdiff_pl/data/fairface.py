@@ -10,7 +10,7 @@ import pandas as pd
 from invdiff_pl.data.index import SPLITS
 from invdiff_pl.data.ratios import LabelledImages, RatioDataModule
 from invdiff_pl.data.tables import encode, read_table, refuse_repeated
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 PROMPTS = ("a photo of a man", "a photo of a woman")
 _GENDERS = {"Male": 0, "Female": 1}

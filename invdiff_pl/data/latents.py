@@ -9,7 +9,7 @@ from torch import Tensor
 
 from invdiff_pl.data.cache import build_shards
 from invdiff_pl.data.images import read_images, to_float
-from invdiff_pl.plan import require_room
+from invdiff_pl.utils.resources import require_room
 
 # Images that the VAE encodes at once, and their pixels: at 512×512 there are eight, whose largest
 # activations, of both flips at 128 channels, take 2 GiB each.

@@ -19,8 +19,8 @@ from torch import Tensor
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.data.index import SPLITS, ImageIndex, index_images
 from invdiff_pl.data.tables import encode, read_table
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import digest_json, write_json, write_text
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import digest_json, write_json, write_text
 
 Counts = NDArray[np.int64]
 

@@ -10,7 +10,7 @@ from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.data.broken import inspect_files
 from invdiff_pl.data.images import ImageFacts
 from invdiff_pl.data.index import SPLITS, ImageIndex
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 # Problems by kind: how they are called, in the order in which they are told.
 KINDS = {

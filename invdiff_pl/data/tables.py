@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl")
 # Wide tables are cut down to the wanted columns a chunk at a time, which bounds memory.

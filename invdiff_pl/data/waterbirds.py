@@ -9,7 +9,7 @@ from torch import Tensor
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.data.index import SPLITS, ImageIndex, index_images
 from invdiff_pl.data.tables import check_codes, read_table
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 KINDS = ("landbird", "waterbird")
 

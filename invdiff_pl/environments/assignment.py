@@ -12,7 +12,7 @@ from invdiff_pl.environments.soft import (
     mixture_memberships,
     vector_memberships,
 )
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 METHODS = ("exact", "mixture", "vector", "gradient")
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from invdiff_pl.diffusion.draws import generator
+from invdiff_pl.backbones.draws import generator
 from invdiff_pl.environments.cuts import (
     TWO_MEANS,
     UNEVEN,

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from invdiff_pl.diffusion.draws import generator
+from invdiff_pl.backbones.draws import generator
 from invdiff_pl.environments.cuts import prompt_means
 from invdiff_pl.environments.directions import (
     RULES,

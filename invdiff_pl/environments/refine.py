@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from invdiff_pl.diffusion.draws import generator
+from invdiff_pl.backbones.draws import generator
 from invdiff_pl.environments.cuts import best_cut, prompt_means, upper_groups
 from invdiff_pl.environments.directions import sharpen, whitening_of
 

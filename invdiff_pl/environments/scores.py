@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from invdiff_pl.diffusion.draws import generator
+from invdiff_pl.backbones.draws import generator
 from invdiff_pl.environments.cuts import best_cut, prompt_means, upper_groups
 from invdiff_pl.environments.evidence import group_likeness
 from invdiff_pl.environments.pursuit import HiddenAttribute, hidden_attributes
 from invdiff_pl.environments.refine import Refined, by_group, discriminant, refine
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from invdiff_pl.diffusion.draws import generator
+from invdiff_pl.backbones.draws import generator
 from invdiff_pl.environments.mixture import SharedMixture, fit_mixture
 
 # Of the ascent, as far as METHOD tells; rate and weight of the least mass are not published.

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import digest_bytes
-from invdiff_pl.tensors import read_tensors, require_range, write_tensors
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import digest_bytes
+from invdiff_pl.utils.tensors import read_tensors, require_range, write_tensors
 
 
 class LossTable:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from invdiff_pl.errors import InvDiffError
 from invdiff_pl.metrics.intervals import wilson_interval
+from invdiff_pl.utils.errors import InvDiffError
 
 
 class PromptAccuracy(Metric):

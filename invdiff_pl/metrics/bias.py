@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from invdiff_pl.errors import InvDiffError
 from invdiff_pl.metrics.correction import corrected_bias
 from invdiff_pl.metrics.intervals import bias_interval, mean_bias_interval, pairwise_bias
+from invdiff_pl.utils.errors import InvDiffError
 
 _SCALARS = ("mean", "std", "corrected_mean")
 

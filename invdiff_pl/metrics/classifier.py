@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import read_object, write_json
-from invdiff_pl.tensors import read_tensors, write_tensors
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import read_object, write_json
+from invdiff_pl.utils.tensors import read_tensors, write_tensors
 
 CONFIG_FILE = "classifier.json"
 WEIGHTS_FILE = "classifier.safetensors"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 
 class ClipEncoder(nn.Module):

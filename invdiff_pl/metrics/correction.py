@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from invdiff_pl.errors import InvDiffError
 from invdiff_pl.metrics.intervals import (
     bias_contrast,
     bias_interval,
@@ -17,6 +16,7 @@ from invdiff_pl.metrics.intervals import (
     normal_quantile,
     pairwise_bias,
 )
+from invdiff_pl.utils.errors import InvDiffError
 
 _BISECTIONS = 40
 _LARGEST_CONDITION = 100.0  # of a confusion matrix that is inverted

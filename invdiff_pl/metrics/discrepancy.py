@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invdiff_pl.errors import InvDiffError
 from invdiff_pl.metrics.feature_sets import FeatureSets
 from invdiff_pl.metrics.manifold import squared_distances
+from invdiff_pl.utils.errors import InvDiffError
 
 
 class MaximumMeanDiscrepancy(FeatureSets):

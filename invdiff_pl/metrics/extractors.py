@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import NoTrainInceptionV3
 from transformers import Dinov2Model
 
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_DEVIATION = (0.229, 0.224, 0.225)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from invdiff_pl.errors import InvDiffError
 from invdiff_pl.metrics.extractors import FeatureExtractor
+from invdiff_pl.utils.errors import InvDiffError
 
 
 class FeatureStatistics(NamedTuple):

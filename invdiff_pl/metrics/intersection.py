@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from invdiff_pl.errors import InvDiffError
 from invdiff_pl.metrics.bias import BiasScore, bias_statistics
+from invdiff_pl.utils.errors import InvDiffError
 
 
 class IntersectionalBias(BiasScore):

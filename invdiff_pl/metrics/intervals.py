@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 _REPLICATES = 2048  # the 2.5 % tail is known to 0.35 %
 _BISECTIONS = 18

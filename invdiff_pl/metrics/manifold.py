@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invdiff_pl.errors import InvDiffError
 from invdiff_pl.metrics.feature_sets import FeatureSets
+from invdiff_pl.utils.errors import InvDiffError
 
 _ENTRIES = 1 << 21  # of a distance matrix, held at a time
 _COLUMNS = 1024

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.data.cache import ShardedTensor, build_shards
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import digest_bytes, digest_json
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import digest_bytes, digest_json
 
 DESCRIPTION = "test split, equally many images of each (prompt, attribute)"
 _BATCH = 128

@@ -8,7 +8,6 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from invdiff_pl.data.images import to_float
-from invdiff_pl.errors import InvDiffError
 from invdiff_pl.metrics.accuracy import PromptAccuracy
 from invdiff_pl.metrics.bias import BiasScore
 from invdiff_pl.metrics.clip import ClipScore
@@ -18,6 +17,7 @@ from invdiff_pl.metrics.frechet import FrechetDistance
 from invdiff_pl.metrics.intersection import IntersectionalBias
 from invdiff_pl.metrics.manifold import ManifoldScores
 from invdiff_pl.metrics.scorers import CLIP_T, CMMD, MAIN, Scorers
+from invdiff_pl.utils.errors import InvDiffError
 
 
 class SampleScores:

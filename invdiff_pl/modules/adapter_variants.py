@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from invdiff_pl.adapters.base import adapter_class
 from invdiff_pl.adapters.branch import SharedDenoiser, WholeBranchAdapter
+from invdiff_pl.backbones.noising import predict, sample_losses
 from invdiff_pl.data.datasets import LatentBatch
-from invdiff_pl.diffusion.noising import predict, sample_losses
-from invdiff_pl.errors import InvDiffError
 from invdiff_pl.modules.common import (
     check_finite,
     data_module,
@@ -24,6 +23,7 @@ from invdiff_pl.modules.common import (
 )
 from invdiff_pl.modules.invariant_adapter import DEFAULT_ADAPTER, InvariantAdapter
 from invdiff_pl.objectives import group_sums
+from invdiff_pl.utils.errors import InvDiffError
 
 # In what variants may differ: whatever leaves batches, draws and schedule the same for all.
 VARYING = (

@@ -6,10 +6,9 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional
 
+from invdiff_pl.backbones.draws import generator
 from invdiff_pl.data.datasets import LabelledBatch
 from invdiff_pl.data.images import to_float
-from invdiff_pl.diffusion.draws import generator
-from invdiff_pl.files import atomic_path, write_json
 from invdiff_pl.metrics.classifier import CONFIG_FILE, SMALL, SampleClassifier
 from invdiff_pl.modules.common import (
     check_finite,
@@ -18,6 +17,7 @@ from invdiff_pl.modules.common import (
     output_folder,
     require_step_limit,
 )
+from invdiff_pl.utils.files import atomic_path, write_json
 
 
 class AttributeClassifier(pl.LightningModule):

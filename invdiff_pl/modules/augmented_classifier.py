@@ -10,11 +10,10 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional
 
+from invdiff_pl.backbones.draws import generator
 from invdiff_pl.data.datasets import LabelledBatch
 from invdiff_pl.data.images import read_images, to_float
-from invdiff_pl.diffusion.draws import generator
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import digest_file, write_json
+from invdiff_pl.data.samples import Sample, read_manifest
 from invdiff_pl.metrics import wilson_interval
 from invdiff_pl.metrics.classifier import SMALL, SampleClassifier
 from invdiff_pl.modules.attribute_classifier import augment
@@ -25,7 +24,8 @@ from invdiff_pl.modules.common import (
     output_folder,
     require_step_limit,
 )
-from invdiff_pl.samples import Sample, read_manifest
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import digest_file, write_json
 
 NAMES = ("real", "augmented")
 _BATCH = 256

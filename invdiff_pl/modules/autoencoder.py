@@ -5,13 +5,11 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from invdiff_pl.backbones.architecture import Architecture, new_pipeline
+from invdiff_pl.backbones.draws import generator
+from invdiff_pl.backbones.pipeline import save_pipeline
 from invdiff_pl.data.datasets import LabelledBatch
 from invdiff_pl.data.images import to_float
-from invdiff_pl.diffusion.architecture import Architecture, new_pipeline
-from invdiff_pl.diffusion.draws import generator
-from invdiff_pl.diffusion.pipeline import save_pipeline
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import atomic_path
 from invdiff_pl.modules.common import (
     check_finite,
     data_module,
@@ -20,6 +18,8 @@ from invdiff_pl.modules.common import (
     require_step_limit,
     share_of_mean,
 )
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import atomic_path
 
 
 class Autoencoder(pl.LightningModule):

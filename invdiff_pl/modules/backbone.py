@@ -9,11 +9,10 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from invdiff_pl.adapters import LoraAdapter
+from invdiff_pl.backbones.draws import generator, on_device, sample_timesteps
+from invdiff_pl.backbones.noising import ForwardProcess, predict, sample_losses, sample_posterior
+from invdiff_pl.backbones.pipeline import load_pipeline, save_pipeline
 from invdiff_pl.data.datasets import LatentBatch
-from invdiff_pl.diffusion.draws import generator, on_device, sample_timesteps
-from invdiff_pl.diffusion.noising import ForwardProcess, predict, sample_losses, sample_posterior
-from invdiff_pl.diffusion.pipeline import load_pipeline, save_pipeline
-from invdiff_pl.files import atomic_path
 from invdiff_pl.modules.common import (
     check_finite,
     data_module,
@@ -23,6 +22,7 @@ from invdiff_pl.modules.common import (
     require_step_limit,
     share_of_mean,
 )
+from invdiff_pl.utils.files import atomic_path
 
 
 class Backbone(pl.LightningModule):

@@ -12,7 +12,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from invdiff_pl.data.base import BiasedDataModule
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 
 def data_module(module: pl.LightningModule) -> BiasedDataModule:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.adapters import load_adapter
+from invdiff_pl.backbones.pipeline import load_pipeline, sample_images, set_scheduler
 from invdiff_pl.data.datasets import PromptBatch
 from invdiff_pl.data.images import read_images
-from invdiff_pl.diffusion.pipeline import load_pipeline, sample_images, set_scheduler
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import write_text
-from invdiff_pl.images import ImageWriter
+from invdiff_pl.data.samples import MANIFEST, Sample, manifest_text, sample_file
 from invdiff_pl.modules.common import data_module, output_folder
-from invdiff_pl.samples import MANIFEST, Sample, manifest_text, sample_file
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import write_text
+from invdiff_pl.utils.images import ImageWriter
 
 
 class SampledBatch(TypedDict):

@@ -6,18 +6,18 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from invdiff_pl.backbones.draws import generator, on_device, stratified_timesteps
+from invdiff_pl.backbones.noising import ForwardProcess, predict, sample_losses, sample_posterior
+from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.data.datasets import LatentBatch
-from invdiff_pl.diffusion.draws import generator, on_device, stratified_timesteps
-from invdiff_pl.diffusion.noising import ForwardProcess, predict, sample_losses, sample_posterior
-from invdiff_pl.diffusion.pipeline import load_pipeline
 from invdiff_pl.environments.inference import Settings, infer
 from invdiff_pl.environments.quality import environment_report
 from invdiff_pl.environments.scores import Losses, contrast_table, timestep_weights
 from invdiff_pl.environments.table import LossTable
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import write_json
 from invdiff_pl.modules.common import data_module, hold_frozen, output_folder
-from invdiff_pl.tensors import write_tensors
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import write_json
+from invdiff_pl.utils.tensors import write_tensors
 
 
 class EnvironmentInference(pl.LightningModule):

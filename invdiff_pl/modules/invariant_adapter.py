@@ -10,12 +10,10 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from invdiff_pl.adapters import Adapter, build_adapter
+from invdiff_pl.backbones.draws import generator, on_device
+from invdiff_pl.backbones.noising import ForwardProcess, sample_losses, sample_posterior
+from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.data.datasets import LatentBatch
-from invdiff_pl.diffusion.draws import generator, on_device
-from invdiff_pl.diffusion.noising import ForwardProcess, sample_losses, sample_posterior
-from invdiff_pl.diffusion.pipeline import load_pipeline
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import atomic_path
 from invdiff_pl.modules.common import (
     check_finite,
     data_module,
@@ -33,6 +31,8 @@ from invdiff_pl.objectives import (
     group_sums,
     min_snr_weights,
 )
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import atomic_path
 
 DEFAULT_ADAPTER = "lora"
 WEIGHTINGS = ("none", "min_snr")

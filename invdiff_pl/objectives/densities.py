@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from invdiff_pl.diffusion.draws import sample_timesteps, stratified_uniform
-from invdiff_pl.diffusion.noising import ForwardProcess
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.backbones.draws import sample_timesteps, stratified_uniform
+from invdiff_pl.backbones.noising import ForwardProcess
+from invdiff_pl.utils.errors import InvDiffError
 
 DENSITIES = ("uniform", "high_noise", "separation")
 # The part of separation-weighted draws that stays uniform, so that no timestep goes untrained.

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from invdiff_pl.files import read_json
-from invdiff_pl.records import RECORD
+from invdiff_pl.utils.files import read_json
+from invdiff_pl.workflow.records import RECORD
 
 _LIMITS = """\
 - It spreads samples over what the inference found to go along with the prompts, in this data and \

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from invdiff_pl.files import read_json
 from invdiff_pl.report.blocks import Block, Heading, Table, Text
+from invdiff_pl.utils.files import read_json
 
 
 def read_calibration(run_dir: Path) -> dict[str, Any] | None:

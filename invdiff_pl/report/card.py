@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from invdiff_pl.files import read_json, write_text
-from invdiff_pl.records import RECORD
 from invdiff_pl.report.plots import write_grids
+from invdiff_pl.utils.files import read_json, write_text
+from invdiff_pl.workflow.records import RECORD
 
 # Bias of the samples may differ from the data's by so much before debiasing makes no sense.
 TOLERANCE = 0.1

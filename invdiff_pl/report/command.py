@@ -4,10 +4,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from invdiff_pl.records import FILES, refresh, require_intact
 from invdiff_pl.report.card import write_card
 from invdiff_pl.report.copy import copy_report
 from invdiff_pl.report.run import write_report
+from invdiff_pl.workflow.records import FILES, refresh, require_intact
 
 
 def run(command: str, arguments: Sequence[str]) -> None:

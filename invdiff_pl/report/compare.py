@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import read_json, write_text
 from invdiff_pl.report.blocks import Strong, Table, to_markdown
 from invdiff_pl.report.content import TITLES
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import read_json, write_text
 
 Interval = tuple[float, float]
 _LATEX = {

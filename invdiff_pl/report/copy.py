@@ -6,8 +6,8 @@ from urllib.parse import unquote
 
 from PIL import Image
 
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import atomic_path, read_json, write_text
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import atomic_path, read_json, write_text
 
 _WIDEST = 1000  # pixels; a grid is narrower: pixels that were enlarged one by one compress well
 _COLOURS = 128

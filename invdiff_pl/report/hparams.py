@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from invdiff_pl.files import atomic_path
+from invdiff_pl.utils.files import atomic_path
 
 # Told elsewhere, or of this machine only.
 _NOT_SETTINGS = ("output", "backbone", "seed", "adapter", "adapter_settings", "_instantiator")

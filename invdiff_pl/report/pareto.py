@@ -5,7 +5,7 @@ from typing import Any
 
 import matplotlib as mpl
 
-from invdiff_pl.files import atomic_path
+from invdiff_pl.utils.files import atomic_path
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from safetensors.numpy import load_file
 
-from invdiff_pl.files import atomic_path
-from invdiff_pl.samples import Sample, read_manifest
+from invdiff_pl.data.samples import Sample, read_manifest
+from invdiff_pl.utils.files import atomic_path
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

@@ -5,9 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from invdiff_pl.files import digest_file, read_json, write_json, write_text
-from invdiff_pl.provenance import provenance
-from invdiff_pl.records import RECORD
 from invdiff_pl.report.blocks import to_html, to_markdown
 from invdiff_pl.report.calibration import read_calibration
 from invdiff_pl.report.content import report_blocks
@@ -15,6 +12,9 @@ from invdiff_pl.report.curves import pareto_points, plot_curves, plot_pareto
 from invdiff_pl.report.heldout import read_held_out
 from invdiff_pl.report.hparams import write_hparams
 from invdiff_pl.report.plots import plot_bias, plot_environments, write_grids
+from invdiff_pl.utils.files import digest_file, read_json, write_json, write_text
+from invdiff_pl.workflow.provenance import provenance
+from invdiff_pl.workflow.records import RECORD
 
 OLDER = {"reason": "measured by later versions only: remove the samples folder and rerun"}
 MANIFOLD = ("precision", "recall", "density", "coverage")

@@ -5,7 +5,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from invdiff_pl.adapters import Adapter
-from invdiff_pl.diffusion.pipeline import embed_prompts, sample_images
+from invdiff_pl.backbones.pipeline import embed_prompts, sample_images
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor]:

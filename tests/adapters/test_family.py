@@ -11,9 +11,9 @@ from torch import Tensor
 
 from invdiff_pl.adapters import Adapter, build_adapter, load_adapter
 from invdiff_pl.adapters.branch import SharedDenoiser
-from invdiff_pl.diffusion.noising import predict
-from invdiff_pl.diffusion.pipeline import load_pipeline
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.backbones.noising import predict
+from invdiff_pl.backbones.pipeline import load_pipeline
+from invdiff_pl.utils.errors import InvDiffError
 
 # The test backbone is so small that the smallest UNet is a good part of it.
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -13,10 +13,10 @@ from adapter_cases import disturb
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from invdiff_pl import InvDiffPipeline
-from invdiff_pl.__main__ import main
 from invdiff_pl.adapters import build_adapter
-from invdiff_pl.diffusion.pipeline import load_pipeline
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.backbones.pipeline import load_pipeline
+from invdiff_pl.cli.main import main
+from invdiff_pl.utils.errors import InvDiffError
 
 PROMPT = "a photo of a mallard"
 KINDS: dict[str, dict[str, Any]] = {

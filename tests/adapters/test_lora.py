@@ -6,8 +6,8 @@ from adapter_cases import disturb, draw_images, inputs
 from diffusers import StableDiffusionPipeline
 
 from invdiff_pl.adapters import build_adapter, load_adapter
-from invdiff_pl.diffusion.pipeline import load_pipeline
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.backbones.pipeline import load_pipeline
+from invdiff_pl.utils.errors import InvDiffError
 
 SETTINGS = {"rank": 2, "layers": ["attention", "convolution", "time"]}
 

@@ -9,15 +9,15 @@ from safetensors.torch import load_file
 from trainers import quiet_trainer
 
 from invdiff_pl.adapters import LoraAdapter
-from invdiff_pl.callbacks import ScaleCalibration
-from invdiff_pl.diffusion.pipeline import (
+from invdiff_pl.backbones.pipeline import (
     embed_prompts,
     initial_latents,
     load_pipeline,
     sample_antithetic_latents,
 )
-from invdiff_pl.files import read_json
+from invdiff_pl.callbacks import ScaleCalibration
 from invdiff_pl.modules import EnvironmentInference, InvariantAdapter
+from invdiff_pl.utils.files import read_json
 
 
 @pytest.fixture(scope="module")

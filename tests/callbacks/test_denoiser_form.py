@@ -13,9 +13,9 @@ from trainers import quiet_trainer
 
 from invdiff_pl.callbacks import DenoiserForm
 from invdiff_pl.data.images import read_images
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.data.samples import read_manifest
 from invdiff_pl.modules import ConditionalSampler, EnvironmentInference, InvariantAdapter
-from invdiff_pl.samples import read_manifest
+from invdiff_pl.utils.errors import InvDiffError
 
 
 def _run(birds: Path, backbone: Path, folder: Path, form: DenoiserForm) -> dict[str, Any]:

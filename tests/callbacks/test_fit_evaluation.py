@@ -18,7 +18,7 @@ from invdiff_pl.callbacks import (
 )
 from invdiff_pl.callbacks.live import live_pipeline
 from invdiff_pl.modules import EnvironmentInference, InvariantAdapter
-from invdiff_pl.settings import EvaluationSettings
+from invdiff_pl.workflow.settings import EvaluationSettings
 
 SCORING = EvaluationSettings(resolution=32)
 

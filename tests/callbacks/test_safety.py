@@ -11,11 +11,11 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 from trainers import quiet_trainer
 
-from invdiff_pl import processes
 from invdiff_pl.callbacks import StopOnDivergence, StopOnSigterm
-from invdiff_pl.checkpoints import SafeCheckpointIO
-from invdiff_pl.errors import InvDiffError
 from invdiff_pl.modules.common import check_finite
+from invdiff_pl.utils import processes
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.workflow.checkpoints import SafeCheckpointIO
 
 FAULT = 5
 

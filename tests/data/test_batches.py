@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from invdiff_pl.data.batches import BatchPlan, PairedEnvironmentBatches, ShuffledBatches
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 # 100 images of two prompts; environment 1 has three images of prompt 0 and none of prompt 1.
 PROMPTS = torch.tensor([0] * 60 + [1] * 40)

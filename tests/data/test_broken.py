@@ -9,7 +9,7 @@ from PIL import Image
 
 from invdiff_pl.data.index import content_digest
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 
 def _module(root: Path, **settings) -> WaterbirdsDataModule:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from invdiff_pl.data import cache
 from invdiff_pl.data.cache import ResidentTensor, ShardedTensor, build_shards, is_complete
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 ROWS = 23
 

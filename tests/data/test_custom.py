@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from invdiff_pl.__main__ import main
+from invdiff_pl.cli.main import main
 from invdiff_pl.data.custom import TableDataModule, deal_splits
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 PROMPTS = ("a photo of a mallard", "a photo of a raven")
 

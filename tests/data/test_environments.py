@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from invdiff_pl.data.environments import held_out, read_environments
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 ASSIGNMENTS = torch.tensor([0, 0, 1, 0])
 

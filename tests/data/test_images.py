@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from invdiff_pl.data.images import inspect_image, read_image, read_images
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 
 def _colour(path: Path, resolution: int = 4) -> list[int]:

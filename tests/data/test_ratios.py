@@ -14,8 +14,8 @@ from invdiff_pl.data.fairface import FairFaceDataModule
 from invdiff_pl.data.ratios import draw_groups, group_sizes, parse_ratio
 from invdiff_pl.data.synthetic.celeba import RenderedCelebA, render_celeba
 from invdiff_pl.data.synthetic.fairface import RenderedFairFace, render_fairface
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import read_json
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import read_json
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from PIL import Image
 from invdiff_pl.data.synthetic.celeba import ATTRIBUTES, RenderedCelebA, render_celeba
 from invdiff_pl.data.synthetic.faces import FEMININE, MASCULINE, Face, draw_face
 from invdiff_pl.data.synthetic.fairface import RenderedFairFace, render_fairface
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import digest_folder
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import digest_folder
 
 BLACK, BLOND = (38.0, 30.0, 30.0), (222.0, 186.0, 98.0)
 LIGHT, DARK = (240.0, 198.0, 172.0), (96.0, 62.0, 46.0)

@@ -17,7 +17,7 @@ from invdiff_pl.data.synthetic.waterbirds import (
     render_waterbirds,
 )
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 SMALL = RenderedWaterbirds(fraction=0.01)
 HEADER = ["img_id", "img_filename", "y", "split", "place", "place_filename"]

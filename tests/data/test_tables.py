@@ -10,7 +10,7 @@ import pytest
 
 from invdiff_pl.data.index import index_images
 from invdiff_pl.data.tables import check_codes, encode, read_table
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 ROWS = [("a/1.png", "a bird", "0"), ("b/2.png", 'a "big", wet bird', "1")]
 

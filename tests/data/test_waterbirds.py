@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.data.cache import ShardedTensor
 from invdiff_pl.data.images import read_image, to_float
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
-from invdiff_pl.diffusion.pipeline import load_pipeline
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 
 def _module(root: Path, cache: Path, **settings) -> WaterbirdsDataModule:

@@ -5,7 +5,7 @@ import torch
 
 from invdiff_pl.environments.assignment import METHODS, Assignment, assign, cross
 from invdiff_pl.environments.partition import group_spread, soft_spread
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 
 def _two_groups(count: int = 300, seed: int = 0):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from invdiff_pl.environments.partition import group_spread, partition
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 
 def _all_partitions(count: int, groups: int, least: int):

@@ -19,7 +19,7 @@ from invdiff_pl.environments.scores import (
     standardise,
     timestep_weights,
 )
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 
 def _table(count: int = 2000, seed: int = 0):

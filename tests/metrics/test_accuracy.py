@@ -4,8 +4,8 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from invdiff_pl.errors import InvDiffError
 from invdiff_pl.metrics import PromptAccuracy
+from invdiff_pl.utils.errors import InvDiffError
 
 
 def test_accuracy_counts_right_and_wrong_by_prompt() -> None:

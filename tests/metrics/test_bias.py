@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff_pl.errors import InvDiffError
 from invdiff_pl.metrics import (
     BiasScore,
     IntersectionalBias,
@@ -13,6 +12,7 @@ from invdiff_pl.metrics import (
     pairwise_bias,
     small_sample_bias,
 )
+from invdiff_pl.utils.errors import InvDiffError
 
 
 def labels_of(counts: list[list[int]]) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from invdiff_pl.diffusion.architecture import Architecture, new_pipeline
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.backbones.architecture import Architecture, new_pipeline
 from invdiff_pl.metrics.clip import ClipEncoder, ClipScore
+from invdiff_pl.utils.errors import InvDiffError
 
 PROMPTS = ("a photo of a mallard", "a photo of a common raven")
 

@@ -2,7 +2,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff_pl.errors import InvDiffError
 from invdiff_pl.metrics import (
     bias_interval,
     correct_for_classifier,
@@ -10,6 +9,7 @@ from invdiff_pl.metrics import (
     mean_bias_interval,
     pairwise_bias,
 )
+from invdiff_pl.utils.errors import InvDiffError
 
 CONFUSION = torch.tensor([[135, 15], [30, 120]])
 RATES = CONFUSION.double() / CONFUSION.sum(1, keepdim=True)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
-from invdiff_pl.errors import InvDiffError
 from invdiff_pl.metrics import MissingWeightsError, build_extractor
+from invdiff_pl.utils.errors import InvDiffError
 
 IMAGES = torch.randint(
     0, 256, (3, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)

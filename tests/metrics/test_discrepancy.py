@@ -3,8 +3,8 @@ import pickle
 import pytest
 import torch
 
-from invdiff_pl.errors import InvDiffError
 from invdiff_pl.metrics import MaximumMeanDiscrepancy, manifold, squared_discrepancy
+from invdiff_pl.utils.errors import InvDiffError
 
 REAL = torch.nn.functional.normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(1)))
 GENERATED = torch.nn.functional.normalize(

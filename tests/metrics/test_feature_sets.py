@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff_pl.errors import InvDiffError
 from invdiff_pl.metrics import ManifoldScores
+from invdiff_pl.utils.errors import InvDiffError
 
 FEATURES = torch.randn(3000, 4, generator=torch.Generator().manual_seed(0))
 

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from invdiff_pl.errors import InvDiffError
 from invdiff_pl.metrics import (
     BiasScore,
     FeatureExtractor,
@@ -19,6 +18,7 @@ from invdiff_pl.metrics import (
     build_extractor,
     frechet_distance,
 )
+from invdiff_pl.utils.errors import InvDiffError
 
 
 class Projection(FeatureExtractor):

@@ -5,7 +5,6 @@ import torch
 from scipy.stats import binom, binomtest
 from torch import Tensor
 
-from invdiff_pl.errors import InvDiffError
 from invdiff_pl.metrics import (
     bias_interval,
     mean_bias_interval,
@@ -14,6 +13,7 @@ from invdiff_pl.metrics import (
     proportion_interval,
     wilson_interval,
 )
+from invdiff_pl.utils.errors import InvDiffError
 
 
 def covered(intervals: Tensor, truth: Tensor) -> Tensor:

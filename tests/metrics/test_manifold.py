@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from invdiff_pl.errors import InvDiffError
 from invdiff_pl.metrics import ManifoldScores, manifold
 from invdiff_pl.metrics.manifold import manifold_scores
+from invdiff_pl.utils.errors import InvDiffError
 
 REAL = torch.randn(83, 6, generator=torch.Generator().manual_seed(1))
 GENERATED = 0.6 * torch.randn(61, 6, generator=torch.Generator().manual_seed(2)) + 0.4

@@ -22,9 +22,9 @@ from invdiff_pl.callbacks import (
     StagePlan,
 )
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import digest_folder, read_json
 from invdiff_pl.modules import AdapterVariants, InvariantAdapter
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import digest_folder, read_json
 
 STEPS = 4
 SMALL = {"adapter": "small_unet", "adapter_settings": {"ratio": 0.5}}

@@ -11,12 +11,12 @@ from pytorch_lightning import LightningModule
 from trainers import quiet_trainer
 
 from invdiff_pl.data.images import read_images, to_float
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import digest_file, read_json
+from invdiff_pl.data.samples import Sample, manifest_text, sample_file
 from invdiff_pl.metrics.classifier import SampleClassifier
 from invdiff_pl.modules import AttributeClassifier, AugmentedClassifier
 from invdiff_pl.modules.augmented_classifier import group_figures
-from invdiff_pl.samples import Sample, manifest_text, sample_file
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import digest_file, read_json
 
 COLOURS = ("red", "lime", "blue", "yellow", "white")
 

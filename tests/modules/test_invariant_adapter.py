@@ -15,11 +15,11 @@ from trainers import quiet_trainer
 
 from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import read_json
 from invdiff_pl.modules import InvariantAdapter
 from invdiff_pl.objectives import build_rule
 from invdiff_pl.objectives.heldout import HeldOutObjective
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import read_json
 
 STEPS = 4
 

@@ -12,15 +12,15 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
 from safetensors.torch import load_file, save_file
 
-from invdiff_pl import plan
 from invdiff_pl.adapters import build_adapter, load_adapter
+from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.callbacks import LocalBatch, SampleGrid, StagePlan
 from invdiff_pl.callbacks.local_batch import micro_batches
 from invdiff_pl.callbacks.stage_plan import StagePlan as Planned
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
-from invdiff_pl.diffusion.pipeline import load_pipeline
-from invdiff_pl.errors import InvDiffError
 from invdiff_pl.modules import Backbone, ConditionalSampler, EnvironmentInference, InvariantAdapter
+from invdiff_pl.utils import resources as plan
+from invdiff_pl.utils.errors import InvDiffError
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 from trainers import quiet_trainer
 
+from invdiff_pl.backbones.pipeline import load_pipeline, sample_images
 from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection, ScaleCalibration
-from invdiff_pl.diffusion.pipeline import load_pipeline, sample_images
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import digest_folder
-from invdiff_pl.images import image_grid
+from invdiff_pl.data.samples import read_manifest, sample_file
 from invdiff_pl.modules import ConditionalSampler, EnvironmentInference, InvariantAdapter
-from invdiff_pl.samples import read_manifest, sample_file
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import digest_folder
+from invdiff_pl.utils.images import image_grid
 
 STEPS = 4
 

@@ -12,8 +12,8 @@ from trainers import quiet_trainer
 
 from invdiff_pl.data.datasets import SequentialBatches
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
-from invdiff_pl.files import digest_file, digest_folder
 from invdiff_pl.modules import Backbone, ConditionalSampler, EnvironmentInference, InvariantAdapter
+from invdiff_pl.utils.files import digest_file, digest_folder
 
 STEPS = 3
 # Seven pairs of two environments, which neither two nor three ranks can share out evenly.

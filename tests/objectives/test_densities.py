@@ -4,11 +4,11 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from invdiff_pl.diffusion.draws import generator
-from invdiff_pl.diffusion.noising import ForwardProcess
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.backbones.draws import generator
+from invdiff_pl.backbones.noising import ForwardProcess
 from invdiff_pl.objectives import build_density, min_snr_weights
 from invdiff_pl.objectives.densities import UNIFORM_SHARE
+from invdiff_pl.utils.errors import InvDiffError
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def test_group_dro_comes_to_weigh_the_group_that_stays_worst() -> None:
 
 
 def test_unknown_names_settings_and_a_negative_penalty_are_refused() -> None:
-    from invdiff_pl.errors import InvDiffError
+    from invdiff_pl.utils.errors import InvDiffError
 
     with pytest.raises(InvDiffError, match=r"objective=varianc: expected one of variance"):
         build_rule("varianc", 2, 1.0)

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from invdiff_pl.samples import Sample, manifest_text, sample_file
+from invdiff_pl.data.samples import Sample, manifest_text, sample_file
 
 PROMPTS = ("a photo of a raven", "a | strange <prompt>")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from invdiff_pl.__main__ import main
+from invdiff_pl.cli.main import main
 from invdiff_pl.report.blocks import Strong
 from invdiff_pl.report.compare import compare, latex, run_names, table
 

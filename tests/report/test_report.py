@@ -11,13 +11,13 @@ from run_folder import METRICS, scale_figures, write_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from invdiff_pl.__main__ import main
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import digest_file
+from invdiff_pl.cli.main import main
+from invdiff_pl.data.samples import read_manifest
 from invdiff_pl.report.curves import pareto_front, read_scalars
 from invdiff_pl.report.plots import LABEL_WIDTH
 from invdiff_pl.report.run import write_report
-from invdiff_pl.samples import read_manifest
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import digest_file
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from invdiff_pl.data.fairface import FairFaceDataModule
 from invdiff_pl.data.images import inspect_image, read_image
 from invdiff_pl.data.index import content_digest
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 
 def images(folder: Path, names: Sequence[str]) -> None:

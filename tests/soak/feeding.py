@@ -11,8 +11,8 @@ from types import FrameType
 
 import mutations
 
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import digest_folder
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import digest_folder
 
 _SECONDS = 60
 

@@ -23,12 +23,12 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parent.parent.parent
 _SERVER = multiprocessing.get_context("forkserver")
 _PRELOADED = [
-    "invdiff_pl.cli",
+    "invdiff_pl.cli.lightning",
     "invdiff_pl.modules",
     "invdiff_pl.data.waterbirds",
     "invdiff_pl.data.synthetic.command",
     "invdiff_pl.report.command",
-    "invdiff_pl.run",
+    "invdiff_pl.workflow.run",
     "tensorboard.summary.writer.event_file_writer",
     "torch.utils.tensorboard",
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
@@ -87,8 +87,8 @@ def _live(
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     import torch
 
-    from invdiff_pl import processes
-    from invdiff_pl.__main__ import main
+    from invdiff_pl.cli.main import main
+    from invdiff_pl.utils import processes
 
     def in_process(command: Sequence[str], lock: int, *, tied: bool) -> int:
         os.environ[processes.LOCKED] = "1"

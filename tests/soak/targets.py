@@ -29,19 +29,19 @@ from data_files import (
 from feeding import Target
 from safetensors.torch import save_file
 
-from invdiff_pl import replay, verify
-from invdiff_pl import run as runner
 from invdiff_pl.adapters import build_adapter, load_adapter
-from invdiff_pl.checkpoints import SafeCheckpointIO
+from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.data.cache import ShardedTensor, build_shards
+from invdiff_pl.data.samples import Sample, manifest_text, read_manifest
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
-from invdiff_pl.diffusion.pipeline import load_pipeline
-from invdiff_pl.due import fingerprint
 from invdiff_pl.environments.table import LossTable
-from invdiff_pl.locks import run_lock
 from invdiff_pl.metrics.classifier import SampleClassifier
-from invdiff_pl.records import read_record, write_listing, write_record
-from invdiff_pl.samples import Sample, manifest_text, read_manifest
+from invdiff_pl.utils.locks import run_lock
+from invdiff_pl.workflow import replay, verify
+from invdiff_pl.workflow import run as runner
+from invdiff_pl.workflow.checkpoints import SafeCheckpointIO
+from invdiff_pl.workflow.due import fingerprint
+from invdiff_pl.workflow.records import read_record, write_listing, write_record
 
 
 def _make_shards(folder: Path) -> None:

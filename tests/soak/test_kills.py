@@ -11,10 +11,10 @@ from pathlib import Path
 import lives
 import pytest
 
-from invdiff_pl.__main__ import main
-from invdiff_pl.files import is_leftover, read_json
-from invdiff_pl.replay import compare
-from invdiff_pl.stages import PLANS
+from invdiff_pl.cli.main import main
+from invdiff_pl.utils.files import is_leftover, read_json
+from invdiff_pl.workflow.replay import compare
+from invdiff_pl.workflow.stages import PLANS
 
 CHANGES = {"train": lives.TRAIN, "backbone": lives.BACKBONE}
 METRICS = {"train": "samples", "backbone": "backbone_samples"}

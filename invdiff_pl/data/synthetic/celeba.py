@@ -7,8 +7,8 @@ import numpy as np
 from rich.progress import track
 
 from invdiff_pl.data.synthetic.faces import FEMININE, MASCULINE, Face, draw_face
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import atomic_path
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import atomic_path
 
 # The forty names of list_attr_celeba.txt, in their order.
 _NAMES = """

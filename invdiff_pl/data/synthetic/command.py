@@ -9,7 +9,7 @@ from typing import Any
 from invdiff_pl.data.synthetic.celeba import RenderedCelebA, render_celeba
 from invdiff_pl.data.synthetic.fairface import RenderedFairFace, render_fairface
 from invdiff_pl.data.synthetic.waterbirds import RenderedWaterbirds, render_waterbirds
-from invdiff_pl.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError
 
 RENDERERS: dict[str, tuple[type[Any], Callable[[Path, Any], None]]] = {
     "celeba": (RenderedCelebA, render_celeba),

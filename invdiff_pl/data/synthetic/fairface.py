@@ -8,8 +8,8 @@ import numpy as np
 from rich.progress import track
 
 from invdiff_pl.data.synthetic.faces import FEMININE, MASCULINE, Face, draw_face
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import atomic_path
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import atomic_path
 
 # An arbitrary tone for each of the four groups of labels: the drawings need something that tells
 # the groups apart, and make no claim about people.

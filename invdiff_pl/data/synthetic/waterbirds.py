@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 from rich.progress import track
 
 from invdiff_pl.data.synthetic.scenes import LAND, WATER, draw_scene
-from invdiff_pl.errors import InvDiffError
-from invdiff_pl.files import atomic_path
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import atomic_path
 
 _OVERSAMPLING = 4
 # Images of landbirds and waterbirds in the published train, val and test splits (Sagawa et al.,

@@ -1,0 +1,291 @@
+"""Loading the frozen backbone, a diffusers pipeline folder, and running it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+
+from invdiff_pl.backbones.assets import resolve_backbone
+from invdiff_pl.backbones.draws import generator
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import digest_folder, digest_json, read_json, read_object, write_json
+
+# Where a pipeline's parts may come from; the last is what old folders call their safety checker.
+_LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
+
+
+def load_pipeline(
+    backbone: str, dtype: torch.dtype = torch.float32, *, with_unet: bool = True
+) -> StableDiffusionPipeline:
+    """Load a Stable-Diffusion-1.x/2.x-compatible pipeline, frozen and in evaluation mode.
+
+    Args:
+        backbone: a pipeline folder, a hub id, or ``asset:NAME``.
+        dtype: of all weights.
+        with_unet: load the denoiser, too, which is most of a large pipeline.
+
+    Raises:
+        InvDiffError: if there is no such folder or hub id, or it is not such a pipeline, or its
+            weights are pickles or its parts of other libraries.
+    """
+    source = resolve_backbone(backbone)
+    if Path(source).is_dir():
+        _require_plain_parts(Path(source))
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            source,
+            unet=_whole(UNet2DConditionModel, source, "unet", dtype) if with_unet else None,
+            vae=_whole(AutoencoderKL, source, "vae", dtype),
+            dtype=dtype,
+            safety_checker=None,
+            feature_extractor=None,  # the safety checker's, of a class that may be gone
+            requires_safety_checker=False,
+            use_safetensors=True,  # the other formats are pickles, which may run code
+        )
+    except InvDiffError:
+        raise
+    except Exception as error:  # damaged parts raise whatever their readers stumble over
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InvDiffError(
+            f"cannot load the backbone {source!r} as a Stable Diffusion pipeline with safetensors "
+            f"weights: {reason}"
+        ) from None
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        if part is not None:
+            part.requires_grad_(False).eval()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _whole(kind: type[Any], source: str, part: str, dtype: torch.dtype) -> Any:
+    """A part of a pipeline all of whose weights are there; others would be drawn at random.
+
+    Raises:
+        InvDiffError: naming the first missing weight.
+    """
+    model, found = kind.from_pretrained(
+        source, subfolder=part, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
+    )
+    if missing := sorted(found["missing_keys"]):
+        raise InvDiffError(
+            f"the backbone {source!r} lacks {len(missing)} weights of its {part}, such as "
+            f"{missing[0]!r}: its file is damaged or not of this model."
+        )
+    return model
+
+
+def _require_plain_parts(folder: Path) -> None:
+    """Refuse a pipeline folder that names parts of other libraries: they would be imported.
+
+    Raises:
+        InvDiffError: naming the part.
+    """
+    path = folder / "model_index.json"
+    for name, part in read_object(path).items():
+        if not isinstance(part, list):
+            continue
+        library = part[0] if part else None
+        if library not in _LIBRARIES:
+            raise InvDiffError(
+                f"{path}: {name} is of the library {library!r}, which is not loaded: expected "
+                "parts of diffusers and transformers only."
+            )
+
+
+def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    """Write a pipeline folder that does not tell where its parts were loaded from."""
+    pipeline.save_pretrained(folder)
+    forget_origins(folder)
+
+
+def forget_origins(folder: Path) -> None:
+    """Take out of a pipeline folder where its parts were loaded from."""
+    for path in folder.rglob("*.json"):
+        config = read_json(path)
+        if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
+            write_json(path, config)
+
+
+def backbone_digest(backbone: str, part: str = ".") -> str:
+    """Digest of the content of a part of a backbone, or of its name when it is a hub id."""
+    source = Path(resolve_backbone(backbone))
+    return digest_folder(source / part) if source.is_dir() else digest_json([backbone, part])
+
+
+@torch.no_grad()
+def embed_prompts(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> Tensor:
+    """Text embeddings of prompts, ``[P, L, D]``, in the text encoder's dtype, on its device."""
+    device = pipeline.text_encoder.device
+    tokens = pipeline.tokenizer(
+        list(prompts),
+        padding="max_length",
+        truncation=True,
+        max_length=pipeline.tokenizer.model_max_length,
+        return_tensors="pt",
+    )
+    embeddings: Tensor = pipeline.text_encoder(tokens.input_ids.to(device))[0]
+    return embeddings
+
+
+def tokens_cut(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> dict[str, int]:
+    """Prompts longer than the text encoder takes, and how many of their tokens it does not see."""
+    tokenizer = pipeline.tokenizer
+    tokens = tokenizer(list(prompts), padding=False, truncation=False).input_ids
+    lengths = [len(ids) - tokenizer.model_max_length for ids in tokens]
+    return {prompt: cut for prompt, cut in zip(prompts, lengths, strict=True) if cut > 0}
+
+
+def set_scheduler(pipeline: StableDiffusionPipeline, name: str | None) -> None:
+    """Swap in the diffusers scheduler class ``name``, keeping the backbone's noise schedule.
+
+    Raises:
+        InvDiffError: if diffusers has no scheduler of that name.
+    """
+    if name is None:
+        return
+    scheduler = getattr(diffusers, name, None)
+    if scheduler is None or not hasattr(scheduler, "add_noise"):
+        raise InvDiffError(
+            f"--model.scheduler={name}: diffusers has no scheduler of that name; try DDIMScheduler,"
+            " DPMSolverMultistepScheduler, UniPCMultistepScheduler or PNDMScheduler."
+        )
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+
+
+def initial_latents(
+    pipeline: StableDiffusionPipeline, indices: Sequence[int], seed: int
+) -> tuple[Tensor, list[torch.Generator]]:
+    """Starting noise of the samples with the given global indices.
+
+    Each sample has a generator of its own, seeded by (seed, index), so that a sample does not
+    depend on which others share its batch or on the number of ranks.
+
+    Returns:
+        latents float32 ``[B, C, H, W]`` on the CPU, and the generators, for schedulers that draw
+        noise while sampling.
+    """
+    config = pipeline.unet.config
+    size = config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    generators = [generator(seed, "sample", index) for index in indices]
+    shape = (config.in_channels, height, width)
+    latents = torch.stack([torch.randn(shape, generator=source) for source in generators])
+    return latents, generators
+
+
+def _call(
+    pipeline: StableDiffusionPipeline,
+    embeddings: Tensor,
+    null_embedding: Tensor,
+    start: tuple[Tensor, list[torch.Generator]],
+    *,
+    steps: int,
+    guidance_scale: float,
+    output_type: str,
+) -> Tensor:
+    """What the stock pipeline call makes of starting noise, on its device."""
+    latents, generators = start
+    drawn: Tensor = pipeline(
+        prompt_embeds=embeddings,
+        negative_prompt_embeds=null_embedding.expand_as(embeddings),
+        latents=latents.to(embeddings.device, embeddings.dtype),
+        generator=generators,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        output_type=output_type,
+    ).images
+    return drawn
+
+
+@torch.no_grad()
+def sample_antithetic_latents(
+    pipeline: StableDiffusionPipeline,
+    embeddings: Tensor,
+    null_embedding: Tensor,
+    indices: Sequence[int],
+    *,
+    seed: int,
+    steps: int,
+    guidance_scale: float,
+) -> Tensor:
+    """Latents of samples, not decoded, in pairs of opposite starting noise.
+
+    Samples 2k and 2k + 1 start from the noise of index k and its negative: what the noise decides
+    comes out oppositely in many pairs, so that shares of samples vary less than those of
+    independent ones. For counting, not for figures.
+
+    Args:
+        pipeline: its ``unet`` may carry an adapter.
+        embeddings: text embeddings ``[B, L, D]``, one a sample.
+        null_embedding: of the empty prompt, ``[1, L, D]``.
+        indices: global sample indices.
+        seed: of the whole set of samples.
+        steps: denoising steps.
+        guidance_scale: 1 switches guidance off.
+
+    Returns:
+        ``[B, C, H, W]`` of about unit variance, on the pipeline's device.
+    """
+    latents, generators = initial_latents(pipeline, [index // 2 for index in indices], seed)
+    signs = torch.tensor([1.0 if index % 2 == 0 else -1.0 for index in indices])
+    return _call(
+        pipeline,
+        embeddings,
+        null_embedding,
+        (latents * signs[:, None, None, None], generators),
+        steps=steps,
+        guidance_scale=guidance_scale,
+        output_type="latent",
+    )
+
+
+@torch.no_grad()
+def sample_images(
+    pipeline: StableDiffusionPipeline,
+    embeddings: Tensor,
+    null_embedding: Tensor,
+    indices: Sequence[int],
+    *,
+    seed: int,
+    steps: int,
+    guidance_scale: float,
+) -> Tensor:
+    """Classifier-free-guided samples, through the stock pipeline call.
+
+    Args:
+        pipeline: its ``unet`` may carry an adapter.
+        embeddings: text embeddings ``[B, L, D]``, one a sample.
+        null_embedding: of the empty prompt, ``[1, L, D]``.
+        indices: global sample indices, which choose the noise.
+        seed: of the whole set of samples.
+        steps: denoising steps.
+        guidance_scale: 1 switches guidance off.
+
+    Returns:
+        uint8 images ``[B, 3, H, W]`` on the CPU.
+
+    Raises:
+        InvDiffError: if pixels are not finite.
+    """
+    images = _call(
+        pipeline,
+        embeddings,
+        null_embedding,
+        initial_latents(pipeline, indices, seed),
+        steps=steps,
+        guidance_scale=guidance_scale,
+        output_type="pt",
+    )
+    finite = images.isfinite().flatten(1).all(1).tolist()
+    if not all(finite):
+        first = list(indices)[finite.index(False)]
+        raise InvDiffError(
+            f"sample {first} has pixels that are not finite (so have {finite.count(False) - 1} "
+            "others of its batch); samples drawn before are kept; use "
+            "--samples.trainer.precision=32-true, a lower guidance scale or another scheduler."
+        )
+    return (images.float() * 255).round().clamp(0, 255).to("cpu", torch.uint8)

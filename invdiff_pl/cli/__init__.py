@@ -1,0 +1,1 @@
+"""The command line: LightningCLI and the commands, without logic of their own."""

@@ -1,0 +1,189 @@
+"""``sweep``: what a run's adapter costs and gains over invariant and guidance scales."""
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from invdiff_pl.cli.lightning import build
+from invdiff_pl.report.pareto import mark_pareto, plot_sweep, sweep_markdown
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import digest_folder, digest_json, read_json, write_json, write_text
+
+INVARIANT_SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
+GUIDANCE_SCALES = (1.0, 1.5, 2.0, 3.0)
+# Other guidance scales are measured before and after only.
+BEFORE_AND_AFTER = (0.0, 1.0)
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Sample the runs at every scale, score, and write table and plot.
+
+    Raises:
+        InvDiffError: if a run is not finished, has no labels, or a scale cannot be told apart.
+    """
+    options = _parser().parse_args(arguments)
+    for name in ("invariant_scales", "guidance_scales"):
+        if any(round(scale, 2) != scale or scale < 0 for scale in getattr(options, name)):
+            raise InvDiffError(
+                f"--{name.replace('_', '-')}: expected numbers of at least 0 and at most two "
+                "decimals."
+            )
+    points = []
+    for run_dir in options.runs:
+        own = sweep_run(
+            run_dir, options.invariant_scales, options.guidance_scales, options.samples_per_prompt
+        )
+        _write(run_dir / "sweep", own)
+        points += own
+    if len(options.runs) > 1:
+        folder = options.output or options.runs[0] / "sweep" / "together"
+        _write(folder, points)
+    else:
+        folder = options.runs[0] / "sweep"
+    print((folder / "sweep.md").read_text(encoding="utf-8"))
+    print(f"table and plot: {folder}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m invdiff_pl sweep", allow_abbrev=False)
+    parser.add_argument("--runs", type=Path, nargs="+", required=True, help="finished run folders")
+    parser.add_argument(
+        "--invariant-scales", type=float, nargs="+", default=list(INVARIANT_SCALES), metavar="S"
+    )
+    parser.add_argument(
+        "--guidance-scales",
+        type=float,
+        nargs="*",
+        default=list(GUIDANCE_SCALES),
+        metavar="W",
+        help="besides the run's own; each at invariant scales 0 and 1",
+    )
+    parser.add_argument("--samples-per-prompt", type=int, default=128, metavar="N")
+    parser.add_argument(
+        "--output", type=Path, help="of several runs' table; FIRST_RUN/sweep/together otherwise"
+    )
+    return parser
+
+
+def sweep_run(
+    run_dir: Path,
+    invariant_scales: Sequence[float],
+    guidance_scales: Sequence[float],
+    samples_per_prompt: int,
+) -> list[dict[str, Any]]:
+    """Figures of a run at every scale; what was measured before is kept.
+
+    Args:
+        run_dir: of a finished run, whose data, backbone, sampler and evaluation are used.
+        invariant_scales: at the run's own guidance scale.
+        guidance_scales: besides it, at invariant scales 0 and 1.
+        samples_per_prompt: drawn at each pair of scales, from the same noises at all of them.
+
+    Returns:
+        one entry a pair of scales, JSON-ready.
+    """
+    config = run_dir / "samples" / "config.yaml"
+    if not config.is_file() or not (run_dir / "samples" / "stage.json").is_file():
+        raise InvDiffError(
+            f"--runs: {run_dir} is no finished run: run `make train RUN_DIR={run_dir}` first."
+        )
+    # The sampler's own reading of the file: it is what the run was sampled with.
+    sampler = build(["predict", f"--config={config}"]).model
+    own = float(sampler.guidance_scale)
+    plan = {own: sorted(set(invariant_scales))}
+    plan |= {scale: list(BEFORE_AND_AFTER) for scale in guidance_scales if scale != own}
+    points = []
+    for guidance, scales in sorted(plan.items()):
+        metrics = _measure(run_dir, config, guidance, scales, samples_per_prompt)
+        points += [
+            _point(run_dir, guidance, scale, metrics["scales"][str(scale)]) for scale in scales
+        ]
+    return points
+
+
+def score_samples(config: Path, folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Sample and evaluate as a run did, into another folder.
+
+    Args:
+        config: the run's ``samples/config.yaml``.
+        folder: for images and ``metrics.json``; images that are there are kept.
+        overrides: flags that come after the file.
+
+    Returns:
+        the content of ``metrics.json``.
+    """
+    places = [f"--model.output={folder}", f"--trainer.default_root_dir={folder}"]
+    built = build(["predict", f"--config={config}", *places, *overrides])
+    for callback in built.trainer.callbacks:  # type: ignore[attr-defined]
+        if hasattr(callback, "output"):
+            callback.output = folder
+    built.trainer.predict(built.model, datamodule=built.datamodule, return_predictions=False)
+    metrics: dict[str, Any] = read_json(folder / "metrics.json")
+    if metrics["scales"] is None:
+        raise InvDiffError(f"{config}: nothing can be scored: {metrics['reason']}.")
+    return metrics
+
+
+def _measure(
+    run_dir: Path, config: Path, guidance: float, scales: Sequence[float], samples_per_prompt: int
+) -> dict[str, Any]:
+    """Metrics at one guidance scale, from ``RUN/sweep/guidance-W``."""
+    folder = run_dir / "sweep" / f"guidance-{guidance:.2f}"
+    key = digest_json(
+        {
+            "config": config.read_text(encoding="utf-8"),
+            "adapter": digest_folder(run_dir / "adapter" / "adapter"),
+            "samples_per_prompt": samples_per_prompt,
+        }
+    )
+    record = folder / "measured.json"
+    known = read_json(record) if record.is_file() else {}
+    if known.get("key") != key and folder.exists():
+        shutil.rmtree(folder)
+    elif known.get("scales") == list(scales):
+        return read_json(folder / "metrics.json")
+    # Images of an interrupted or shorter sweep with the same key are gone on with.
+    write_json(record, {"key": key, "scales": None})
+    print(f"{run_dir}: guidance scale {guidance:g}, invariant scales {list(scales)}", flush=True)
+    metrics = score_samples(
+        config,
+        folder,
+        [
+            f"--model.invariant_scales={list(scales)}",
+            f"--model.guidance_scale={guidance}",
+            f"--data.samples_per_prompt={samples_per_prompt}",
+        ],
+    )
+    write_json(record, {"key": key, "scales": list(scales)})
+    return metrics
+
+
+def _point(run_dir: Path, guidance: float, scale: float, figures: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "run": str(run_dir),
+        "guidance_scale": guidance,
+        "invariant_scale": scale,
+        **point_figures(figures),
+    }
+
+
+def point_figures(figures: dict[str, Any]) -> dict[str, Any]:
+    """What tables compare, from one scale's entry in ``metrics.json``."""
+    manifold = figures.get("manifold") or {}
+    return {
+        "bias": figures["bias"]["mean"],
+        "bias_interval": figures["bias"]["interval"],
+        "prompt_accuracy": figures["prompt_accuracy"]["mean"],
+        "frechet_distance": figures["frechet_distance"],
+        "precision": manifold.get("precision"),
+        "recall": manifold.get("recall"),
+    }
+
+
+def _write(folder: Path, points: list[dict[str, Any]]) -> None:
+    mark_pareto(points)
+    write_json(folder / "sweep.json", points)
+    write_text(folder / "sweep.md", sweep_markdown(points))
+    plot_sweep(points, folder / "sweep.png")

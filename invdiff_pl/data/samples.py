@@ -1,0 +1,89 @@
+"""The manifest of a folder of samples."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from invdiff_pl.utils.errors import InvDiffError
+
+MANIFEST = "manifest.jsonl"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and all that it takes to draw it again.
+
+    Attributes:
+        file: relative to the samples' folder.
+        index: of the sample among all samples; with ``seed`` it fixes the noise.
+        prompt: text.
+        prompt_number: of the prompt among the data set's.
+        invariant_scale: s; 0 is the backbone.
+        seed: of the whole set.
+        guidance_scale: of classifier-free guidance.
+        steps: denoising steps.
+        scheduler: diffusers class.
+    """
+
+    file: str
+    index: int
+    prompt: str
+    prompt_number: int
+    invariant_scale: float
+    seed: int
+    guidance_scale: float
+    steps: int
+    scheduler: str
+
+
+def scale_folder(scale: float) -> str:
+    """Name of the folder of the samples at an invariant scale."""
+    return f"scale-{scale:.2f}"
+
+
+def sample_file(scale: float, index: int) -> Path:
+    """Where a sample lies, relative to the samples' folder."""
+    return Path(scale_folder(scale)) / f"{index:06d}.png"
+
+
+def manifest_text(samples: Sequence[Sample]) -> str:
+    """The manifest: one JSON object a line."""
+    return "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples)
+
+
+def read_manifest(folder: Path) -> list[Sample]:
+    """Read a folder's manifest.
+
+    Raises:
+        InvDiffError: if it is missing, or a line of it is damaged or names a file elsewhere.
+    """
+    path = folder / MANIFEST
+    try:
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except FileNotFoundError:
+        raise InvDiffError(f"{path} is missing: run the samples stage first.") from None
+    except UnicodeDecodeError as error:
+        raise InvDiffError(f"{path} is not UTF-8 text ({error}): rerun.") from None
+    samples = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            samples.append(_sample(json.loads(line)))
+        except (ValueError, TypeError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+            raise InvDiffError(f"{path}, line {number} is damaged ({reason}): rerun.") from None
+    return samples
+
+
+def _sample(entry: dict[str, Any]) -> Sample:
+    sample = Sample(**entry)
+    for field in fields(Sample):
+        value = getattr(sample, field.name)
+        wanted = (int, float) if field.type is float else field.type
+        if not isinstance(value, wanted) or isinstance(value, bool):  # type: ignore[arg-type]
+            raise ValueError(f"{field.name} is {value!r:.60}")
+    path = PurePosixPath(sample.file)
+    if path.is_absolute() or ".." in path.parts or "\\" in sample.file or "\0" in sample.file:
+        raise ValueError(f"{sample.file!r:.60} lies outside the folder")
+    return sample

@@ -1,0 +1,1 @@
+"""What every room uses: files written aside, tensors on disk, errors, processes."""

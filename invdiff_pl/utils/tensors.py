@@ -1,0 +1,92 @@
+"""Tensors in safetensors files: written whole or not at all, checked when they are read."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import atomic_path
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors by name, atomically.
+
+    Raises:
+        OSError: if they cannot be written.
+    """
+    with atomic_path(path) as partial:
+        try:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
+        except SafetensorError as error:
+            raise system_error(error, path) from None
+
+
+def system_error(error: SafetensorError, path: Path | None = None) -> OSError:
+    """What the system refused when a file was to be written: no space left, and so on."""
+    found = re.search(r"os error (\d+)", str(error))
+    if found is None:
+        return OSError(f"{path or 'tensors'} cannot be written: {error}")
+    number = int(found[1])
+    return OSError(number, os.strerror(number), *([str(path)] if path else []))
+
+
+def read_tensors(path: Path, remedy: str, **dimensions: int) -> dict[str, Tensor]:
+    """Read every tensor of a file.
+
+    The format tells the length of the file, so one that was cut or added to is noticed.
+
+    Args:
+        path: of the file.
+        remedy: what to do about a missing or damaged file, for the message.
+        dimensions: number of dimensions of each tensor that must be there.
+
+    Raises:
+        InvDiffError: if the file is missing or damaged, or a tensor is missing or of another form.
+    """
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise InvDiffError(f"{path} is missing: {remedy}.") from None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InvDiffError(f"{path} cannot be read ({reason}): {remedy}.") from None
+    for name, count in dimensions.items():
+        if name not in tensors or tensors[name].ndim != count:
+            found = f"shape {list(tensors[name].shape)}" if name in tensors else "nothing"
+            raise InvDiffError(
+                f"{path}: expected a tensor {name!r} of {count} dimensions, found {found}: "
+                f"{remedy}."
+            )
+    return tensors
+
+
+def require_range(
+    path: Path, remedy: str, name: str, values: Tensor, low: int, high: int | None = None
+) -> None:
+    """Refuse indices that are no integers or out of range.
+
+    Args:
+        path: where they come from.
+        remedy: what to do, for the message.
+        name: of the tensor.
+        values: of any shape.
+        low: smallest value allowed.
+        high: values must be below; no limit if not given.
+
+    Raises:
+        InvDiffError: naming the file and the tensor.
+    """
+    whole = values.dtype == torch.int64
+    inside = whole and (
+        values.numel() == 0
+        or (int(values.min()) >= low and (high is None or int(values.max()) < high))
+    )
+    if not inside:
+        limit = f"from {low} on" if high is None else f"from {low} to {high - 1}"
+        raise InvDiffError(f"{path}: expected whole numbers {limit} in {name!r}: {remedy}.")

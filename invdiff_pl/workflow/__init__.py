@@ -1,0 +1,1 @@
+"""A run folder: its stages, when one is due, records and digests, verify and replay."""

@@ -1,0 +1,195 @@
+"""Which stages are due, and what is done before and after one runs.
+
+Knows nothing of torch, so that saying "up to date" takes no longer than reading a few files.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from invdiff_pl.backbones.assets import resolve_backbone
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import digest_file, digest_folder, digest_json, remove_leftovers
+from invdiff_pl.workflow.experiment import Experiment
+from invdiff_pl.workflow.records import (
+    FILES,
+    RECORD,
+    STARTED,
+    find_problems,
+    read_listing,
+    read_record,
+    remove_damaged,
+    require_intact,
+    write_listing,
+    write_record,
+)
+from invdiff_pl.workflow.stages import LIGHTNING, STAGES, Stage
+
+# Holds what a stage had trained before its settings changed.
+PREVIOUS = "previous"
+_WHERE = ("devices", "num_nodes", "accelerator", "strategy", "plugins")
+# Of the data: where rows are held and who reads them.
+_HELD = ("residence", "workers")
+_WATCHING = (
+    "invdiff_pl.callbacks.Dashboard",
+    "invdiff_pl.callbacks.DenoiserForm",
+    "invdiff_pl.callbacks.EnvironmentSheets",
+    "invdiff_pl.callbacks.FitEvaluation",
+    "invdiff_pl.callbacks.LocalBatch",
+    "invdiff_pl.callbacks.SampleGrid",
+    "invdiff_pl.callbacks.StagePlan",
+    "pytorch_lightning.callbacks.ModelCheckpoint",
+)
+
+
+def fingerprint(experiment: Experiment, stage: Stage) -> str:
+    """Digest of everything a stage's output depends on: settings, flags and inputs."""
+    config = experiment.config(stage)
+    shared = config.pop("experiment")
+    for group in ("scale", "evaluation"):
+        config.pop(group, None)  # their values count where a stage interpolates them
+    if stage.command not in LIGHTNING:
+        config = {"seed_everything": config["seed_everything"]} if stage.name == "report" else {}
+    _drop_what_only_watches(config.get("trainer", {}))
+    _drop_how_it_is_cut(config, stage)
+    key: dict[str, Any] = {
+        "config": config,
+        "overrides": experiment.overrides.get(stage.name, ()),
+        "experiment": shared["name"],
+        **inputs(experiment, stage),
+    }
+    return digest_json(key)
+
+
+def _drop_how_it_is_cut(config: dict[str, Any], stage: Stage) -> None:
+    """Take out what changes memory and time only: where rows are held, how much is done at once."""
+    data = config.get("data", {}).get("init_args", {})
+    for name in (*_HELD, *(("batch_size",) if stage.command == "predict" else ())):
+        data.pop(name, None)
+    config.get("model", {}).get("init_args", {}).pop("gradient_checkpointing", None)
+    for callback in config.get("trainer", {}).get("callbacks", []):
+        callback.get("init_args", {}).pop("batch_size", None)
+
+
+def inputs(experiment: Experiment, stage: Stage) -> dict[str, Any]:
+    """Digests of what a stage reads: the stages it needs and the backbone."""
+    found: dict[str, Any] = {
+        "needs": {name: _input_digest(experiment, STAGES[name]) for name in stage.needs}
+    }
+    if stage.name == "report":
+        run_dir = Path(experiment.settings["experiment"]["run_dir"])
+        extra = run_dir / "augmentation" / "augmentation.json"
+        found["augmentation"] = digest_file(extra) if extra.is_file() else None
+    if stage.reads_backbone:
+        found["backbone"] = _pipeline_digest(experiment.settings["experiment"]["backbone"])
+    return found
+
+
+def _pipeline_digest(backbone: str) -> str:
+    folder = Path(resolve_backbone(backbone))
+    return digest_folder(folder) if folder.is_dir() else backbone
+
+
+def _drop_what_only_watches(trainer: dict[str, Any]) -> None:
+    """Take out what changes neither weights nor samples: where it runs and who looks on."""
+    for name in (*_WHERE, "logger", "default_root_dir"):
+        trainer.pop(name, None)
+    callbacks = trainer.get("callbacks", [])
+    trainer["callbacks"] = [c for c in callbacks if c["class_path"] not in _WATCHING]
+
+
+def _input_digest(experiment: Experiment, stage: Stage) -> str:
+    if stage.name == "data" and not experiment.rendered:
+        return _listing_digest(Path(experiment.settings["experiment"]["data_root"]))
+    if stage.name == "autoencoder" and experiment.fine_tunes:
+        return _pipeline_digest(experiment.settings["experiment"]["start"])
+    return fingerprint(experiment, stage)
+
+
+def _listing_digest(root: Path) -> str:
+    if not root.is_dir():
+        raise InvDiffError(
+            f"data folder {root} does not exist: give the data set's folder with DATA=."
+        )
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    stats = [(str(path.relative_to(root)), path.stat()) for path in files]
+    return digest_json([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+
+
+def is_current(experiment: Experiment, stage: Stage) -> bool:
+    """Whether the stage's output is complete and what it depends on is unchanged.
+
+    Raises:
+        InvDiffError: if the stage's record is damaged or was changed by hand.
+    """
+    folder = experiment.folder(stage)
+    record = read_record(folder / RECORD)
+    if record is None or record["fingerprint"] != fingerprint(experiment, stage):
+        return False
+    listing = read_listing(folder, record)
+    return listing is None or not any(find_problems(folder, listing, contents=False))
+
+
+def begin(experiment: Experiment, stage: Stage) -> bool:
+    """Make the stage's folder ready; an interrupted start with the same settings is kept.
+
+    So is a finished stage of which files are missing or cut: it is taken up where they are. What
+    was trained with other settings is put aside in ``RUN/previous``.
+
+    Returns:
+        whether there is such an interrupted start to go on from.
+
+    Raises:
+        InvDiffError: if a record is damaged, or the output of a stage that is needed was altered.
+    """
+    for name in stage.needs:
+        require_intact(experiment.folder(STAGES[name]))
+    folder = experiment.folder(stage)
+    current = fingerprint(experiment, stage)
+    record = read_record(folder / RECORD)
+    if record is not None and record["fingerprint"] == current:
+        problems = remove_damaged(folder, read_listing(folder, record) or {})
+        names = ", ".join(f"{problem.file} ({problem.what})" for problem in problems[:3])
+        print(f"      incomplete: {len(problems)} files, such as {names}", flush=True)
+        write_record(folder / STARTED, {"fingerprint": current})
+        (folder / RECORD).unlink()
+    started = read_record(folder / STARTED)
+    if started is not None and started["fingerprint"] == current:
+        remove_leftovers(folder)
+        return True
+    _clear(folder, keep=stage.command == "fit")
+    write_record(folder / STARTED, {"fingerprint": current})
+    return False
+
+
+def _clear(folder: Path, *, keep: bool) -> None:
+    """Empty a stage's folder; records go first, lest half a folder be taken for a whole one."""
+    if not folder.exists():
+        return
+    for name in (RECORD, STARTED, FILES):
+        (folder / name).unlink(missing_ok=True)
+    if keep and any(path.is_file() for path in folder.rglob("*")):
+        previous = folder.parent / PREVIOUS / folder.name
+        previous.parent.mkdir(exist_ok=True)
+        shutil.rmtree(previous, ignore_errors=True)
+        folder.rename(previous)
+        print(f"      what it had trained before is kept in {previous}", flush=True)
+    else:
+        shutil.rmtree(folder)
+
+
+def finish(experiment: Experiment, stage: Stage, facts: dict[str, Any]) -> None:
+    """Record that the stage's output is complete, and how it came about."""
+    folder = experiment.folder(stage)
+    remove_leftovers(folder)
+    record = {
+        "stage": stage.name,
+        "fingerprint": fingerprint(experiment, stage),
+        "config": experiment.config(stage),
+        "overrides": list(experiment.overrides.get(stage.name, ())),
+        "inputs": inputs(experiment, stage),
+        "files": write_listing(folder),
+        **facts,
+    }
+    write_record(folder / RECORD, record)
+    (folder / STARTED).unlink(missing_ok=True)

@@ -1,0 +1,143 @@
+"""An experiment's files and flags, as one resolved mapping and as each stage's command line."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.workflow.stages import LIGHTNING, ONE_DEVICE, PLANS, STAGES, Stage
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment's files and flags.
+
+    Attributes:
+        files: YAML files all stages read, in order.
+        stage_folder: holds one YAML file a stage.
+        flags: ``--experiment.…`` and other settings that all stages get.
+        devices: flags that tell on how many devices stages run.
+        overrides: further flags by stage.
+        rendered: whether the data set is drawn, not given.
+        fine_tunes: whether a new backbone starts from a given pipeline, not from an autoencoder
+            of its own.
+    """
+
+    files: tuple[Path, ...]
+    stage_folder: Path
+    flags: tuple[str, ...]
+    overrides: dict[str, tuple[str, ...]]
+    rendered: bool
+    fine_tunes: bool = False
+    devices: tuple[str, ...] = ()
+
+    def plan(self, command: str) -> list[Stage]:
+        """The stages of a command, in order, less those whose output is given."""
+        given = {"data": not self.rendered, "autoencoder": self.fine_tunes}
+        return [STAGES[name] for name in PLANS[command] if not given.get(name, False)]
+
+    def stage_files(self, stage: Stage) -> list[Path]:
+        """The YAML files of a stage, in order; later ones win."""
+        return [*self.files, self.stage_folder / f"{stage.name}.yaml"]
+
+    def arguments(self, stage: Stage) -> list[str]:
+        """The stage's command line after ``python -m invdiff_pl``."""
+        if stage.command in LIGHTNING:
+            configs = [f"--config={path}" for path in self.stage_files(stage)]
+            devices = ONE_DEVICE if stage.one_device and self.devices else self.devices
+            overrides = self.overrides.get(stage.name, ())
+            return [stage.command, *configs, *self.flags, *devices, *overrides]
+        run_dir = self.settings["experiment"]["run_dir"]
+        name = self.settings["experiment"]["name"]
+        extra = ["--experiment", name] if stage.command == "render" else []
+        seed = (
+            ["--seed", str(self.settings["seed_everything"])] if stage.command == "report" else []
+        )
+        overrides = self.overrides.get(stage.name, ())
+        return [stage.command, "--run-dir", run_dir, *extra, *seed, *overrides]
+
+    def config(self, stage: Stage | None = None) -> dict[str, Any]:
+        """The YAML files and flags as one resolved mapping.
+
+        Raises:
+            InvDiffError: if a file is missing or no YAML, or an interpolation has no value.
+        """
+        files = list(self.files)
+        if stage is not None and stage.command in LIGHTNING:
+            files = self.stage_files(stage)
+        # A path that is not there is told when it is read.
+        states = tuple((p, p.stat().st_mtime_ns if p.exists() else 0) for p in files)
+        return deepcopy(_resolved(states, self.flags))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is shared by all stages."""
+        return self.config()
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder."""
+        return Path(self.settings["experiment"]["run_dir"])
+
+    def folder(self, stage: Stage) -> Path:
+        """Where the stage's output lies."""
+        return self.run_dir / stage.name
+
+
+@lru_cache(maxsize=64)
+def _resolved(states: tuple[tuple[Path, int], ...], flags: tuple[str, ...]) -> dict[str, Any]:
+    """Files and flags merged, once for as long as no file is written to; not to be changed."""
+    merged = DictConfig({})
+    for path, _ in states:
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.load(path))  # type: ignore[assignment]
+        except FileNotFoundError:
+            raise InvDiffError(f"there is no file {path}.") from None
+        except Exception as error:
+            reason = str(error).replace("\n", " ")
+            raise InvDiffError(f"{path} is not readable YAML: {reason}") from None
+    dotlist = [flag.removeprefix("--") for flag in flags]
+    try:
+        for flag in dotlist:
+            if flag.endswith("={}"):
+                # Merged, an empty group would change nothing; the command line takes it as given.
+                OmegaConf.update(merged, flag.removesuffix("={}"), {}, merge=False)
+            else:
+                merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([flag]))  # type: ignore[assignment]
+        resolved = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise InvDiffError(f"the settings cannot be resolved: {reason}") from None
+    assert isinstance(resolved, dict)
+    config = {str(key): value for key, value in resolved.items()}
+    _require_form(config, states[-1][0])
+    return config
+
+
+def _require_form(config: dict[str, Any], last: Path) -> None:
+    """Refuse settings that are not of the form that stages are told apart by.
+
+    Raises:
+        InvDiffError: naming the key.
+    """
+    for group in ("experiment", "scale", "evaluation", "trainer", "model", "data"):
+        if not isinstance(config.get(group, {}), dict):
+            raise InvDiffError(f"{last} and the files before it: {group} is no group of settings.")
+    for key in ("name", "run_dir", "data_root", "backbone", "start"):
+        if not isinstance(config.get("experiment", {}).get(key), str):
+            raise InvDiffError(f"{last} and the files before it: experiment.{key} is no text.")
+    if "seed_everything" not in config:
+        raise InvDiffError(f"{last} and the files before it: seed_everything is missing.")
+    callbacks = config.get("trainer", {}).get("callbacks", [])
+    if not isinstance(callbacks, list) or not all(
+        isinstance(entry, dict) and "class_path" in entry for entry in callbacks
+    ):
+        raise InvDiffError(
+            f"{last} and the files before it: trainer.callbacks is no list of entries with a "
+            "class_path."
+        )

@@ -1,0 +1,108 @@
+"""Stages as child processes: signals, and no child left behind."""
+
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from invdiff_pl.utils import processes
+
+# A stage that tidies up on SIGTERM, or is deaf to it.
+STAGE = """
+import pathlib, signal, sys, time
+from invdiff_pl.utils.processes import end_with_parent, raising_on_sigterm
+folder = pathlib.Path(sys.argv[1])
+end_with_parent()
+with raising_on_sigterm():
+    if "deaf" in sys.argv:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    (folder / "begun").touch()
+    try:
+        time.sleep(60)
+    finally:
+        (folder / "tidied").touch()
+"""
+PARENT = """
+import os, sys
+from invdiff_pl.utils import processes
+processes._GRACE_SECONDS = 1.0
+lock = os.open(sys.argv[1], os.O_RDONLY)
+processes.call([sys.executable, "-c", sys.argv[2], *sys.argv[1:2], *sys.argv[3:]], lock, tied=True)
+"""
+
+
+def _run(folder: Path, *more: str) -> subprocess.Popen:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(folder), STAGE, *more])
+    _wait(folder / "begun")
+    return parent
+
+
+def _wait(path: Path) -> None:
+    for _ in range(600):
+        if path.exists():
+            return
+        time.sleep(0.05)
+    pytest.fail(f"{path} did not come")
+
+
+def test_sigterm_is_passed_on_and_the_stage_tidies_up(tmp_path: Path) -> None:
+    parent = _run(tmp_path)
+    parent.terminate()
+    assert parent.wait(30) == processes.TERMINATED
+    assert (tmp_path / "tidied").exists()
+
+
+def test_a_stage_that_is_deaf_to_sigterm_is_killed(tmp_path: Path) -> None:
+    parent = _run(tmp_path, "deaf")
+    parent.terminate()
+    assert parent.wait(30) == processes.TERMINATED
+    assert not (tmp_path / "tidied").exists()
+
+
+def test_a_stage_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    parent = _run(tmp_path)
+    parent.kill()
+    parent.wait()
+    _wait(tmp_path / "tidied")
+
+
+def test_a_status_is_handed_on(tmp_path: Path) -> None:
+    lock = os.open(tmp_path, os.O_RDONLY)
+    command = [sys.executable, "-c", "raise SystemExit(7)"]
+    assert processes.call(command, lock, tied=False) == 7
+    killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    assert processes.call(killed, lock, tied=True) == -signal.SIGKILL
+
+
+# Pages that the kernel had to hand out while 8 MiB were taken and freed a hundred times.
+FAULTS = """
+import pathlib, resource, sys
+import torch
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(100):
+        torch.ones(1 << 21)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+pathlib.Path(sys.argv[1]).write_text(str(after - before))
+"""
+
+
+def _faults(folder: Path) -> int:
+    lock = os.open(folder, os.O_RDONLY)
+    command = [sys.executable, "-c", FAULTS, str(folder / "faults")]
+    assert processes.call(command, lock, tied=False) == 0
+    return int((folder / "faults").read_text())
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
+def test_a_stage_uses_freed_memory_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert _faults(tmp_path) < 100
+    # A user's own settings win: these give every tensor back to the kernel.
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=65536")
+    assert _faults(tmp_path) > 10_000
