@@ -209,7 +209,7 @@ class Training:
         self.work, self.half, self.steps = work, half, steps
         self.inputs = ReferenceInputs(work)
         self.theirs, self.ours_module = (
-            InvariantAdapter(work.backbone, "unused", adapter=adapter).to(work.device)
+            InvariantAdapter(work.backbone, adapter=adapter).to(work.device)
             for _ in range(2)
         )
         if work.compiled:
@@ -318,7 +318,7 @@ class Sampling:
 
     def __init__(self, work: Work, half: bool = False, ours: int = 64, theirs: int = 2) -> None:
         self.work, self.half, self.counts = work, half, (theirs, ours)
-        modules = [InvariantAdapter(work.backbone, "unused").to(work.device) for _ in range(2)]
+        modules = [InvariantAdapter(work.backbone).to(work.device) for _ in range(2)]
         self.theirs, self.pipeline = (module.pipeline.to(work.device) for module in modules)
         modules[1].adapter.prepare_sampling(self.pipeline, 1.0)
         self.embeddings = embed_prompts(self.pipeline, [*PROMPTS, ""])

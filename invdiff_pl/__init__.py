@@ -1,18 +1,61 @@
-"""InvDiff in PyTorch Lightning: find and mitigate unlabelled biases of diffusion models."""
+"""InvDiff: find hidden biases of text-to-image diffusion models, and train them away.
 
+The names below are imported when they are first used: torch, diffusers and Lightning take seconds.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from invdiff_pl.adapters.pipeline import InvDiffPipeline
+    from invdiff_pl.adapters.trained import TrainedAdapter
+    from invdiff_pl.data.prompted import PromptedImages
+    from invdiff_pl.data.training import LatentsInMemory
+    from invdiff_pl.modules.invariant_adapter import InvariantAdapter
+    from invdiff_pl.utils.errors import InvDiffError
+    from invdiff_pl.workflow.audit import Audit, audit
+    from invdiff_pl.workflow.debias import debias
+    from invdiff_pl.workflow.discover import Discovery, discover
+    from invdiff_pl.workflow.generate import generate
 
 __version__ = "0.1.0"
-__all__ = ["InvDiffPipeline", "__version__"]
+_HOMES = {
+    "Audit": "workflow.audit",
+    "Discovery": "workflow.discover",
+    "InvDiffError": "utils.errors",
+    "InvDiffPipeline": "adapters.pipeline",
+    "InvariantAdapter": "modules.invariant_adapter",
+    "LatentsInMemory": "data.training",
+    "PromptedImages": "data.prompted",
+    "TrainedAdapter": "adapters.trained",
+    "audit": "workflow.audit",
+    "debias": "workflow.debias",
+    "discover": "workflow.discover",
+    "generate": "workflow.generate",
+}
+__all__ = [
+    "Audit",
+    "Discovery",
+    "InvDiffError",
+    "InvDiffPipeline",
+    "InvariantAdapter",
+    "LatentsInMemory",
+    "PromptedImages",
+    "TrainedAdapter",
+    "__version__",
+    "audit",
+    "debias",
+    "discover",
+    "generate",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the pipeline when it is first asked for: diffusers takes seconds."""
-    if name != "InvDiffPipeline":
+    """Import a public name when it is first asked for."""
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from invdiff_pl.adapters.pipeline import InvDiffPipeline  # noqa: PLC0415
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
-    return InvDiffPipeline
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,10 +1,13 @@
 """A trainer as tests use it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.strategies import DDPStrategy
+
+from invdiff_pl.callbacks import SaveAdapter
 
 
 def quiet_trainer(folder: Path, ranks: int = 1, **settings: Any) -> Trainer:
@@ -21,4 +24,13 @@ def quiet_trainer(folder: Path, ranks: int = 1, **settings: Any) -> Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         **chosen,
+    )
+
+
+def adapter_trainer(
+    folder: Path, ranks: int = 1, callbacks: Sequence[Callback] = (), **settings: Any
+) -> Trainer:
+    """The same, which leaves the trained adapter in ``folder/adapter``."""
+    return quiet_trainer(
+        folder, ranks, callbacks=[*callbacks, SaveAdapter(str(folder))], **settings
     )

@@ -34,6 +34,8 @@ class Adapter(ABC):
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         self.unet = unet
+        # Of the frozen denoiser, before anything is injected into it.
+        self.backbone_size = sum(parameter.numel() for parameter in unet.parameters())
 
     @property
     @abstractmethod
@@ -76,6 +78,9 @@ class Adapter(ABC):
     def prepare_sampling(self, pipeline: StableDiffusionPipeline, scale: float) -> None:
         """Put the adapter at a scale into a pipeline, in its fastest form."""
 
+    def detach(self) -> None:  # noqa: B027 - a network of its own leaves no trace
+        """Leave the denoiser as it was found; the adapter is of no use afterwards."""
+
     @contextmanager
     def folded(self) -> Iterator[None]:
         """In its fastest form at scale 1, as in training, while nothing is trained.
@@ -101,21 +106,20 @@ class Adapter(ABC):
         """Number of trainable parameters."""
         return sum(parameter.numel() for parameter in self.parameters().values())
 
-    def save(self, folder: Path, backbone_size: int, **facts: Any) -> None:
-        """Write weights and configuration into an existing folder.
+    def save(self, folder: Path, **facts: Any) -> None:
+        """Write weights and configuration.
 
         Args:
-            folder: to write to.
-            backbone_size: number of parameters of the frozen denoiser, of which the adapter's
-                share is told.
+            folder: to write to, created where it is missing.
             facts: further things to tell in the configuration, JSON-ready.
         """
+        folder.mkdir(parents=True, exist_ok=True)
         self.save_weights(folder)
         config = {
             "kind": self.kind,
             "settings": self.settings(),
             "parameters": self.size(),
-            "share": self.size() / backbone_size,
+            "share": self.size() / self.backbone_size,
             **facts,
         }
         write_json(folder / CONFIG_FILE, config)

@@ -86,9 +86,7 @@ class InvDiffPipeline(StableDiffusionPipeline):
             **parts, requires_safety_checker=self.config.requires_safety_checker
         )
         stock.save_pretrained(save_directory, **kwargs)
-        folder = Path(save_directory) / ADAPTER_FOLDER
-        folder.mkdir(exist_ok=True)
-        self.adapter.save(folder, sum(value.numel() for value in frozen.values()))
+        self.adapter.save(Path(save_directory) / ADAPTER_FOLDER)
 
 
 def locate(folder: Path) -> tuple[str, Path]:

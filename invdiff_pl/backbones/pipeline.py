@@ -54,10 +54,15 @@ def load_pipeline(
             f"cannot load the backbone {source!r} as a Stable Diffusion pipeline with safetensors "
             f"weights: {reason}"
         ) from None
+    pipeline.set_progress_bar_config(disable=True)
+    return frozen(pipeline)
+
+
+def frozen(pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
+    """The same pipeline, none of whose weights is trained, in evaluation mode."""
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         if part is not None:
             part.requires_grad_(False).eval()
-    pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 

@@ -12,6 +12,7 @@ from invdiff_pl.callbacks.local_batch import LocalBatch
 from invdiff_pl.callbacks.per_variant import PerVariant
 from invdiff_pl.callbacks.progress import ProgressBar
 from invdiff_pl.callbacks.safety import StopOnDivergence, StopOnSigterm
+from invdiff_pl.callbacks.save import SaveAdapter
 from invdiff_pl.callbacks.sheets import EnvironmentSheets
 from invdiff_pl.callbacks.stage_plan import StagePlan
 
@@ -27,6 +28,7 @@ __all__ = [
     "ProgressBar",
     "SampleEvaluation",
     "SampleGrid",
+    "SaveAdapter",
     "ScaleCalibration",
     "StagePlan",
     "StopOnDivergence",

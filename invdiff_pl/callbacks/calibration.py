@@ -13,7 +13,7 @@ from invdiff_pl.backbones.draws import generator
 from invdiff_pl.backbones.features import feature_width, middle_features
 from invdiff_pl.backbones.noising import sample_posterior
 from invdiff_pl.backbones.pipeline import sample_antithetic_latents
-from invdiff_pl.data.base import BiasedDataModule
+from invdiff_pl.data.training import LatentDataModule, training_data
 from invdiff_pl.environments.reader import Counts, EnvironmentReader, even_scale, fit_reader
 from invdiff_pl.modules.invariant_adapter import InvariantAdapter
 from invdiff_pl.objectives.heldout import round_robin
@@ -43,8 +43,8 @@ class ScaleCalibration(pl.Callback):
     as the adapter's size, steps and rate happen to. So, after training, samples are drawn at a
     few scales, in pairs of opposite noise, and counted by environment, and the adapter's weights
     are multiplied by the scale in between at which the environments are most even. No label is
-    read, and the samples are of other noises than those that figures are taken from. Writes
-    ``calibration.json`` into the adapter stage's folder.
+    read, and the samples are of other noises than those that figures are taken from. ``report``
+    holds what was measured.
 
     Shares are even between environments whatever ``--evaluation.target`` scores against. Where they
     cannot be counted, or do not change with the scale, the adapter is left as trained and
@@ -63,6 +63,7 @@ class ScaleCalibration(pl.Callback):
         batch_size: images and samples together on a rank.
         least_recall: where the reader finds less of an environment's images again, samples cannot
             be counted, and the adapter is left as it is.
+        output: folder that ``calibration.json`` is written to; nothing is written if not given.
         seed: of all noises.
     """
 
@@ -74,6 +75,7 @@ class ScaleCalibration(pl.Callback):
         images: int = 4096,
         batch_size: int = 128,
         least_recall: float = 0.75,
+        output: str | None = None,
         seed: int = 0,
     ) -> None:
         if samples < 0:
@@ -84,6 +86,9 @@ class ScaleCalibration(pl.Callback):
         self.images = images
         self.batch_size = batch_size
         self.least_recall = least_recall
+        self.output = output
+        # What was measured, once training has ended.
+        self.report: dict[str, Any] = {}
         self.seed = seed
 
     @torch.no_grad()
@@ -91,7 +96,7 @@ class ScaleCalibration(pl.Callback):
         """Draw, count, and rescale the adapter before the module writes it."""
         assert isinstance(pl_module, InvariantAdapter)
         adapter, pipeline = pl_module.adapter, pl_module.pipeline
-        data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = training_data(trainer)
         wanted = pl_module.trains and self.samples > 0 and data.inferred().groups > 1
         if not (wanted and adapter.rescalable):
             return
@@ -107,8 +112,10 @@ class ScaleCalibration(pl.Callback):
         for part, training in modes.items():
             part.training = training
         adapter.rescale(told["scale"])
+        self.report = told
         if trainer.is_global_zero:
-            write_json(Path(pl_module.output) / "calibration.json", told)
+            if self.output is not None:
+                write_json(Path(self.output) / "calibration.json", told)
             why = f" ({told['reason']})" if "reason" in told else ""
             print(
                 f"scale {told['scale']:.3f} of the trained adapter becomes its scale 1{why}",
@@ -116,7 +123,7 @@ class ScaleCalibration(pl.Callback):
             )
 
     def _calibrate(self, trainer: pl.Trainer, module: InvariantAdapter) -> dict[str, Any]:
-        data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = training_data(trainer)
         prompts = self._prompts(data)
         told: dict[str, Any] = {"scale": 1.0, "criterion": CRITERION, "measured": []}
         told |= {"prompts": [data.prompts[prompt] for prompt in prompts.tolist()]}
@@ -153,10 +160,10 @@ class ScaleCalibration(pl.Callback):
             told["reason"] = str(error)
         return told
 
-    def _prompts(self, data: BiasedDataModule) -> Tensor:
+    def _prompts(self, data: LatentDataModule) -> Tensor:
         """Prompts that are counted, int64: those of most images, all environments among them."""
         inferred = data.inferred()
-        cells = data.index.prompt_ids[data.index.rows("train")] * inferred.groups
+        cells = data.train_prompts() * inferred.groups
         cells = cells + inferred.assignments
         size = len(data.prompts) * inferred.groups
         sizes = cells.bincount(minlength=size).view(-1, inferred.groups)
@@ -166,9 +173,9 @@ class ScaleCalibration(pl.Callback):
         return order[: min(most, int(complete.sum()))].sort()[0]
 
     def _reader(self, trainer: pl.Trainer, module: InvariantAdapter) -> EnvironmentReader:
-        data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = training_data(trainer)
         inferred = data.inferred()
-        prompts = data.index.prompt_ids[data.index.rows("train")]
+        prompts = data.train_prompts()
         everything = torch.arange(len(prompts))
         rows = round_robin(prompts, inferred.assignments, everything, self.images)[0].sort()[0]
         self._place(module, 0.0)

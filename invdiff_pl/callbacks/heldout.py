@@ -10,8 +10,8 @@ from torch import Tensor
 
 from invdiff_pl.backbones.draws import generator
 from invdiff_pl.callbacks.ema import ExponentialMovingAverage
-from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.data.datasets import LatentBatch
+from invdiff_pl.data.training import training_data
 from invdiff_pl.modules.invariant_adapter import InvariantAdapter
 from invdiff_pl.objectives.heldout import (
     HeldOutObjective,
@@ -43,15 +43,15 @@ class HeldOutSelection(pl.Callback):
     Of the weights whose held-out objective is within one standard error of the lowest the last
     become the result: training is meant to run to its end, and an earlier step, or the untrained
     adapter of step 0, must be better by more than noise. Where an average of the weights is kept it
-    is the average that is measured. Writes ``heldout.json`` into the adapter stage's folder: per
-    timestep bin mean and worst group risk and the bound of METHOD, before and after. Labels are not
-    read.
+    is the average that is measured. ``report`` holds, per timestep bin, mean and worst group risk
+    and the bound of METHOD, before and after. Labels are not read.
 
     Args:
         every_n_steps: between measurements; one is taken before training and one at its end.
         images: at most so many, dealt over (prompt, environment) in turn.
         bins: of timesteps, of equal width.
         batch_size: images measured together on a rank.
+        output: folder that ``heldout.json`` is written to; nothing is written if not given.
         seed: of the noises.
     """
 
@@ -61,12 +61,16 @@ class HeldOutSelection(pl.Callback):
         images: int = 192,
         bins: int = 10,
         batch_size: int = 64,
+        output: str | None = None,
         seed: int = 0,
     ) -> None:
         self.every_n_steps = every_n_steps
         self.images = images
         self.bins = bins
         self.batch_size = batch_size
+        self.output = output
+        # What was measured, once training has ended.
+        self.report: dict[str, Any] = {}
         self.seed = seed
         self._candidates: list[dict[str, Any]] = []
         # Losses [n, bins] before training, at the lowest objective and of the weights kept.
@@ -90,9 +94,9 @@ class HeldOutSelection(pl.Callback):
 
     def _prepare(self, trainer: pl.Trainer, module: InvariantAdapter) -> bool:
         """Choose images and timesteps; whether there are any images."""
-        data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = training_data(trainer)
         inferred, held = data.inferred(), data.held_out().nonzero().squeeze(1)
-        prompts = data.index.prompt_ids[data.index.rows("train")]
+        prompts = data.train_prompts()
         self.rows, places = round_robin(prompts, inferred.assignments, held, self.images)
         if not len(self.rows):
             return False
@@ -162,7 +166,7 @@ class HeldOutSelection(pl.Callback):
     @torch.no_grad()
     def _measured_losses(self, trainer: pl.Trainer, module: InvariantAdapter) -> Tensor:
         """Losses of all images with the present weights, float64 ``[n, bins]``."""
-        data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = training_data(trainer)
         losses = torch.zeros(self._timesteps.shape, device=module.device)
         own = torch.arange(trainer.global_rank, len(self.rows), trainer.world_size)
         with trainer.precision_plugin.val_step_context(), module.adapter.folded():
@@ -180,8 +184,7 @@ class HeldOutSelection(pl.Callback):
         source = generator(self.seed, "held-out noise", column)
         noises = torch.randn((int(self._places.max()) + 1, channels // 2, *size), generator=source)
         return module.denoising_losses(
-            batch["moments"],
-            batch["prompt"],
+            batch,
             self._timesteps[mine, column].to(module.device),
             noises[self._places[mine]].to(module.device),
         )
@@ -194,10 +197,10 @@ class HeldOutSelection(pl.Callback):
             if name in self._kept:
                 parameter.copy_(self._kept[name])
         # A run that was interrupted after its last step has not started training again.
-        if self._prepare(trainer, pl_module) and trainer.is_global_zero:
-            write_json(Path(pl_module.output) / "heldout.json", self._report(pl_module))
-        elif trainer.is_global_zero:
-            write_json(Path(pl_module.output) / "heldout.json", {"reason": NOTHING_HELD_OUT})
+        measured = self._prepare(trainer, pl_module)
+        self.report = self._report(pl_module) if measured else {"reason": NOTHING_HELD_OUT}
+        if trainer.is_global_zero and self.output is not None:
+            write_json(Path(self.output) / "heldout.json", self.report)
 
     def _report(self, module: InvariantAdapter) -> dict[str, Any]:
         edges = self._edges.tolist()

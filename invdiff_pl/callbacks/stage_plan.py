@@ -80,7 +80,7 @@ class StagePlan(pl.Callback):
         if held is not None and whole:
             weights = sum(value.numel() for value in trained) * held.itemsize
         self.plan = Plan(
-            stage=Path(str(pl_module.output)).name,
+            stage=Path(trainer.default_root_dir).name,
             device=str(device),
             weights_trained=weights,
             weights_frozen=frozen,
@@ -92,7 +92,7 @@ class StagePlan(pl.Callback):
             available=_available(device, trainer, pl_module),
         )
         self._refuse()
-        folder = Path(str(pl_module.output))
+        folder = Path(trainer.default_root_dir)
         # What an interrupted run has written is not written again.
         there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         for size, what in _written(self.plan, data_module(pl_module), pl_module):

@@ -1,15 +1,14 @@
 """The DataModule that every data set shares: cached latents, prompts and balanced batches."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from invdiff_pl.backbones.pipeline import (
     backbone_digest,
@@ -18,11 +17,7 @@ from invdiff_pl.backbones.pipeline import (
     tokens_cut,
 )
 from invdiff_pl.data.batches import (
-    BatchPlan,
-    PairedEnvironmentBatches,
-    Selection,
     ShuffledBatches,
-    pairs_in,
 )
 from invdiff_pl.data.broken import describe_broken, readable_rows
 from invdiff_pl.data.cache import (
@@ -34,26 +29,24 @@ from invdiff_pl.data.cache import (
 )
 from invdiff_pl.data.datasets import (
     ImageDataset,
-    LatentBatch,
-    LatentDataset,
     PromptDataset,
-    SequentialBatches,
 )
-from invdiff_pl.data.environments import Environments, held_out, read_environments
+from invdiff_pl.data.environments import Environments, read_environments
 from invdiff_pl.data.images import read_images
 from invdiff_pl.data.index import ImageIndex, content_digest
 from invdiff_pl.data.latents import encode_images
+from invdiff_pl.data.training import Batches, LatentDataModule
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import DAY, digest_json, remove_leftovers
 from invdiff_pl.utils.resources import Residence, image_bytes, place_for, require_room
 from invdiff_pl.utils.tensors import read_tensors, write_tensors
 
 Split = Literal["train", "val", "test"]
-Batches = Literal["paired", "balanced", "shuffled"]
+
 Content = Literal["latents", "images", "labelled_images", "prompts"]
 
 
-class BiasedDataModule(pl.LightningDataModule, ABC):
+class BiasedDataModule(LatentDataModule, ABC):
     """A data set whose prompts go along with an attribute that nobody has labelled.
 
     Latents (both flips) and prompt embeddings are computed once by the backbone's VAE and text
@@ -109,20 +102,17 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         embedding_dtype: Literal["float32", "float16"] = "float32",
         broken: Literal["fail", "skip"] = "fail",
     ) -> None:
-        super().__init__()
+        super().__init__(
+            batch_size=batch_size, batches=batches, held_out=held_out, seed=seed, workers=workers
+        )
         self.root = Path(root)
         self.backbone = backbone
         self.resolution = resolution
-        self.batch_size = batch_size
         self.cache_dir = Path(cache_dir)
         self.content = content
         self.samples_per_prompt = samples_per_prompt
         self.environments = None if environments is None else Path(environments)
         self.soft_environments = soft_environments
-        self.batches = batches
-        self.held_out_share = held_out
-        self.seed = seed
-        self.workers = workers
         self.residence = residence
         self.embedding_dtype: torch.dtype = getattr(torch, embedding_dtype)
         self.broken = broken
@@ -185,6 +175,15 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         """The distinct prompts; batches hold numbers into them."""
         return self.index.prompts
 
+    def train_prompts(self) -> Tensor:
+        """The prompt of each image of the train split, int64 ``[N]``."""
+        return self._prompts("train")
+
+    @property
+    def has_environments(self) -> bool:
+        """Whether the environments stage's folder is given."""
+        return self.environments is not None
+
     def inferred(self) -> Environments:
         """The environments of the train split, read once.
 
@@ -200,25 +199,15 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
             self._inferred = read_environments(self.environments, count, self.soft_environments)
         return self._inferred
 
-    def held_out(self) -> Tensor:
-        """Which images of the train split the adapter is never trained on, bool ``[N]``."""
-        environments = self.inferred()
-        prompts = self._prompts("train")
-        return held_out(prompts, environments.assignments, self.held_out_share, self.seed)
-
-    @property
-    def draws(self) -> int:
-        """Draws of (timestep, noise) in a global training batch."""
-        if self.environments is None or self.batches == "shuffled":
-            return self.batch_size
-        groups = self.inferred().groups
-        pairs = pairs_in(self.batch_size, groups)
-        return pairs if self.batches == "paired" else pairs * groups
-
     @property
     def why_not_scored(self) -> str:
         """What to tell where figures are missing because there are no attribute labels."""
         return f"{self.root} has no attribute labels to score samples with"
+
+    def setup(self, stage: str) -> None:
+        """Hand the module what it needs beside the batches."""
+        if self.content in ("latents", "prompts"):
+            super().setup(stage)
 
     def prepare_data(self) -> None:
         """Compute what the caches lack. Runs on one process a node."""
@@ -286,35 +275,7 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
             return self._image_loader("val", labelled=True, shuffled=True)
         if self.content == "images":
             return self._image_loader("train", labelled=False, shuffled=True)
-        self._training = self._training_batches(), self._latents(self._memberships())
-        sampler, dataset = self._training
-        return self._loader(dataset, sampler)
-
-    def micro_batches(self, step: int) -> Iterator[LatentBatch]:
-        """This rank's micro-batches of an optimizer step, as the training loader gives them."""
-        sampler, dataset = self._training
-        count = sampler.plan.micro_batches
-        for number in range(step * count, (step + 1) * count):
-            yield dataset[sampler.micro_batch(number)]
-
-    def training_latents(self, rows: Tensor) -> LatentBatch:
-        """Images of the train split, unflipped, with their memberships if there are any."""
-        flips = torch.zeros_like(rows)
-        return self._latents(self._memberships())[Selection(rows, flips, flips)]
-
-    def _memberships(self) -> Tensor | None:
-        return None if self.environments is None else self.inferred().memberships
-
-    def _training_batches(self) -> ShuffledBatches | PairedEnvironmentBatches:
-        prompts = self._prompts("train")
-        if self.environments is None:
-            return ShuffledBatches(len(prompts), self._plan())
-        seen = ~self.held_out()
-        if self.batches == "shuffled":
-            return ShuffledBatches(seen.nonzero().squeeze(1), self._plan())
-        memberships = self.inferred().memberships * seen[:, None]
-        paired = self.batches == "paired"
-        return PairedEnvironmentBatches(prompts, memberships, self._plan(), paired)
+        return super().train_dataloader()
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Labelled images of the test split where ``content`` asks for labels, else nothing."""
@@ -331,11 +292,7 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
         if self.content == "prompts":
             count = len(self.prompts) * self.samples_per_prompt
             return self._loader(PromptDataset(self.samples_per_prompt), self._every_row(count))
-        rows = self._every_row(len(self.index.rows("train")))
-        return self._loader(self._latents(None), rows)
-
-    def _latents(self, memberships: Tensor | None) -> LatentDataset:
-        return LatentDataset(self.moments(), self._prompts("train"), memberships)
+        return super().predict_dataloader()
 
     def moments(self) -> RowSource:
         """The train split's latents, float16 ``[N, 2, 2C, h, w]``, where ``residence`` says."""
@@ -346,18 +303,8 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
                 device = self.trainer.strategy.root_device
                 processes = max(1, self.trainer.num_devices)
             place = place_for(shards.nbytes, self.residence, device, processes)
-            self._moments = shards if place is None else ResidentTensor(shards, place)
+            self._moments = shards if place is None else ResidentTensor.read(shards, place)
         return self._moments
-
-    def transfer_batch_to_device(
-        self, batch: Any, device: torch.device, dataloader_idx: int
-    ) -> Any:
-        """Row numbers stay on the host, which alone looks at them."""
-        if not isinstance(batch, dict) or "row" not in batch:
-            return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        rest = {name: value for name, value in batch.items() if name != "row"}
-        moved = super().transfer_batch_to_device(rest, device, dataloader_idx)
-        return {"row": batch["row"], **moved}
 
     def _image_loader(self, split: Split, *, labelled: bool, shuffled: bool) -> DataLoader:
         prompts, attributes = self.labels(split) if labelled else (self._prompts(split), None)
@@ -369,41 +316,6 @@ class BiasedDataModule(pl.LightningDataModule, ABC):
             else self._every_row(len(prompts))
         )
         return self._loader(ImageDataset(self.images(split), prompts, attributes), sampler)
-
-    def _loader(self, dataset: Any, sampler: Sampler[Selection]) -> DataLoader:
-        # Rows that a device holds are gathered there, by this process.
-        here = isinstance(dataset, LatentDataset) and dataset.moments.device.type != "cpu"
-        workers = 0 if here else self.workers
-        return DataLoader(
-            dataset,
-            sampler=sampler,
-            batch_size=None,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available() and not here,
-        )
-
-    def _every_row(self, count: int) -> SequentialBatches:
-        return SequentialBatches(count, self.batch_size, *self._ranks())
-
-    def _ranks(self) -> tuple[int, int]:
-        trainer = self.trainer
-        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
-
-    def _plan(self) -> BatchPlan:
-        trainer = self.trainer
-        assert trainer is not None
-        micro_batches = trainer.accumulate_grad_batches
-        rank, world_size = self._ranks()
-        return BatchPlan(
-            batch_size=self.batch_size,
-            seed=self.seed,
-            first=trainer.global_step * micro_batches,
-            last=trainer.max_steps * micro_batches,
-            micro_batches=micro_batches,
-            rank=rank,
-            world_size=world_size,
-        )
 
     def _prompts(self, split: Split) -> Tensor:
         return self.index.prompt_ids[self.index.rows(split)]

@@ -64,6 +64,7 @@ class Selection:
         rows: int64 ``[B]`` into the split.
         flips: int64 ``[B]``, 1 where the image is mirrored.
         draws: int64 ``[B]``, which draw of (timestep, noise) of the global batch each row takes.
+        draw_count: how many draws the global batch has.
         environments: int64 ``[B]``, for which environment each row was drawn; ``None`` where rows
             count for all in which they are members.
     """
@@ -71,6 +72,7 @@ class Selection:
     rows: Tensor
     flips: Tensor
     draws: Tensor
+    draw_count: int
     environments: Tensor | None = None
 
 
@@ -101,7 +103,8 @@ class ShuffledBatches(Sampler[Selection]):
         source = generator(plan.seed, "flips", step)
         flips = torch.randint(2, (plan.batch_size,), generator=source)
         items = plan.share(torch.arange(plan.batch_size), number)
-        return Selection(self._rows(step * plan.batch_size + items), flips[items], items)
+        rows = self._rows(step * plan.batch_size + items)
+        return Selection(rows, flips[items], items, plan.batch_size)
 
     def _rows(self, positions: Tensor) -> Tensor:
         count = len(self.rows)
@@ -145,7 +148,7 @@ class PairedEnvironmentBatches(Sampler[Selection]):
         self.plan = plan
         self.paired = paired
         self.groups = memberships.shape[1]
-        self.pairs = pairs_in(plan.batch_size, self.groups)
+        self.pairs = plan.batch_size // self.groups
         if self.pairs < plan.shares:
             raise InvDiffError(
                 f"--data.batch_size={plan.batch_size} gives {self.pairs} pairs of {self.groups} "
@@ -170,6 +173,7 @@ class PairedEnvironmentBatches(Sampler[Selection]):
             rows[pairs].flatten(),
             flips[pairs].flatten(),
             draws.expand(-1, self.groups).flatten(),
+            self.pairs if self.paired else self.pairs * self.groups,
             environments[pairs].flatten(),
         )
 
@@ -184,11 +188,6 @@ class PairedEnvironmentBatches(Sampler[Selection]):
         uniform = torch.rand((self.pairs, self.groups), generator=source, dtype=torch.float64)
         flips = torch.randint(2, (self.pairs, self.groups), generator=source)
         return self.cells.draw(chosen, uniform), flips, self.cells.environments[chosen]
-
-
-def pairs_in(batch_size: int, groups: int) -> int:
-    """Pairs of a global batch: one image for each environment."""
-    return batch_size // groups
 
 
 class _Cells:

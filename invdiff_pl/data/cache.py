@@ -138,18 +138,23 @@ class RowSource(Protocol):
 
 
 class ResidentTensor:
-    """The rows of shards, held in memory or on a device.
+    """Rows that are held in memory or on a device.
 
     Args:
-        shards: to be read, once.
-        device: to hold them.
+        values: ``[rows, ...]``.
     """
 
-    def __init__(self, shards: "ShardedTensor", device: torch.device) -> None:
-        self.rows = len(shards)
-        self.values = torch.empty((self.rows, *shards.shape), dtype=shards.dtype, device=device)
-        for part in torch.arange(self.rows).split(SHARD_ROWS):
-            self.values[part[0] : part[-1] + 1] = shards.gather(part).to(device)
+    def __init__(self, values: Tensor) -> None:
+        self.rows = len(values)
+        self.values = values
+
+    @classmethod
+    def read(cls, shards: "ShardedTensor", device: torch.device) -> "ResidentTensor":
+        """Read the rows of shards, once, and hold them on a device."""
+        values = torch.empty((len(shards), *shards.shape), dtype=shards.dtype, device=device)
+        for part in torch.arange(len(shards)).split(SHARD_ROWS):
+            values[part[0] : part[-1] + 1] = shards.gather(part).to(device)
+        return cls(values)
 
     def __len__(self) -> int:
         return self.rows

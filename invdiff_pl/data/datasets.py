@@ -19,7 +19,9 @@ class LatentBatch(TypedDict, total=False):
     row: Tensor  # int64 [B], in the split; on the CPU always
     prompt: Tensor  # int64 [B]
     moments: Tensor  # [B, 2C, h, w], posterior mean and log variance
-    draw: Tensor  # int64 [B], which shared draw of (timestep, noise)
+    latents: Tensor  # [B, C, h, w] of unit variance, where a loader gives these instead
+    draw: Tensor  # int64 [B], which draw of (timestep, noise) of the global batch
+    draw_count: int  # how many draws the global batch has
     membership: Tensor  # float32 [B, G], in the inferred environments
 
 
@@ -46,6 +48,7 @@ class LatentDataset(Dataset[LatentBatch]):
             prompt=self.prompt_ids[selection.rows],
             moments=self.moments.gather(selection.rows, selection.flips),
             draw=selection.draws,
+            draw_count=selection.draw_count,
         )
         if self.memberships is None:
             return self._placed(batch)
@@ -58,8 +61,10 @@ class LatentDataset(Dataset[LatentBatch]):
 
     def _placed(self, batch: LatentBatch) -> LatentBatch:
         device = self.moments.device
-        fields = cast(dict[str, Tensor], batch)
-        placed = {n: v if n == "row" else on_device(v, device) for n, v in fields.items()}
+        placed = {
+            name: on_device(value, device) if isinstance(value, Tensor) and name != "row" else value
+            for name, value in batch.items()
+        }
         return cast(LatentBatch, placed)
 
 
@@ -80,7 +85,7 @@ class SequentialBatches(Sampler[Selection]):
 
     def __iter__(self) -> Iterator[Selection]:
         for rows in self.batches:
-            yield Selection(rows, torch.zeros_like(rows), rows)
+            yield Selection(rows, torch.zeros_like(rows), rows, len(rows))
 
 
 class LabelledBatch(TypedDict, total=False):

@@ -76,7 +76,7 @@ def _decode(path: Path) -> tuple[Image.Image | None, ImageFacts]:
             return None, ImageFacts("the file is empty", "empty")
         with Image.open(path) as file:
             mode, turned = file.mode, file.getexif().get(_ORIENTATION, 1) != 1
-            image = _to_rgb(ImageOps.exif_transpose(file))
+            image = to_rgb(ImageOps.exif_transpose(file))
     except FileNotFoundError:
         return None, ImageFacts("there is no such file", "missing")
     except UnidentifiedImageError:
@@ -88,7 +88,12 @@ def _decode(path: Path) -> tuple[Image.Image | None, ImageFacts]:
     return image, ImageFacts(None, "", mode, *image.size, turned)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB: transparent pixels over white, 16-bit grey as 8 bits.
+
+    Raises:
+        ValueError: if the range of its pixels is unknown.
+    """
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:

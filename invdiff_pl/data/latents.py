@@ -1,6 +1,6 @@
 """Latents of images, computed once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from invdiff_pl.data.cache import build_shards
 from invdiff_pl.data.images import read_images, to_float
+from invdiff_pl.data.prompted import PromptedImages
 from invdiff_pl.utils.resources import require_room
 
 # Images that the VAE encodes at once, and their pixels: at 512×512 there are eight, whose largest
@@ -18,6 +19,37 @@ _PIXELS = 1 << 21
 
 
 @torch.no_grad()
+def posterior_moments(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+    """Moments of the posterior of images and of their mirror images.
+
+    Args:
+        vae: of C latent channels, at any dtype and on any device.
+        pixels: uint8 ``[B, 3, H, W]``.
+
+    Returns:
+        float16 ``[B, 2, 2C, h, w]`` on the CPU: image, then mirror image.
+    """
+    images = to_float(pixels).to(vae.device, vae.dtype)
+    both = torch.stack([images, images.flip(-1)], dim=1).flatten(0, 1)
+    encoded: Tensor = vae.encode(both).latent_dist.parameters
+    return encoded.unflatten(0, (-1, 2)).to("cpu", torch.float16)
+
+
+def encoded(
+    vae: AutoencoderKL, images: PromptedImages, resolution: int, batch_size: int | None = None
+) -> Iterator[Tensor]:
+    """:func:`posterior_moments` of images in their order, a batch at a time.
+
+    Args:
+        vae: of C latent channels.
+        images: N of them.
+        resolution: at which they are encoded, in pixels.
+        batch_size: images at once; chosen by the resolution if not given.
+    """
+    for rows in torch.arange(len(images)).split(batch_size or _batch(resolution)):
+        yield posterior_moments(vae, images.pixels(rows.tolist(), resolution))
+
+
 def encode_images(vae: AutoencoderKL, paths: Sequence[Path], resolution: int, folder: Path) -> None:
     """Cache the posterior moments of images and of their mirror images.
 
@@ -30,22 +62,19 @@ def encode_images(vae: AutoencoderKL, paths: Sequence[Path], resolution: int, fo
     Raises:
         InvDiffError: if they do not fit on the folder's disk.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    vae = vae.to(device)
-    batch = max(1, min(_BATCH, _PIXELS // resolution**2))
+    vae = vae.to("cuda" if torch.cuda.is_available() else "cpu")
 
-    def encode(rows: Sequence[int]) -> Tensor:
-        moments = []
-        for chunk in torch.tensor(rows).split(batch):
-            pixels = read_images([paths[row] for row in chunk.tolist()], resolution)
-            images = to_float(pixels).to(device)
-            both = torch.stack([images, images.flip(-1)], dim=1).flatten(0, 1)
-            encoded = vae.encode(both).latent_dist.parameters
-            moments.append(encoded.unflatten(0, (-1, 2)).to("cpu", torch.float16))
-        return torch.cat(moments)
+    def encode(rows: Iterable[int]) -> Tensor:
+        chunks = torch.tensor(list(rows)).split(_batch(resolution))
+        pixels = (read_images([paths[row] for row in chunk], resolution) for chunk in chunks)
+        return torch.cat([posterior_moments(vae, some) for some in pixels])
 
     channels, scale = vae.config.latent_channels, 2 ** (len(vae.config.block_out_channels) - 1)
     row = 2 * 2 * channels * (resolution // scale) ** 2 * torch.float16.itemsize
     done = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     require_room(folder, len(paths) * row - done, f"the latents of {len(paths)} images")
     build_shards(folder, len(paths), encode, "encoding images")
+
+
+def _batch(resolution: int) -> int:
+    return max(1, min(_BATCH, _PIXELS // resolution**2))

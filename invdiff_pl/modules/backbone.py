@@ -15,7 +15,6 @@ from invdiff_pl.backbones.pipeline import load_pipeline, save_pipeline
 from invdiff_pl.data.datasets import LatentBatch
 from invdiff_pl.modules.common import (
     check_finite,
-    data_module,
     hold_frozen,
     optimizer_with_schedule,
     output_folder,
@@ -89,9 +88,12 @@ class Backbone(pl.LightningModule):
             self.unet.enable_gradient_checkpointing()
         self.process = ForwardProcess(self.pipeline.scheduler.config)
 
+    def use_prompts(self, embeddings: Tensor) -> None:
+        """Take embeddings of the prompts and, last, of the empty one."""
+        self.register_buffer("embeddings", embeddings, persistent=False)
+
     def setup(self, stage: str) -> None:
-        """Fetch the prompt embeddings."""
-        self.register_buffer("embeddings", data_module(self).prompt_embeddings(), persistent=False)
+        """Make frozen parts cheap to hold."""
         hold_frozen(self, self.pipeline.vae, self.pipeline.text_encoder)
 
     def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -105,7 +107,7 @@ class Backbone(pl.LightningModule):
         source = generator(self.seed, "backbone", self.global_step)
         moments, draw = batch["moments"], batch["draw"]
         # Drawn for the whole global batch, so that the ranks' shares do not change the numbers.
-        draws = data_module(self).batch_size
+        draws = batch["draw_count"]
         shape = (draws, moments.shape[1] // 2, *moments.shape[2:])
         timesteps = sample_timesteps(
             draws, self.process.train_timesteps, self.high_noise_exponent, source

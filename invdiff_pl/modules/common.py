@@ -137,13 +137,14 @@ def diverged(
     """The error that tells where training went off, and what there is from before.
 
     Args:
-        module: that is trained; its ``output`` names the stage.
+        module: that is trained; its ``stage`` or ``output`` names the stage.
         what: is not finite.
         risks: loss of each environment, by name; those that are not finite are named.
         step: the optimizer step; the present one if not given.
     """
     trainer = module.trainer
-    stage = Path(str(getattr(module, "output", ""))).name or type(module).__name__
+    stage = getattr(module, "stage", "") or Path(str(getattr(module, "output", ""))).name
+    stage = stage or type(module).__name__
     wrong = [n for n, risk in (risks or {}).items() if not bool(torch.isfinite(risk).all())]
     environments = f" (environment {', '.join(wrong)})" if wrong else ""
     return InvDiffError(

@@ -72,9 +72,12 @@ class ConditionalSampler(pl.LightningModule):
         self.unet = self.pipeline.unet if self.adapter is None else self.adapter.denoiser
         self.vae = self.pipeline.vae
 
+    def use_prompts(self, embeddings: Tensor) -> None:
+        """Take embeddings of the prompts and, last, of the empty one."""
+        self.register_buffer("embeddings", embeddings, persistent=False)
+
     def setup(self, stage: str) -> None:
-        """Fetch the prompt embeddings."""
-        self.register_buffer("embeddings", data_module(self).prompt_embeddings(), persistent=False)
+        """Make ready to write."""
         self._writer = ImageWriter()
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> SampledBatch:

@@ -85,10 +85,13 @@ class EnvironmentInference(pl.LightningModule):
             )
         self.own_draws = own_draws
 
+    def use_prompts(self, embeddings: Tensor) -> None:
+        """Take embeddings of the prompts and, last, of the empty one."""
+        self.register_buffer("embeddings", embeddings, persistent=False)
+
     def setup(self, stage: str) -> None:
-        """Fetch the prompt embeddings and the losses that an interrupted run left."""
+        """Fetch the losses that an interrupted run left."""
         data = data_module(self)
-        self.register_buffer("embeddings", data.prompt_embeddings(), persistent=False)
         hold_frozen(self)
         self.count = len(data.index.rows("train"))
         folder = output_folder(self.output) / "losses"

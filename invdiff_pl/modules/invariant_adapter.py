@@ -1,10 +1,12 @@
 """Phase 2: the adapter, trained to lower mean and spread of the environments' risks."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
+from diffusers import StableDiffusionPipeline
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -12,14 +14,15 @@ from torch import Tensor, nn
 from invdiff_pl.adapters import Adapter, build_adapter
 from invdiff_pl.backbones.draws import generator, on_device
 from invdiff_pl.backbones.noising import ForwardProcess, sample_losses, sample_posterior
-from invdiff_pl.backbones.pipeline import load_pipeline
+from invdiff_pl.backbones.pipeline import frozen, load_pipeline
+from invdiff_pl.backbones.prompts import KnownPrompts
 from invdiff_pl.data.datasets import LatentBatch
+from invdiff_pl.data.environments import Environments
+from invdiff_pl.modules.batches import completed, micro_batches
 from invdiff_pl.modules.common import (
     check_finite,
-    data_module,
     hold_frozen,
     optimizer_with_schedule,
-    output_folder,
     require_step_limit,
     trained_state,
 )
@@ -32,7 +35,6 @@ from invdiff_pl.objectives import (
     min_snr_weights,
 )
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.utils.files import atomic_path
 
 DEFAULT_ADAPTER = "lora"
 WEIGHTINGS = ("none", "min_snr")
@@ -61,18 +63,24 @@ class Draw(NamedTuple):
 class InvariantAdapter(pl.LightningModule):
     """Trains ``G_psi`` beside the frozen backbone on a rule of the environments' risks.
 
-    By default that is ``mean_g L_g + lambda Var_g L_g``, on the DataModule's batches, which are
-    balanced over (prompt, environment) and whose pairs share timestep and noise. Checkpoints hold
-    the adapter only. Where the inference says that it found no bias nothing is trained.
+    By default that is ``mean_g L_g + lambda Var_g L_g``. Any loader will do whose batches hold
+    ``latents`` ``[B, C, h, w]`` (or the VAE posterior's ``moments`` ``[B, 2C, h, w]``), ``prompt``
+    (texts, or numbers into ``prompts``) and ``environment`` int64 ``[B]`` (or soft ``membership``
+    ``[B, G]``). Those of :class:`~invdiff_pl.data.training.LatentDataModule` are balanced over
+    (prompt, environment), and their pairs share timestep and noise by ``draw``. Nothing is written;
+    :class:`~invdiff_pl.callbacks.SaveAdapter` does that. Checkpoints hold the adapter only. Where
+    the inference says that it found no bias nothing is trained.
 
     Args:
-        backbone: pipeline folder, hub id or ``asset:NAME``.
-        output: folder; the adapter is written to its ``adapter`` folder.
+        backbone: a loaded pipeline, whose denoiser the adapter is attached to; or a pipeline
+            folder, hub id or ``asset:NAME``.
         adapter: kind of adapter, see ``invdiff_pl.adapters``.
         adapter_settings: of that kind.
         objective: what is made of the group risks, see ``invdiff_pl.objectives.build_rule``.
         objective_settings: of that objective.
         lambda_: weight of the variance penalty, where the objective has one.
+        groups: G, the number of environments, where no DataModule tells it.
+        prompts: that numbers in batches stand for, where no DataModule tells them.
         learning_rate: peak rate of AdamW.
         weight_decay: of AdamW.
         warmup_steps: of the rate.
@@ -86,19 +94,28 @@ class InvariantAdapter(pl.LightningModule):
         gradient_checkpointing: recompute activations, for less memory and more time.
         train_without_bias: train although the inference found no bias.
         seed: of the adapter's weights and of all draws.
+
+    Example::
+
+        module = InvariantAdapter(pipe, learning_rate=1e-4, prompts=("a photo of a nurse",))
+        trainer = pl.Trainer(max_steps=1000)
+        trainer.fit(module, loader)
+        module.adapter.save(Path("nurses"))
     """
 
+    stage = "adapter"
     embeddings: Tensor
 
     def __init__(
         self,
-        backbone: str,
-        output: str,
+        backbone: str | StableDiffusionPipeline,
         adapter: str = DEFAULT_ADAPTER,
         adapter_settings: dict[str, Any] | None = None,
         objective: str = "variance",
         objective_settings: dict[str, Any] | None = None,
         lambda_: float = 1.0,
+        groups: int = 2,
+        prompts: Sequence[str] = (),
         learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
         warmup_steps: int = 20,
@@ -116,15 +133,15 @@ class InvariantAdapter(pl.LightningModule):
             raise InvDiffError(
                 f"--model.loss_weighting={loss_weighting}: expected one of {', '.join(WEIGHTINGS)}."
             )
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=[] if isinstance(backbone, str) else ["backbone"])
         self.strict_loading = False
-        self.output = output
         self.conditioning_dropout = conditioning_dropout
         self.min_snr_gamma = min_snr_gamma if loss_weighting == "min_snr" else None
         self.seed = seed
-        self.pipeline = load_pipeline(backbone)
+        # A pipeline that was handed in stays as precise as it is.
+        self.owns_backbone = isinstance(backbone, str)
+        self.pipeline = load_pipeline(backbone) if isinstance(backbone, str) else frozen(backbone)
         self.process = ForwardProcess(self.pipeline.scheduler.config)
-        self.backbone_size = sum(value.numel() for value in self.pipeline.unet.parameters())
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.adapter: Adapter = build_adapter(
@@ -135,15 +152,26 @@ class InvariantAdapter(pl.LightningModule):
         # Registered so that Lightning moves the weights to the device.
         self.denoiser = self.adapter.denoiser
         self.pipeline.unet = self.adapter.denoiser
+        self.known = KnownPrompts(self.pipeline, prompts)
+        self._environments = Environments(torch.ones((0, groups)))
+
+    def use_prompts(self, embeddings: Tensor) -> None:
+        """Take embeddings of the prompts that batches number and, last, of the empty one."""
+        self.register_buffer("embeddings", embeddings, persistent=False)
+
+    def use_environments(self, environments: Environments) -> None:
+        """Take the environments of the images that batches are drawn from."""
+        self._environments = environments
 
     def setup(self, stage: str) -> None:
-        """Fetch the prompt embeddings, and what hangs on the environments."""
-        data = data_module(self)
+        """Make what hangs on prompts and environments."""
         chosen: Any = self.hparams
-        self.register_buffer("embeddings", data.prompt_embeddings(), persistent=False)
-        # VAE and text encoder draw the pictures of callbacks.
-        hold_frozen(self, self.pipeline.vae, self.pipeline.text_encoder)
-        inferred = data.inferred()
+        if not hasattr(self, "embeddings"):
+            self.use_prompts(self.known.embeddings())
+        if self.owns_backbone:
+            # VAE and text encoder draw the pictures of callbacks.
+            hold_frozen(self, self.pipeline.vae, self.pipeline.text_encoder)
+        inferred = self._environments
         self.rule = build_rule(
             chosen.objective, inferred.groups, chosen.lambda_, **(chosen.objective_settings or {})
         )
@@ -154,7 +182,6 @@ class InvariantAdapter(pl.LightningModule):
             inferred.timesteps,
             inferred.timestep_weights,
         )
-        self.draws = data.draws
         self.trains = inferred.bias_found is not False or chosen.train_without_bias
         self._sums: tuple[int, Tensor | None] = (-1, None)
 
@@ -172,7 +199,10 @@ class InvariantAdapter(pl.LightningModule):
         """The objective on one (micro-)batch, with the gradient that the whole batch gives it."""
         micro_batches = self.trainer.accumulate_grad_batches
         sums = self._whole_batch_sums() if micro_batches > 1 else None
-        objective = self.objective(self._losses(batch), batch["membership"], sums)
+        whole = completed(batch, self.known, self._environments.groups, self.trainer)
+        if not isinstance(batch["prompt"], Tensor):  # some may be new
+            self.use_prompts(self.known.embeddings().to(self.device))
+        objective = self.objective(self._losses(whole), whole["membership"], sums)
         check_finite(objective.loss, self, {str(n): r for n, r in enumerate(objective.risks)})
         for name, value in self.figures().items():
             self.log(name, value, prog_bar=name == "train/mean_risk")
@@ -208,8 +238,8 @@ class InvariantAdapter(pl.LightningModule):
         step, sums = self._sums
         if step == self.global_step and sums is not None:
             return sums
-        total = self.embeddings.new_zeros((2, data_module(self).inferred().groups))
-        for batch in data_module(self).micro_batches(self.global_step):
+        total = self.embeddings.new_zeros((2, self._environments.groups))
+        for batch in micro_batches(self.trainer, self.global_step):
             here: LatentBatch = self.trainer.strategy.batch_to_device(batch)
             total = total + group_sums(self._losses(here), here["membership"])
         total = self.add_up(total)
@@ -234,52 +264,41 @@ class InvariantAdapter(pl.LightningModule):
     def draw(self, batch: LatentBatch) -> Draw:
         """This step's draws; rows with the same one share timestep, noise and dropout."""
         source = generator(self.seed, "adapter", self.global_step)
-        moments, draw = batch["moments"], batch["draw"]
+        given = batch["latents"] if "latents" in batch else batch["moments"].chunk(2, dim=1)[0]
+        draw, draws = batch["draw"], batch["draw_count"]
         # Drawn for the whole global batch, so that the ranks' shares do not change the numbers.
-        shape = (self.draws, moments.shape[1] // 2, *moments.shape[2:])
-        timesteps = on_device(self.density.sample(self.draws, source), self.device)[draw]
-        noises = torch.randn((2, *shape), generator=source)
+        timesteps = on_device(self.density.sample(draws, source), self.device)[draw]
+        noises = torch.randn((2, draws, *given.shape[1:]), generator=source)
         noise, posterior_noise = on_device(noises, self.device)[:, draw]
-        dropped = torch.rand(self.draws, generator=source) < self.conditioning_dropout
+        dropped = torch.rand(draws, generator=source) < self.conditioning_dropout
         null = len(self.embeddings) - 1
         prompts = batch["prompt"].masked_fill(on_device(dropped, self.device)[draw], null)
-        return self._noised(moments, prompts, timesteps, noise, posterior_noise)
+        latents = self._latents(batch, posterior_noise)
+        return self._noised(latents, prompts, timesteps, noise)
 
-    def _noised(
-        self,
-        moments: Tensor,
-        prompts: Tensor,
-        timesteps: Tensor,
-        noise: Tensor,
-        posterior_noise: Tensor | None,
-    ) -> Draw:
+    def _latents(self, batch: LatentBatch, posterior_noise: Tensor | None) -> Tensor:
+        if "latents" in batch:
+            return batch["latents"].float()
         scaling = self.pipeline.vae.config.scaling_factor
-        latents = sample_posterior(moments, posterior_noise, scaling)
+        return sample_posterior(batch["moments"], posterior_noise, scaling)
+
+    def _noised(self, latents: Tensor, prompts: Tensor, timesteps: Tensor, noise: Tensor) -> Draw:
         noisy = self.process.add_noise(latents, noise, timesteps)
         target = self.process.target(latents, noise, timesteps)
         return Draw(noisy, timesteps, self.embeddings[prompts], target)
 
-    def denoising_losses(
-        self,
-        moments: Tensor,
-        prompts: Tensor,
-        timesteps: Tensor,
-        noise: Tensor,
-        posterior_noise: Tensor | None = None,
-    ) -> Tensor:
-        """Per-sample losses of the adapted denoiser, before any weighting.
+    def denoising_losses(self, batch: LatentBatch, timesteps: Tensor, noise: Tensor) -> Tensor:
+        """Per-sample losses of the adapted denoiser on the posterior's means, not weighted.
 
         Args:
-            moments: of the VAE's posterior, ``[B, 2C, H, W]``.
-            prompts: int64 ``[B]``.
+            batch: of B images.
             timesteps: int64 ``[B]``.
             noise: ``[B, C, H, W]``.
-            posterior_noise: the same; the posterior's mean is taken if not given.
 
         Returns:
             float32 ``[B]``.
         """
-        draw = self._noised(moments, prompts, timesteps, noise, posterior_noise)
+        draw = self._noised(self._latents(batch, None), batch["prompt"], timesteps, noise)
         prediction = self.adapter.predict(draw.noisy, draw.timesteps, draw.embeddings)
         return sample_losses(prediction, draw.target)
 
@@ -304,12 +323,3 @@ class InvariantAdapter(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the frozen backbone out of checkpoints."""
         checkpoint["state_dict"] = trained_state(self, checkpoint["state_dict"])
-
-    def on_fit_end(self) -> None:
-        """Write the adapter: averaged, or an earlier one, if callbacks put that in place."""
-        if not self.trainer.is_global_zero:
-            return
-        facts = {"trained": True} if self.trains else {"trained": False, "reason": NO_BIAS}
-        with atomic_path(output_folder(self.output) / "adapter") as partial:
-            partial.mkdir()
-            self.adapter.save(partial, backbone_size=self.backbone_size, **facts)

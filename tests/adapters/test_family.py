@@ -154,7 +154,7 @@ def test_several_beside_one_frozen_denoiser_predict_as_each_by_itself(tiny_backb
 def test_it_saves_and_loads_bit_for_bit(kind, dtype, tiny_backbone, tmp_path) -> None:
     adapter = _build(kind, tiny_backbone, dtype)
     disturb(adapter)
-    adapter.save(tmp_path, backbone_size=1000, trained=True)
+    adapter.save(tmp_path, trained=True)
     loaded = load_adapter(tmp_path, load_pipeline(str(tiny_backbone), dtype).unet)
     assert loaded.settings() == adapter.settings()
     assert loaded.parameters().keys() == adapter.parameters().keys()
@@ -214,7 +214,7 @@ def test_files_of_another_backbone_and_missing_ones_are_refused(
     kind, tiny_backbone, tmp_path
 ) -> None:
     adapter = _build(kind, tiny_backbone)
-    adapter.save(tmp_path, backbone_size=1000)
+    adapter.save(tmp_path)
     file = tmp_path / "adapter.safetensors"
     weights = file.read_bytes()
     from safetensors.torch import save_file

@@ -39,7 +39,7 @@ def test_a_stock_pipeline_with_the_saved_file_draws_the_same_images(
     ours = load_pipeline(str(tiny_backbone))
     adapter = build_adapter("lora", ours.unet, **SETTINGS)
     disturb(adapter)
-    adapter.save(tmp_path, backbone_size=1000)
+    adapter.save(tmp_path)
     adapter.prepare_sampling(ours, 1.0)
 
     stock = StableDiffusionPipeline.from_pretrained(tiny_backbone, safety_checker=None)
@@ -63,7 +63,7 @@ def test_the_backbones_weights_are_untouched(tiny_backbone) -> None:
 
 def test_weights_of_another_backbone_are_refused(tiny_backbone, tmp_path) -> None:
     adapter = build_adapter("lora", load_pipeline(str(tiny_backbone)).unet, **SETTINGS)
-    adapter.save(tmp_path, backbone_size=1000)
+    adapter.save(tmp_path)
     (tmp_path / "adapter.json").write_text('{"kind": "lora", "settings": {"rank": 3}}')
     with pytest.raises(InvDiffError, match="another backbone"):
         load_adapter(tmp_path, load_pipeline(str(tiny_backbone)).unet)

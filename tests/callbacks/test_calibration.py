@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
-from trainers import quiet_trainer
+from trainers import adapter_trainer, quiet_trainer
 
 from invdiff_pl.adapters import LoraAdapter
 from invdiff_pl.backbones.pipeline import (
@@ -39,10 +39,10 @@ def _trained(
 ) -> Path:
     """The adapter stage's folder after two steps and a calibration."""
     module = InvariantAdapter(
-        str(backbone), str(folder), learning_rate=0.01, warmup_steps=1, train_without_bias=True
+        str(backbone), learning_rate=0.01, warmup_steps=1, train_without_bias=True
     )
-    calibration = ScaleCalibration(steps=2, guidance_scale=1.0, **settings)
-    trainer = quiet_trainer(
+    calibration = ScaleCalibration(steps=2, guidance_scale=1.0, output=str(folder), **settings)
+    trainer = adapter_trainer(
         folder, ranks, callbacks=[calibration], max_steps=2, precision=precision
     )
     trainer.fit(module, datamodule=module_of(environments=str(environments), batch_size=8))

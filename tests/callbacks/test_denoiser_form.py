@@ -9,7 +9,7 @@ import torch
 from birds_data import birds_data
 from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
-from trainers import quiet_trainer
+from trainers import adapter_trainer, quiet_trainer
 
 from invdiff_pl.callbacks import DenoiserForm
 from invdiff_pl.data.images import read_images
@@ -34,11 +34,11 @@ def _run(birds: Path, backbone: Path, folder: Path, form: DenoiserForm) -> dict[
     groups.mkdir()
     save_file({"assignments": torch.arange(len(losses)) % 2}, groups / "environments.safetensors")
     (groups / "environments.json").write_text(json.dumps({}))
-    adapter = InvariantAdapter(str(backbone), str(folder), learning_rate=0.01)
+    adapter = InvariantAdapter(str(backbone), learning_rate=0.01)
     data = birds_data(birds, backbone, cache, environments=str(groups))
     checkpoint = ModelCheckpoint(folder / "checkpoints", filename="last", every_n_train_steps=2)
     callbacks = [form, checkpoint]
-    trainer = quiet_trainer(folder, max_steps=2, enable_checkpointing=True, callbacks=callbacks)
+    trainer = adapter_trainer(folder, max_steps=2, enable_checkpointing=True, callbacks=callbacks)
     trainer.fit(adapter, datamodule=data)
 
     drawn = folder / "samples"

@@ -33,7 +33,7 @@ def environments(module_of, tiny_backbone, tmp_path_factory) -> Path:
 
 def _train(folder: Path, module_of, backbone: Path, environments: Path, callbacks: list) -> dict:
     module = InvariantAdapter(
-        str(backbone), str(folder), learning_rate=0.01, warmup_steps=1, train_without_bias=True
+        str(backbone), learning_rate=0.01, warmup_steps=1, train_without_bias=True
     )
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
     callbacks = [ExponentialMovingAverage(0.5), *callbacks]
@@ -120,7 +120,7 @@ def test_without_a_classifier_it_says_so_in_one_line_and_goes_on(
 
 
 def test_the_live_pipeline_is_the_modules_own_and_is_given_back_as_it_was(tiny_backbone) -> None:
-    module = InvariantAdapter(str(tiny_backbone), "unused")
+    module = InvariantAdapter(str(tiny_backbone))
     average = ExponentialMovingAverage(0.5)
     trainer = Trainer(accelerator="cpu", logger=False, callbacks=[average])
     average._start(module)

@@ -47,7 +47,7 @@ def test_gathered_rows_and_variants_are_those_of_the_whole(dtype, tmp_path) -> N
 
 def test_rows_held_in_memory_are_those_of_the_shards(tmp_path) -> None:
     whole = _whole(torch.float16)
-    held = ResidentTensor(_built(tmp_path, whole), torch.device("cpu"))
+    held = ResidentTensor.read(_built(tmp_path, whole), torch.device("cpu"))
     rows, variants = torch.tensor([22, 0, 7, 7]), torch.tensor([0, 1, 1, 0])
     assert (len(held), held.shape, held.nbytes) == (ROWS, (2, 3, 4), whole.nbytes)
     assert torch.equal(held.gather(rows), whole[rows])

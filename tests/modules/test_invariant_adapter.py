@@ -11,7 +11,7 @@ import torch
 from birds_data import birds_data
 from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
-from trainers import quiet_trainer
+from trainers import adapter_trainer
 
 from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
@@ -52,14 +52,14 @@ def _fit(
     module: InvariantAdapter, data: WaterbirdsDataModule, folder: Path, **settings: Any
 ) -> pl.Trainer:
     resume = settings.pop("resume", None)
-    trainer = quiet_trainer(folder, **{"max_steps": STEPS, **settings})
+    trainer = adapter_trainer(folder, **{"max_steps": STEPS, **settings})
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return trainer
 
 
-def _module(backbone: Path, folder: Path, **settings: Any) -> InvariantAdapter:
+def _module(backbone: Path, **settings: Any) -> InvariantAdapter:
     chosen = {"learning_rate": 0.01, "warmup_steps": 1, **settings}
-    return InvariantAdapter(str(backbone), str(folder), **chosen)
+    return InvariantAdapter(str(backbone), **chosen)
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -87,7 +87,7 @@ def test_accumulated_micro_batches_have_the_gradient_of_the_whole_batch(
 ) -> None:
     results = []
     for parts in (1, 2):
-        module = _module(tiny_backbone, tmp_path, objective=objective, lambda_=10.0)
+        module = _module(tiny_backbone, objective=objective, lambda_=10.0)
         data = _data(birds, tiny_backbone, place, batches=batches, soft_environments=True)
         gradients = tmp_path / f"{parts}.safetensors"
         _fit(
@@ -115,7 +115,7 @@ def test_two_ranks_have_the_gradient_of_the_whole_batch(
 ) -> None:
     results = []
     for ranks in (1, 2):
-        module = _module(tiny_backbone, tmp_path, lambda_=10.0)
+        module = _module(tiny_backbone, lambda_=10.0)
         gradients = tmp_path / f"{ranks}.safetensors"
         _fit(
             module,
@@ -123,7 +123,10 @@ def test_two_ranks_have_the_gradient_of_the_whole_batch(
             tmp_path,
             max_steps=1,
             accumulate_grad_batches=parts if ranks == 2 else 1,
-            callbacks=[_Gradients(gradients), HeldOutSelection(images=12, bins=2)],
+            callbacks=[
+                _Gradients(gradients),
+                HeldOutSelection(images=12, bins=2, output=str(tmp_path)),
+            ],
             ranks=ranks,
         )
         results.append((load_file(gradients), read_json(tmp_path / "heldout.json")))
@@ -142,7 +145,7 @@ def test_two_ranks_have_the_gradient_of_the_whole_batch(
 def test_every_kind_trains_beside_a_backbone_that_stays_as_it_is(
     kind, settings, birds, tiny_backbone, place, tmp_path
 ) -> None:
-    module = _module(tiny_backbone, tmp_path, adapter=kind, adapter_settings=settings)
+    module = _module(tiny_backbone, adapter=kind, adapter_settings=settings)
     frozen = {name: value.clone() for name, value in module.adapter.frozen_weights().items()}
     start = {name: value.clone() for name, value in module.trainable_parameters().items()}
     data = _data(birds, tiny_backbone, place, batches="balanced", soft_environments=True)
@@ -159,9 +162,9 @@ def test_every_kind_trains_beside_a_backbone_that_stays_as_it_is(
 def test_training_in_bf16_with_gradient_checkpointing_moves_the_adapter(
     precision, birds, tiny_backbone, place, tmp_path
 ) -> None:
-    module = _module(tiny_backbone, tmp_path, gradient_checkpointing=True)
+    module = _module(tiny_backbone, gradient_checkpointing=True)
     data = _data(birds, tiny_backbone, place)
-    selection = HeldOutSelection(images=12, bins=2)
+    selection = HeldOutSelection(images=12, bins=2, output=str(tmp_path))
     _fit(module, data, tmp_path, max_steps=2, precision=precision, callbacks=[selection])
     weights = _weights(tmp_path)
     assert all(torch.isfinite(value).all() for value in weights.values())
@@ -178,8 +181,13 @@ def test_where_no_bias_was_found_the_adapter_stays_a_no_op_unless_forced(
     count = len(_data(birds, tiny_backbone, other).index.rows("train"))
     _write_environments(other, count, bias_found=False)
     data = _data(birds, tiny_backbone, other)
-    module = _module(tiny_backbone, tmp_path / "adapter")
-    trainer = _fit(module, data, tmp_path / "adapter", callbacks=[HeldOutSelection()])
+    module = _module(tiny_backbone)
+    trainer = _fit(
+        module,
+        data,
+        tmp_path / "adapter",
+        callbacks=[HeldOutSelection(output=str(tmp_path / "adapter"))],
+    )
     assert trainer.global_step == 0
     assert capsys.readouterr().out.count("found no bias") == 1
     facts = read_json(tmp_path / "adapter" / "adapter" / "adapter.json")
@@ -190,7 +198,7 @@ def test_where_no_bias_was_found_the_adapter_stays_a_no_op_unless_forced(
     held = read_json(tmp_path / "adapter" / "heldout.json")
     assert all(row["before"] == row["after"] for row in held["bins"])
 
-    module = _module(tiny_backbone, tmp_path / "forced", train_without_bias=True)
+    module = _module(tiny_backbone, train_without_bias=True)
     assert _fit(module, data, tmp_path / "forced").global_step == STEPS
     assert read_json(tmp_path / "forced" / "adapter" / "adapter.json")["trained"] is True
 
@@ -198,8 +206,8 @@ def test_where_no_bias_was_found_the_adapter_stays_a_no_op_unless_forced(
 def _selected(
     birds: Path, backbone: Path, place: Path, folder: Path, **settings: Any
 ) -> tuple[InvariantAdapter, HeldOutSelection]:
-    module = _module(backbone, folder)
-    selection = HeldOutSelection(every_n_steps=2, images=24, bins=4)
+    module = _module(backbone)
+    selection = HeldOutSelection(every_n_steps=2, images=24, bins=4, output=str(folder))
     checkpoints = ModelCheckpoint(
         folder / "checkpoints", filename="{step}", every_n_train_steps=2, save_top_k=-1
     )
@@ -247,7 +255,7 @@ class _Given(HeldOutSelection):
 def test_the_last_step_within_a_standard_error_of_the_lowest_is_kept(
     tiny_backbone, tmp_path
 ) -> None:
-    module = _module(tiny_backbone, tmp_path)
+    module = _module(tiny_backbone)
     start = torch.tensor([[4.0], [6.0], [5.0], [9.0]], dtype=torch.float64)
     spread = torch.tensor([[-1.0], [1.0], [-1.0], [1.0]], dtype=torch.float64)
     selection = _Given(torch.tensor([0, 0, 1, 1]))
@@ -288,7 +296,7 @@ def test_held_out_images_are_never_trained_on(birds, tiny_backbone, place, tmp_p
             def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
                 seen.append(batch["row"])  # noqa: B023
 
-        _fit(_module(tiny_backbone, tmp_path), data, tmp_path, callbacks=[Watch()])
+        _fit(_module(tiny_backbone), data, tmp_path, callbacks=[Watch()])
         held = data.held_out()
         assert held.sum() > 0.2 * len(held)
         assert not held[torch.cat(seen)].any()
@@ -300,13 +308,13 @@ def test_selection_before_the_average_and_without_images_is_told(
     callbacks = [HeldOutSelection(), ExponentialMovingAverage()]
     with pytest.raises(InvDiffError, match="must come after"):
         _fit(
-            _module(tiny_backbone, tmp_path),
+            _module(tiny_backbone),
             _data(birds, tiny_backbone, place),
             tmp_path,
             callbacks=callbacks,
         )
     data = _data(birds, tiny_backbone, place, held_out=0.0)
-    _fit(_module(tiny_backbone, tmp_path), data, tmp_path, callbacks=[HeldOutSelection()])
+    _fit(_module(tiny_backbone), data, tmp_path, callbacks=[HeldOutSelection(output=str(tmp_path))])
     assert "no images are held out" in read_json(tmp_path / "heldout.json")["reason"]
     assert any(value.any() for value in _weights(tmp_path).values())
 
@@ -316,11 +324,12 @@ def test_dropped_conditioning_trains_under_the_empty_prompt(
 ) -> None:
     losses: dict[str, torch.Tensor] = {}
     for dropout in (0.0, 1.0):
-        module = _module(tiny_backbone, tmp_path, conditioning_dropout=dropout)
+        module = _module(tiny_backbone, conditioning_dropout=dropout)
         data = _data(birds, tiny_backbone, place)
         _fit(module, data, tmp_path, max_steps=1)
         batch = data.training_latents(torch.arange(4))
         batch["draw"] = torch.zeros(4, dtype=torch.int64)
+        batch["draw_count"] = 1
         with torch.no_grad():
             losses[str(dropout)] = module._losses(batch)
             module.embeddings = module.embeddings[-1:].expand_as(module.embeddings)
@@ -331,4 +340,4 @@ def test_dropped_conditioning_trains_under_the_empty_prompt(
 
 def test_unknown_weightings_are_refused(tiny_backbone, tmp_path) -> None:
     with pytest.raises(InvDiffError, match="loss_weighting=snr"):
-        _module(tiny_backbone, tmp_path, loss_weighting="snr")
+        _module(tiny_backbone, loss_weighting="snr")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from invdiff_pl.adapters import build_adapter, load_adapter
 from invdiff_pl.backbones.pipeline import load_pipeline
-from invdiff_pl.callbacks import LocalBatch, SampleGrid, StagePlan
+from invdiff_pl.callbacks import LocalBatch, SampleGrid, SaveAdapter, StagePlan
 from invdiff_pl.callbacks.local_batch import micro_batches
 from invdiff_pl.callbacks.stage_plan import StagePlan as Planned
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
@@ -65,9 +65,10 @@ def test_under_mixed_precision_frozen_weights_are_half_and_trained_ones_whole(
     kind: str, module_of, tiny_backbone, environments, tmp_path
 ) -> None:
     settings = {"ratio": 0.5} if kind == "small_unet" else {}
-    module = InvariantAdapter(str(tiny_backbone), str(tmp_path), kind, settings, learning_rate=0.01)
+    module = InvariantAdapter(str(tiny_backbone), kind, settings, learning_rate=0.01)
     data, watch = module_of(environments=str(environments), batch_size=8), _Watch()
-    _trainer(tmp_path, precision="bf16-mixed", callbacks=[watch]).fit(module, datamodule=data)
+    callbacks = [watch, SaveAdapter(str(tmp_path))]
+    _trainer(tmp_path, precision="bf16-mixed", callbacks=callbacks).fit(module, datamodule=data)
     assert (watch.frozen, watch.trained) == ({torch.bfloat16}, {torch.float32})
     assert {value.dtype for value in module.pipeline.vae.parameters()} == {torch.bfloat16}
     if kind == "small_unet":
@@ -93,7 +94,7 @@ def test_pictures_are_drawn_during_training_in_half_precision(
 ) -> None:
     from pytorch_lightning.loggers import TensorBoardLogger
 
-    module = InvariantAdapter(str(tiny_backbone), str(tmp_path))
+    module = InvariantAdapter(str(tiny_backbone))
     data = module_of(environments=str(environments), batch_size=8)
     grid = SampleGrid(every_n_steps=2, columns=3, prompts=2, steps=1, batch_size=4)
     trainer = _trainer(
@@ -127,7 +128,7 @@ class _Broadcasts(pl.Callback):
 def test_ddp_sends_trained_parameters_only(
     module_of, tiny_backbone, environments, tmp_path
 ) -> None:
-    module = InvariantAdapter(str(tiny_backbone), str(tmp_path))
+    module = InvariantAdapter(str(tiny_backbone))
     data = module_of(environments=str(environments), batch_size=8)
     strategy = DDPStrategy(process_group_backend="gloo", start_method="fork")
     watch = _Broadcasts(tmp_path / "sent.json")
@@ -209,7 +210,7 @@ def test_a_run_resumed_at_another_local_batch_goes_on_with_the_same_gradients(
 ) -> None:
     def fit(folder: Path, most: int, last: int, resume: Path | None = None) -> dict:
         # Without a rate the weights stay, so that gradients can be compared.
-        module = InvariantAdapter(str(tiny_backbone), str(folder), learning_rate=0.0, lambda_=5.0)
+        module = InvariantAdapter(str(tiny_backbone), learning_rate=0.0, lambda_=5.0)
         data = module_of(environments=str(environments), batch_size=12)
         gradients = _Gradients(last)
         checkpoints = ModelCheckpoint(folder, "step", every_n_train_steps=2, save_top_k=-1)
@@ -235,7 +236,7 @@ def test_a_run_resumed_at_another_local_batch_goes_on_with_the_same_gradients(
 def test_the_plan_of_training_counts_what_is_there_and_is_told_first(
     module_of, tiny_backbone, environments, tmp_path, capsys
 ) -> None:
-    module = InvariantAdapter(str(tiny_backbone), str(tmp_path))
+    module = InvariantAdapter(str(tiny_backbone))
     data = module_of(environments=str(environments), batch_size=12, residence="memory")
     callback = StagePlan(warm_up=1, timed=2)
     _trainer(tmp_path, callbacks=[LocalBatch(6), callback], max_steps=5).fit(
@@ -272,9 +273,10 @@ def test_training_is_the_same_with_and_without_a_plan(
 ) -> None:
     results = []
     for callbacks in ([], [StagePlan()]):
-        module = InvariantAdapter(str(tiny_backbone), str(tmp_path), learning_rate=0.01)
+        module = InvariantAdapter(str(tiny_backbone), learning_rate=0.01)
         data = module_of(environments=str(environments), batch_size=12)
-        _trainer(tmp_path, callbacks=callbacks).fit(module, datamodule=data)
+        kept = [*callbacks, SaveAdapter(str(tmp_path))]
+        _trainer(tmp_path, callbacks=kept).fit(module, datamodule=data)
         results.append(load_file(tmp_path / "adapter" / "pytorch_lora_weights.safetensors"))
     for name, value in results[0].items():
         assert torch.equal(results[1][name], value)
@@ -286,9 +288,7 @@ def test_recomputing_activations_is_planned_with_less_memory(
     peaks = []
     for checkpointing in (False, True):
         callback = StagePlan()
-        module = InvariantAdapter(
-            str(tiny_backbone), str(tmp_path), gradient_checkpointing=checkpointing
-        )
+        module = InvariantAdapter(str(tiny_backbone), gradient_checkpointing=checkpointing)
         data = module_of(environments=str(environments), batch_size=32)
         _trainer(tmp_path, callbacks=[callback], max_steps=1).fit(module, datamodule=data)
         assert callback.plan is not None
@@ -299,16 +299,16 @@ def test_recomputing_activations_is_planned_with_less_memory(
 def test_what_does_not_fit_is_refused_before_the_first_step(
     module_of, tiny_backbone, environments, tmp_path, monkeypatch
 ) -> None:
-    module = InvariantAdapter(str(tiny_backbone), str(tmp_path / "adapter"))
+    module = InvariantAdapter(str(tiny_backbone))
     data = module_of(environments=str(environments), batch_size=4096)
     # The weights fit, the activations of 4096 samples do not.
     monkeypatch.setattr("invdiff_pl.callbacks.stage_plan.free_memory", lambda device: 64 << 20)
     with pytest.raises(InvDiffError, match=r"stage adapter cannot fit on cpu: .* 4096 samples"):
-        _trainer(tmp_path, callbacks=[StagePlan()]).fit(module, datamodule=data)
+        _trainer(tmp_path / "adapter", callbacks=[StagePlan()]).fit(module, datamodule=data)
     assert not (tmp_path / "adapter" / "adapter").exists()
     monkeypatch.setattr("invdiff_pl.callbacks.stage_plan.free_memory", lambda device: -(1 << 30))
     with pytest.raises(InvDiffError, match=r"cannot fit .*--scale\.local_batch"):
-        _trainer(tmp_path, callbacks=[StagePlan()]).fit(module, datamodule=data)
+        _trainer(tmp_path / "adapter", callbacks=[StagePlan()]).fit(module, datamodule=data)
 
 
 def test_plans_of_scoring_and_sampling_tell_images_and_files(

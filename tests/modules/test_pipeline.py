@@ -9,7 +9,7 @@ import torch
 from birds_data import birds_data
 from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
-from trainers import quiet_trainer
+from trainers import adapter_trainer, quiet_trainer
 
 from invdiff_pl.backbones.pipeline import load_pipeline, sample_images
 from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection, ScaleCalibration
@@ -33,20 +33,20 @@ def _train(
     root: Path, backbone: Path, environments: Path, folder: Path, resume: Path | None = None
 ) -> dict[str, torch.Tensor]:
     module = InvariantAdapter(
-        str(backbone), str(folder), learning_rate=0.01, warmup_steps=1, train_without_bias=True
+        str(backbone), learning_rate=0.01, warmup_steps=1, train_without_bias=True
     )
     data = birds_data(root, backbone, folder / "cache", environments=str(environments))
     checkpoints = ModelCheckpoint(
         folder / "checkpoints", filename="{step}", every_n_train_steps=2, save_top_k=-1
     )
-    trainer = quiet_trainer(
+    trainer = adapter_trainer(
         folder,
         max_steps=STEPS,
         enable_checkpointing=True,
         callbacks=[
             ExponentialMovingAverage(0.5),
-            HeldOutSelection(2, images=12),
-            ScaleCalibration(samples=12, steps=2, least_recall=0.0),
+            HeldOutSelection(2, images=12, output=str(folder)),
+            ScaleCalibration(samples=12, steps=2, least_recall=0.0, output=str(folder)),
             checkpoints,
         ],
     )
@@ -138,9 +138,7 @@ def test_training_changes_the_adapter_and_leaves_the_backbone_alone(
     birds, tiny_backbone, inferred, tmp_path
 ) -> None:
     before = digest_folder(tiny_backbone)
-    module = InvariantAdapter(
-        str(tiny_backbone), str(tmp_path), learning_rate=0.01, train_without_bias=True
-    )
+    module = InvariantAdapter(str(tiny_backbone), learning_rate=0.01, train_without_bias=True)
     frozen = {
         name: parameter.clone()
         for name, parameter in module.pipeline.unet.named_parameters()
@@ -157,7 +155,7 @@ def test_training_changes_the_adapter_and_leaves_the_backbone_alone(
 
 def test_checkpoints_hold_only_the_adapter(tiny_backbone, trained) -> None:
     checkpoint = torch.load(trained / "checkpoints" / "step=2.ckpt", weights_only=True)
-    module = InvariantAdapter(str(tiny_backbone), str(trained))
+    module = InvariantAdapter(str(tiny_backbone))
     count = sum(value.numel() for value in checkpoint["state_dict"].values())
     assert count == module.adapter.size()
     assert all(".invdiff." in name for name in checkpoint["state_dict"])

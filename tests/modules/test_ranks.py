@@ -108,7 +108,7 @@ def test_ranks_for_which_there_is_no_batch_wait_for_the_others(
 def _adapter(backbone: Path, folder: Path) -> InvariantAdapter:
     # An untrained backbone shows no bias.
     return InvariantAdapter(
-        str(backbone), str(folder), learning_rate=0.01, warmup_steps=1, train_without_bias=True
+        str(backbone), learning_rate=0.01, warmup_steps=1, train_without_bias=True
     )
 
 

@@ -164,7 +164,7 @@ def pipeline_targets(backbone: Path) -> list[Target]:
 
     def make_adapter(folder: Path) -> None:
         healthy = load_pipeline(str(backbone)).unet
-        build_adapter("lora", healthy, rank=1).save(folder, backbone_size=1)
+        build_adapter("lora", healthy, rank=1).save(folder)
 
     def read_adapter(folder: Path) -> None:
         load_adapter(folder, copy.deepcopy(unet))

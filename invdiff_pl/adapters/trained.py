@@ -1,0 +1,68 @@
+"""An adapter that has been trained, and lies in files."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from invdiff_pl.adapters.base import CONFIG_FILE
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import atomic_path, read_object
+
+
+class TrainedAdapter:
+    """The result of :func:`invdiff_pl.debias`, or a folder that an adapter was saved to.
+
+    The default kind is a LoRA, whose folder stock diffusers loads with ``load_lora_weights``.
+
+    Args:
+        folder: of its files.
+        reports: what callbacks measured while it was trained, by name.
+        keep: holds the folder for as long as this object lives, where it is temporary.
+
+    Raises:
+        ValueError: if the folder holds no adapter.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        reports: dict[str, Any] | None = None,
+        keep: "tempfile.TemporaryDirectory[str] | None" = None,
+    ) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / CONFIG_FILE).is_file():
+            raise InvDiffError(f"{self.folder} holds no adapter: there is no {CONFIG_FILE} in it.")
+        self.facts = read_object(self.folder / CONFIG_FILE, kind=str, settings=dict)
+        self.reports = reports or {}
+        self._keep = keep
+
+    @property
+    def kind(self) -> str:
+        """Kind of adapter, such as ``lora``."""
+        return str(self.facts["kind"])
+
+    @property
+    def trained(self) -> bool:
+        """Whether anything was trained; else it changes nothing."""
+        return bool(self.facts.get("trained", True))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write it into a folder, which must not exist or be empty.
+
+        Returns:
+            the folder.
+
+        Raises:
+            ValueError: if the folder holds something.
+        """
+        target = Path(folder)
+        if target.exists() and any(target.iterdir()):
+            raise InvDiffError(f"folder={str(target)!r} is not empty: give a new one.")
+        with atomic_path(target) as partial:
+            shutil.copytree(self.folder, partial, dirs_exist_ok=True)
+        return target
+
+    def __repr__(self) -> str:
+        state = "trained" if self.trained else "not trained, a no-op"
+        return f"TrainedAdapter({self.kind}, {self.facts.get('parameters')} parameters, {state})"

@@ -1,0 +1,32 @@
+"""What training leaves behind on disk."""
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+
+from invdiff_pl.modules.invariant_adapter import NO_BIAS, InvariantAdapter
+from invdiff_pl.utils.files import atomic_path
+
+
+class SaveAdapter(pl.Callback):
+    """Writes the trained adapter into the folder ``adapter`` of ``output``.
+
+    Must come after the callbacks that choose or change the weights.
+
+    Args:
+        output: folder, created where it is missing.
+    """
+
+    def __init__(self, output: str) -> None:
+        self.output = output
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write it: averaged, or an earlier one, if callbacks put that in place."""
+        assert isinstance(pl_module, InvariantAdapter)
+        if not trainer.is_global_zero:
+            return
+        trains = pl_module.trains
+        facts = {"trained": True} if trains else {"trained": False, "reason": NO_BIAS}
+        Path(self.output).mkdir(parents=True, exist_ok=True)
+        with atomic_path(Path(self.output) / "adapter") as partial:
+            pl_module.adapter.save(partial, **facts)

@@ -1,0 +1,219 @@
+"""Images with prompts, whatever they come from: files, objects in memory, tables, data sets."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from invdiff_pl.data.images import read_image, to_rgb
+from invdiff_pl.utils.errors import InvDiffError
+
+ImageLike = str | Path | Image.Image | Tensor | np.ndarray
+_FORMS = "a path, a PIL image, a tensor [3, H, W] or an array [H, W, 3]"
+
+
+class PromptedImages(Dataset[tuple[Image.Image, str]]):
+    """N images, each with the prompt that it is an example of.
+
+    Nothing is read before it is needed, and nothing is kept.
+
+    Args:
+        images: paths, PIL images, tensors ``[3, H, W]`` (uint8, or float in [0, 1]) or arrays
+            ``[H, W, 3]``; or one tensor ``[N, 3, H, W]``.
+        prompts: one an image, or a single text that is the prompt of all.
+
+    Attributes:
+        prompts: the P distinct prompts, in the order in which they first occur.
+        prompt_ids: int64 ``[N]``, the number of each image's prompt.
+
+    Raises:
+        ValueError: if there is no image, or there are not as many prompts as images.
+
+    Example:
+        >>> import torch
+        >>> images = PromptedImages(torch.zeros(3, 3, 8, 8), ["a cat", "a dog", "a cat"])
+        >>> images.prompts, images.prompt_ids.tolist()
+        (('a cat', 'a dog'), [0, 1, 0])
+        >>> images.pixels([0, 2], resolution=4).shape
+        torch.Size([2, 3, 4, 4])
+    """
+
+    def __init__(self, images: Sequence[ImageLike] | Tensor, prompts: str | Sequence[str]) -> None:
+        texts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
+        self._set(len(images), texts, lambda row: images[row])
+
+    def _set(self, count: int, texts: Sequence[str], image: Callable[[int], Any]) -> None:
+        if count == 0:
+            raise InvDiffError("images: there is none; expected at least one.")
+        if len(texts) != count:
+            raise InvDiffError(
+                f"prompts: there are {len(texts)} for {count} images; expected one an image, or a "
+                "single text for all."
+            )
+        wrong = next((n for n, text in enumerate(texts) if not isinstance(text, str)), None)
+        if wrong is not None:
+            raise InvDiffError(
+                f"prompts: that of image {wrong} is {texts[wrong]!r}; expected a text."
+            )
+        numbers: dict[str, int] = {}
+        ids = [numbers.setdefault(text, len(numbers)) for text in texts]
+        self.prompts = tuple(numbers)
+        self.prompt_ids = torch.tensor(ids, dtype=torch.int64)
+        self._image = image
+
+    @classmethod
+    def from_table(cls, table: str | Path, **settings: Any) -> "PromptedImages":
+        """Images that a table names, beside it or in folders below.
+
+        Args:
+            table: CSV, TSV, JSON lines or Parquet.
+            settings: as of :class:`~invdiff_pl.data.custom.TableDataModule`, such as
+                ``file_column`` and ``prompt_column``.
+
+        Raises:
+            ValueError: naming file, row or column.
+        """
+        path = Path(table)
+        return cls.from_folder(path.parent, table=path.name, **settings)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, **settings: Any) -> "PromptedImages":
+        """Images of a folder, in any layout that ``EXP=custom`` reads; of all splits.
+
+        Args:
+            folder: of the images and what names their prompts.
+            settings: as of :class:`~invdiff_pl.data.custom.TableDataModule`.
+
+        Raises:
+            ValueError: naming file, row or column.
+        """
+        from invdiff_pl.data.custom import TableDataModule  # noqa: PLC0415 - Lightning takes seconds
+
+        index = TableDataModule(root=str(folder), backbone="", resolution=1, **settings).index
+        texts = [index.prompts[number] for number in index.prompt_ids.tolist()]
+        return cls([index.root / file for file in index.files], texts)
+
+    @classmethod
+    def from_hf(cls, dataset: Any, image: str = "image", prompt: str = "text") -> "PromptedImages":
+        """Images of a Hugging Face ``datasets.Dataset``.
+
+        Args:
+            dataset: with one row an image; not a streamed one.
+            image: its column of images.
+            prompt: its column of prompts.
+
+        Raises:
+            ValueError: if it lacks a column.
+        """
+        columns = list(getattr(dataset, "column_names", []))
+        for argument, name in (("image", image), ("prompt", prompt)):
+            if name not in columns:
+                raise InvDiffError(
+                    f"{argument}={name!r}: the data set has no such column; it has "
+                    f"{', '.join(columns) or 'none'}."
+                )
+        return cls._of(len(dataset), list(dataset[prompt]), lambda row: dataset[row][image])
+
+    @classmethod
+    def from_dataset(
+        cls, dataset: Any, image: int | str = 0, prompt: int | str = 1
+    ) -> "PromptedImages":
+        """Images of any torch ``Dataset`` whose items hold an image and its prompt.
+
+        Items are read once to see their prompts.
+
+        Args:
+            dataset: has a length.
+            image: place or key of the image in an item.
+            prompt: place or key of the prompt.
+
+        Raises:
+            ValueError: if an item lacks one of them.
+        """
+        try:
+            texts = [dataset[row][prompt] for row in range(len(dataset))]
+            return cls._of(len(dataset), texts, lambda row: dataset[row][image])
+        except (KeyError, IndexError, TypeError) as error:
+            raise InvDiffError(
+                f"dataset: items have no {image!r} and {prompt!r} ({error}); tell with image= and "
+                "prompt= where image and prompt stand."
+            ) from None
+
+    @classmethod
+    def _of(cls, count: int, texts: Sequence[str], image: Callable[[int], Any]) -> "PromptedImages":
+        made = cls.__new__(cls)
+        made._set(count, texts, image)
+        return made
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids)
+
+    def __getitem__(self, row: int) -> tuple[Image.Image, str]:
+        """Image and prompt of a row."""
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"there is no image {row}: there are {len(self)}")
+        return _picture(self._image(row % len(self)), row), self.prompts[int(self.prompt_ids[row])]
+
+    def pixels(self, rows: Iterable[int], resolution: int) -> Tensor:
+        """Images scaled so that the short side is ``resolution``, and cropped at the centre.
+
+        Args:
+            rows: of B images.
+            resolution: in pixels.
+
+        Returns:
+            uint8 ``[B, 3, resolution, resolution]``.
+
+        Raises:
+            ValueError: naming an image that cannot be read.
+        """
+        return torch.stack([self._pixels(row, resolution) for row in rows])
+
+    def _pixels(self, row: int, resolution: int) -> Tensor:
+        image = self._image(row)
+        if isinstance(image, str | Path):
+            return read_image(Path(image), resolution)
+        picture = _picture(image, row)
+        if picture.size != (resolution, resolution):
+            picture = ImageOps.fit(picture, (resolution, resolution), Image.Resampling.LANCZOS)
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+    def subset(self, rows: Sequence[int] | Tensor) -> "PromptedImages":
+        """Some of the images."""
+        chosen = [int(row) for row in rows]
+        texts = [self.prompts[int(self.prompt_ids[row])] for row in chosen]
+        return self._of(len(chosen), texts, lambda row: self._image(chosen[row]))
+
+
+def _picture(image: Any, row: int) -> Image.Image:
+    """An image of any form as RGB, upright.
+
+    Raises:
+        ValueError: if it is of none.
+    """
+    if isinstance(image, str | Path):
+        with Image.open(image) as file:
+            return to_rgb(ImageOps.exif_transpose(file))
+    if isinstance(image, Image.Image):
+        return to_rgb(ImageOps.exif_transpose(image))
+    if isinstance(image, Tensor) and image.ndim == 3 and image.shape[0] == 3:
+        values = image.detach().cpu()
+        if values.is_floating_point():
+            if not bool(((values >= 0) & (values <= 1)).all()):
+                raise InvDiffError(
+                    f"images: image {row} is a float tensor with values outside [0, 1]; scale it, "
+                    "or give uint8."
+                )
+            values = (values * 255).round()
+        return Image.fromarray(values.to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+    if isinstance(image, np.ndarray) and image.ndim == 3 and image.dtype == np.uint8:
+        return Image.fromarray(np.ascontiguousarray(image)).convert("RGB")
+    shape = f" of shape {list(image.shape)}" if hasattr(image, "shape") else ""
+    raise InvDiffError(
+        f"images: image {row} is a {type(image).__name__}{shape}; expected {_FORMS}."
+    )

@@ -1,0 +1,189 @@
+"""Training an adapter on a pipeline and images that are at hand."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytorch_lightning as pl
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from invdiff_pl.adapters.trained import TrainedAdapter
+from invdiff_pl.backbones.pipeline import embed_prompts
+from invdiff_pl.callbacks import (
+    ExponentialMovingAverage,
+    HeldOutSelection,
+    SaveAdapter,
+    ScaleCalibration,
+    StopOnDivergence,
+)
+from invdiff_pl.data.environments import Environments
+from invdiff_pl.data.latents import encoded
+from invdiff_pl.data.prompted import PromptedImages
+from invdiff_pl.data.training import LatentsInMemory
+from invdiff_pl.modules import InvariantAdapter
+from invdiff_pl.utils.errors import InvDiffError
+
+
+class HasMemberships(Protocol):
+    """What images are grouped by, such as a candidate that :func:`invdiff_pl.discover` found."""
+
+    @property
+    def memberships(self) -> Tensor:
+        """Of N images in G environments, ``[N, G]``, rows with sum 1."""
+
+
+def debias(
+    pipe: StableDiffusionPipeline,
+    images: PromptedImages,
+    environments: HasMemberships | Tensor,
+    *,
+    steps: int = 400,
+    batch_size: int = 48,
+    learning_rate: float = 1e-3,
+    resolution: int | None = None,
+    held_out: float = 0.1,
+    calibration_samples: int = 512,
+    calibration_guidance: float = 2.0,
+    trainer: pl.Trainer | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    **settings: Any,
+) -> TrainedAdapter:
+    """Train an adapter with which a pipeline draws the environments of each prompt evenly.
+
+    The same modules and callbacks as under ``invdiff train``: batches balanced over (prompt,
+    environment) with paired draws, an average of the weights, held-out risks that choose among
+    them, and a calibration of the scale.
+
+    Args:
+        pipe: a loaded pipeline, on any device. Its weights are not changed, and it is given back
+            without the adapter.
+        images: N images with prompts.
+        environments: a candidate of :func:`invdiff_pl.discover`, environment numbers int64 ``[N]``
+            or memberships ``[N, G]``, of which the largest counts.
+        steps: optimizer steps, where no trainer is given.
+        batch_size: global, over ranks and micro-batches.
+        learning_rate: peak rate of AdamW.
+        resolution: side of the images in pixels; the pipeline's own if not given.
+        held_out: share of each environment that is never trained on.
+        calibration_samples: drawn at each scale that is tried after training; 0 skips it.
+        calibration_guidance: guidance scale of these.
+        trainer: one of your own; its steps, devices, precision, loggers and callbacks hold, and
+            callbacks are added.
+        seed: of everything random.
+        progress: show a progress bar, where no trainer is given.
+        settings: further ones of :class:`~invdiff_pl.modules.InvariantAdapter`, such as
+            ``adapter_settings={"rank": 8}`` or ``objective="group_dro"``.
+
+    Raises:
+        ValueError: if environments are not of the images, or a setting is wrong.
+
+    Example::
+
+        found = inv.discover(pipe, images)
+        lora = inv.debias(pipe, images, found[0], steps=2000)
+        lora.save("even-nurses")
+    """
+    groups = _environments(environments, len(images))
+    side = resolution or own_resolution(pipe)
+    data = LatentsInMemory(
+        torch.cat(list(encoded(pipe.vae, images, side))),
+        images.prompts,
+        images.prompt_ids,
+        embed_prompts(pipe, [*images.prompts, ""]).float().cpu(),
+        groups,
+        batch_size=batch_size,
+        held_out=held_out,
+        seed=seed,
+    )
+    keep = tempfile.TemporaryDirectory(prefix="invdiff-")
+    selection = HeldOutSelection(seed=seed)
+    calibration = ScaleCalibration(
+        calibration_samples, guidance_scale=calibration_guidance, seed=seed
+    )
+    callbacks = [
+        ExponentialMovingAverage(0.99),
+        selection,
+        calibration,
+        SaveAdapter(keep.name),
+    ]
+    with borrowed(pipe):
+        module = InvariantAdapter(pipe, learning_rate=learning_rate, seed=seed, **settings)
+        if trainer is None:
+            trainer = _trainer(pipe, steps, [*callbacks, StopOnDivergence()], progress)
+        else:
+            trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
+        try:
+            trainer.fit(module, datamodule=data)
+        finally:
+            module.adapter.detach()
+    reports = {"heldout": selection.report, "calibration": calibration.report}
+    return TrainedAdapter(Path(keep.name) / "adapter", reports, keep)
+
+
+def own_resolution(pipe: StableDiffusionPipeline) -> int:
+    """Side of the images that a pipeline draws, in pixels."""
+    size = pipe.unet.config.sample_size
+    return int((size if isinstance(size, int) else size[0]) * pipe.vae_scale_factor)
+
+
+def _environments(given: HasMemberships | Tensor, count: int) -> Environments:
+    """Hard environments of ``count`` images.
+
+    Raises:
+        ValueError: if they are not of as many images.
+    """
+    values = given if isinstance(given, Tensor) else given.memberships
+    if len(values) != count:
+        raise InvDiffError(f"environments: they are of {len(values)} images, not of {count}.")
+    numbers = values.long() if values.ndim == 1 else values.argmax(1)
+    groups = int(numbers.max()) + 1 if values.ndim == 1 else values.shape[1]
+    if int(numbers.min()) < 0 or groups < 2:
+        raise InvDiffError("environments: expected numbers from 0 of at least two environments.")
+    return Environments(one_hot(numbers.cpu(), groups).float())
+
+
+def _trainer(
+    pipe: StableDiffusionPipeline, steps: int, callbacks: list[pl.Callback], progress: bool
+) -> pl.Trainer:
+    if steps < 1:
+        raise InvDiffError(f"steps={steps}: expected at least 1.")
+    device = pipe.unet.device
+    return pl.Trainer(
+        max_steps=steps,
+        accelerator="gpu" if device.type == "cuda" else device.type,
+        devices=1 if device.index is None else [device.index],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=progress,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        callbacks=callbacks,
+    )
+
+
+@contextmanager
+def borrowed(pipe: StableDiffusionPipeline) -> Iterator[None]:
+    """A pipeline to train with, given back as it was but for what is attached to its denoiser."""
+    parts = {"unet": pipe.unet, "vae": pipe.vae, "text_encoder": pipe.text_encoder}
+    device = pipe.unet.device
+    modes = {part: part.training for whole in parts.values() for part in whole.modules()}
+    wanted = {value: value.requires_grad for w in parts.values() for value in w.parameters()}
+    checkpointing = pipe.unet.is_gradient_checkpointing
+    try:
+        yield
+    finally:
+        pipe.unet = parts["unet"]
+        pipe.to(device)
+        if not checkpointing:
+            pipe.unet.disable_gradient_checkpointing()
+        for part, mode in modes.items():
+            part.training = mode
+        for value, gradient in wanted.items():
+            value.requires_grad_(gradient)

@@ -1,0 +1,82 @@
+"""Images drawn by a pipeline, as a data set of its own."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from rich.progress import track
+
+from invdiff_pl.backbones.pipeline import embed_prompts, sample_images
+from invdiff_pl.data.prompted import PromptedImages
+from invdiff_pl.utils.errors import InvDiffError
+
+
+def generate(
+    pipe: StableDiffusionPipeline,
+    prompts: str | Sequence[str],
+    per_prompt: int = 512,
+    *,
+    steps: int = 50,
+    guidance_scale: float = 7.5,
+    batch_size: int = 8,
+    seed: int = 0,
+    progress: bool = True,
+) -> PromptedImages:
+    """Draw images of prompts, through the pipeline's own call.
+
+    Image i starts from noise seeded by (seed, i), whatever the batch size.
+
+    Args:
+        pipe: a loaded pipeline, on any device; it is left as it is.
+        prompts: P texts, or one.
+        per_prompt: images of each.
+        steps: denoising steps.
+        guidance_scale: of classifier-free guidance; 1 is none.
+        batch_size: images drawn together.
+        seed: of the noises.
+        progress: show a progress bar.
+
+    Returns:
+        ``P * per_prompt`` images, those of the first prompt first.
+
+    Raises:
+        ValueError: if there is no prompt, or pixels are not finite.
+
+    Example::
+
+        images = inv.generate(pipe, ["a photo of a nurse", "a photo of a pilot"], per_prompt=256)
+    """
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not texts or not all(texts):
+        raise InvDiffError("prompts: expected at least one, none of them empty.")
+    if per_prompt < 1:
+        raise InvDiffError(f"per_prompt={per_prompt}: expected at least 1.")
+    embeddings = embed_prompts(pipe, [*texts, ""])
+    batches = torch.arange(len(texts) * per_prompt).split(batch_size)
+    with silent(pipe):
+        drawn = [
+            sample_images(
+                pipe,
+                embeddings[rows // per_prompt],
+                embeddings[-1:],
+                rows.tolist(),
+                seed=seed,
+                steps=steps,
+                guidance_scale=guidance_scale,
+            )
+            for rows in track(batches, "drawing images", disable=not progress)
+        ]
+    return PromptedImages(torch.cat(drawn), [text for text in texts for _ in range(per_prompt)])
+
+
+@contextmanager
+def silent(pipe: Any) -> Iterator[None]:
+    """Without the pipeline's own progress bar, which would show one a batch."""
+    before = dict(getattr(pipe, "_progress_bar_config", {}))
+    pipe.set_progress_bar_config(**{**before, "disable": True})
+    try:
+        yield
+    finally:
+        pipe.set_progress_bar_config(**before)
