@@ -13,7 +13,6 @@ SEED     ?= 0
 ARGS     ?=
 DEVICE   ?= cpu
 RUNS     ?= $(RUN_DIR)
-LAMBDAS  ?=
 REPORTS  ?= runs/NAME/$(SCALE)
 NAMES    ?= waterbirds celeba fairface
 OUTPUT   ?= $(RUN_DIR)/export
@@ -35,7 +34,7 @@ OPTIONS = --experiment $(EXP) --scale $(SCALE) --run-dir $(RUN_DIR) \
   $(if $(LAUNCHER),--launcher "$(LAUNCHER)") --seed_everything=$(SEED) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train augment variants compare docs-reports backbone check-data sweep export ablation bench tensorboard verify replay test test-slow soak lint format type clean
+.PHONY: help setup train augment compare docs-reports backbone check-data sweep export ablation bench tensorboard verify replay test test-slow soak lint format type clean
 
 help: ## list the targets and variables
 	@echo "targets:"
@@ -52,7 +51,6 @@ help: ## list the targets and variables
 	@echo "  LAUNCHER=$(LAUNCHER)                 starts a stage's processes, such as srun; one machine needs none"
 	@echo "  RUN_DIR=$(RUN_DIR)  run folder"
 	@echo "  RUNS=$(RUNS)     run folders to sweep"
-	@echo "  LAMBDAS=$(LAMBDAS)                 of variants, such as 0 1 10"
 	@echo "  REPORTS=$(REPORTS)      run folders to copy reports of; NAME stands for each of NAMES"
 	@echo "  NAMES=$(NAMES)  experiments to copy reports of"
 	@echo "  OUTPUT=$(OUTPUT)  folder to export to"
@@ -71,11 +69,6 @@ train: setup ## the whole experiment: environments, adapter, samples, report
 
 augment: setup ## train, and a classifier with the debiased samples: accuracy in its worst group
 	$(PYTHON) -m invdiff_pl augment $(OPTIONS)
-
-variants: setup ## several lambdas or adapters trained at once on RUN_DIR's environments: LAMBDAS="0 1 10"
-	$(PYTHON) -m invdiff_pl variants --run-dir $(RUN_DIR) $(if $(LAMBDAS),--lambdas $(LAMBDAS)) \
-	  $(if $(DEVICES),--devices $(DEVICES)) $(if $(NUM_NODES),--num-nodes $(NUM_NODES)) \
-	  $(if $(LAUNCHER),--launcher "$(LAUNCHER)") $(ARGS)
 
 compare: setup ## figures of several runs in one table: RUNS="runs/a/mini runs/b/mini"
 	$(PYTHON) -m invdiff_pl compare $(RUNS) $(ARGS)

@@ -10,16 +10,11 @@ from torch import Tensor
 
 from invdiff_pl.backbones.noising import (
     ForwardProcess,
-    predict,
     sample_losses,
     sample_posterior,
 )
 from invdiff_pl.backbones.pipeline import embed_prompts, sample_images, set_scheduler
 from invdiff_pl.data.cache import ShardedTensor
-from invdiff_pl.modules import AdapterVariants, InvariantAdapter
-
-# Of adapters that are trained on one frozen pass.
-LAMBDAS = (0.0, 1.0, 10.0)
 
 
 @dataclass(frozen=True)
@@ -140,10 +135,6 @@ def training_rungs(work: Work, compiled: bool) -> Iterator[Rung]:
     for measure in (*alone, *variants):
         yield Rung("adapter (lora)", measure, train, lambda measure=measure: train(measure))
     yield from frozen_rungs(work, steps)
-    for kind in ("small_unet", "unet_copy"):
-        lambdas = Lambdas(work, steps, kind)
-        measure = f"{len(LAMBDAS)} lambdas on one frozen pass, against one training each"
-        yield Rung(f"adapter ({kind})", measure, lambdas.apart, lambdas.together)
 
 
 def frozen_rungs(work: Work, steps: Steps) -> Iterator[Rung]:
@@ -174,48 +165,6 @@ def frozen_rungs(work: Work, steps: Steps) -> Iterator[Rung]:
     stage = "adapter (small_unet)"
     yield Rung(stage, "frozen branch in bf16", lambda: train(plain), lambda: train(in_half))
     yield Rung(stage, "frozen branch without a graph", lambda: train(graph), lambda: train(plain))
-
-
-class Lambdas:
-    """A step of an adapter for each lambda, apart or together; inputs are cached in both."""
-
-    def __init__(self, work: Work, steps: Steps, kind: str) -> None:
-        self.work, self.steps = work, steps
-        common = {"backbone": work.backbone, "output": "unused", "adapter": kind}
-        settings = {f"lambda-{value}": {**common, "lambda_": value} for value in LAMBDAS}
-        several = AdapterVariants("unused", settings)
-        alone = [InvariantAdapter(**own) for own in settings.values()]
-        self.modules = [module.to(work.device) for module in (*alone, several)]
-        self.optimizers = [
-            torch.optim.AdamW(module.trainable_parameters().values(), lr=1e-4, fused=True)
-            for module in self.modules
-        ]
-
-    def apart(self) -> None:
-        """One after the other, each with a frozen pass of its own."""
-        for number, value in enumerate(LAMBDAS):
-            self.step(number, (value,))
-
-    def together(self) -> None:
-        """All on one frozen pass."""
-        self.step(len(LAMBDAS), LAMBDAS)
-
-    def step(self, number: int, lambdas: tuple[float, ...]) -> None:
-        """One optimizer step of one module, for its lambdas."""
-        process, denoiser = self.steps.process, self.modules[number].denoiser
-        clean, text = self.steps.latents(True), self.steps.text(True)
-        noise = torch.randn_like(clean)
-        timesteps = torch.randint(process.train_timesteps, clean.shape[:1], device=clean.device)
-        noisy = process.add_noise(clean, noise, timesteps)
-        predictions = predict(denoiser, noisy, timesteps, text).view(-1, *clean.shape)
-        target = process.target(clean, noise, timesteps)
-        total = clean.new_zeros(())
-        for prediction, value in zip(predictions, lambdas, strict=True):
-            risks = sample_losses(prediction, target).view(2, -1).mean(1)
-            total = total + risks.mean() + value * risks.var()
-        total.backward()
-        self.optimizers[number].step()
-        self.optimizers[number].zero_grad()
 
 
 def sampling_rungs(work: Work) -> Iterator[Rung]:

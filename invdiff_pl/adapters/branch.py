@@ -1,6 +1,6 @@
 """Adapters that are a network of their own beside the frozen denoiser."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +66,11 @@ class BranchedDenoiser(nn.Module):
         """Prediction ``[B, C, H, W]``; arguments as of ``UNet2DConditionModel``."""
         given = (sample, timestep, encoder_hidden_states)
         frozen: Tensor = self.unet(*given, return_dict=False, **kwargs)[0]
-        prediction = self.adapted(frozen, *given)
+        prediction = frozen
+        if self.scale != 0:
+            delta: Tensor = self.branch(*given, return_dict=False)[0]
+            prediction = (1 - self.scale * self.shrink) * frozen + self.scale * self.weight * delta
         return UNet2DConditionOutput(sample=prediction) if return_dict else (prediction,)
-
-    def adapted(self, frozen: Tensor, *given: Any) -> Tensor:
-        """What becomes of the frozen denoiser's prediction ``[B, C, H, W]`` for what was given."""
-        if self.scale == 0:
-            return frozen
-        delta: Tensor = self.branch(*given, return_dict=False)[0]
-        kept = 1 - self.scale * self.shrink
-        return kept * frozen + self.scale * self.weight * delta
 
 
 class BranchAdapter(Adapter):
@@ -123,10 +118,6 @@ class WholeBranchAdapter(BranchAdapter):
         """Frozen denoiser and branch as one."""
         return self._denoiser
 
-    def share(self, unet: UNet2DConditionModel) -> None:
-        """Stand beside another's frozen denoiser of equal weights instead of one's own."""
-        self.unet = self._denoiser.unet = unet
-
     def set_scale(self, scale: float) -> None:
         """Scale the branch's part; at 0 it is not computed."""
         self._denoiser.scale = scale
@@ -143,38 +134,6 @@ class WholeBranchAdapter(BranchAdapter):
         """Put both in the place of the UNet."""
         self.set_scale(scale)
         pipeline.unet = self._denoiser
-
-
-class SharedDenoiser(nn.Module):
-    """Several branches beside one frozen denoiser, which is asked once for all of them.
-
-    Args:
-        denoisers: of K adapters, all with the same ``unet``.
-    """
-
-    def __init__(self, denoisers: Sequence[BranchedDenoiser]) -> None:
-        super().__init__()
-        self.denoisers = nn.ModuleList(denoisers)
-        self.unet = denoisers[0].unet
-        self.config = self.unet.config
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the frozen denoiser."""
-        return self.unet.dtype
-
-    def forward(
-        self,
-        sample: Tensor,
-        timestep: Tensor | float | int,
-        encoder_hidden_states: Tensor,
-        return_dict: bool = False,
-    ) -> tuple[Tensor]:
-        """Predictions ``[K, B, C, H, W]``; arguments as of ``UNet2DConditionModel``."""
-        given = (sample, timestep, encoder_hidden_states)
-        with torch.no_grad():
-            frozen: Tensor = self.unet(*given, return_dict=False)[0]
-        return (torch.stack([one.adapted(frozen, *given) for one in self.denoisers]),)  # type: ignore[operator]
 
 
 @torch.no_grad()

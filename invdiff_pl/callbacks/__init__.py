@@ -9,7 +9,6 @@ from invdiff_pl.callbacks.fit_evaluation import FitEvaluation
 from invdiff_pl.callbacks.grids import SampleGrid
 from invdiff_pl.callbacks.heldout import HeldOutSelection
 from invdiff_pl.callbacks.local_batch import LocalBatch
-from invdiff_pl.callbacks.per_variant import PerVariant
 from invdiff_pl.callbacks.progress import ProgressBar
 from invdiff_pl.callbacks.safety import StopOnDivergence, StopOnSigterm
 from invdiff_pl.callbacks.save import SaveAdapter
@@ -24,7 +23,6 @@ __all__ = [
     "FitEvaluation",
     "HeldOutSelection",
     "LocalBatch",
-    "PerVariant",
     "ProgressBar",
     "SampleEvaluation",
     "SampleGrid",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from invdiff_pl.backbones.noising import predict
 from invdiff_pl.data.base import BiasedDataModule
-from invdiff_pl.modules import AdapterVariants, Backbone, ConditionalSampler, InvariantAdapter
+from invdiff_pl.modules import Backbone, ConditionalSampler, InvariantAdapter
 from invdiff_pl.modules.common import data_module, denoiser_of
 from invdiff_pl.utils.resources import (
     ADAMW_COPIES,
@@ -27,7 +27,7 @@ from invdiff_pl.utils.resources import (
     weights_of,
 )
 
-_TRAINED = (AdapterVariants, Backbone, InvariantAdapter)
+_TRAINED = (Backbone, InvariantAdapter)
 # In which frozen weights are held, and whether trained ones are, too.
 _HELD = {
     "bf16-mixed": (torch.bfloat16, False),

@@ -18,7 +18,6 @@ whole experiments (each says which stage commands it runs):
   train      infer environments, train the adapter, sample, report
   augment    the same, and what debiased samples do for a classifier's worst group
   backbone   train a small backbone on a data set and measure its bias
-  variants   several lambdas or adapters on one frozen pass, on a run's environments
 stages, by the Lightning command line:
   fit        train a LightningModule:  --config FILE … --model.… --data.… --trainer.…
   predict    run one over its data:    the same
@@ -97,10 +96,6 @@ def _dispatch(command: str, words: list[str]) -> int:
         from invdiff_pl.workflow.run import run  # noqa: PLC0415
 
         run(command, words)
-    elif command == "variants":
-        from invdiff_pl.cli.variants import run as run_variants  # noqa: PLC0415
-
-        run_variants(words)
     elif command in ("fit", "predict", "test"):
         from invdiff_pl.cli.lightning import run as run_lightning  # noqa: PLC0415
 
@@ -139,7 +134,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         run_sweep(words)
     else:
         raise InvDiffError(
-            f"there is no command {command!r}: expected train, augment, backbone, variants, "
+            f"there is no command {command!r}: expected train, augment, backbone, "
             "fit, predict, test, check, render, report, compare, verify, replay, card, export or "
             "sweep."
         )

@@ -1,6 +1,5 @@
 """Thin LightningModules, one a stage."""
 
-from invdiff_pl.modules.adapter_variants import AdapterVariants
 from invdiff_pl.modules.attribute_classifier import AttributeClassifier
 from invdiff_pl.modules.augmented_classifier import AugmentedClassifier
 from invdiff_pl.modules.autoencoder import Autoencoder
@@ -10,7 +9,6 @@ from invdiff_pl.modules.environment_inference import EnvironmentInference
 from invdiff_pl.modules.invariant_adapter import InvariantAdapter
 
 __all__ = [
-    "AdapterVariants",
     "AttributeClassifier",
     "AugmentedClassifier",
     "Autoencoder",

@@ -71,7 +71,7 @@ def warmup_cosine(optimizer: AdamW, warmup_steps: int, total_steps: int) -> LRSc
 
 def optimizer_with_schedule(
     module: pl.LightningModule,
-    parameters: list[nn.Parameter] | list[dict[str, Any]],
+    parameters: list[nn.Parameter],
     learning_rate: float,
     weight_decay: float,
     warmup_steps: int,
@@ -80,7 +80,7 @@ def optimizer_with_schedule(
 
     Args:
         module: whose trainer tells the number of steps.
-        parameters: or groups of them, with rates and decays of their own.
+        parameters: that are trained.
         learning_rate: peak rate.
         weight_decay: of AdamW.
         warmup_steps: of the rate.

@@ -48,16 +48,6 @@ def run(command: str, arguments: Sequence[str]) -> None:
     _tell_results(experiment, plan[-1])
 
 
-def experiment_of(command: str, arguments: Sequence[str]) -> Experiment:
-    """The experiment that the arguments of ``train``, ``augment`` or ``backbone`` describe.
-
-    Raises:
-        InvDiffError: if a file is missing or a flag is of no stage.
-    """
-    options, overrides = _parser(command).parse_known_args(arguments)
-    return _experiment(command, options, overrides)
-
-
 def _parser(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m invdiff_pl {command}",

@@ -10,8 +10,6 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from invdiff_pl.adapters import Adapter, build_adapter, load_adapter
-from invdiff_pl.adapters.branch import SharedDenoiser
-from invdiff_pl.backbones.noising import predict
 from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.utils.errors import InvDiffError
 
@@ -128,25 +126,6 @@ def test_the_prediction_is_linear_in_the_scale(kind, tiny_backbone) -> None:
         adapter.set_scale(0.3)
         part = adapter.predict(*inputs())
     torch.testing.assert_close(part, frozen + 0.3 * (whole - frozen), rtol=1e-4, atol=1e-5)
-
-
-def test_several_beside_one_frozen_denoiser_predict_as_each_by_itself(tiny_backbone) -> None:
-    adapters: list[Any] = [
-        _build(kind, tiny_backbone) for kind in ("small_unet", "unet_copy", "small_unet")
-    ]
-    for adapter in adapters:
-        disturb(adapter)
-    adapters[2].set_scale(0.3)
-    expected = [adapter.predict(*inputs()) for adapter in adapters]
-    for adapter in adapters[1:]:
-        adapter.share(adapters[0].unet)
-    shared = SharedDenoiser([adapter.denoiser for adapter in adapters])
-    found = predict(shared, *inputs())
-    assert torch.equal(found, torch.stack(expected))
-    found.square().mean().backward()
-    for adapter in adapters:
-        assert all(parameter.grad is not None for parameter in adapter.parameters().values())
-        assert adapter.frozen_weights().keys() == adapters[0].unet.state_dict().keys()
 
 
 @pytest.mark.parametrize("kind", KINDS)

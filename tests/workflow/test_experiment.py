@@ -152,34 +152,6 @@ def test_the_finished_run_can_be_replayed(finished, monkeypatch, capsys) -> None
 
 
 @pytest.mark.slow
-def test_variants_killed_while_they_train_end_as_runs_that_alone_would_be_the_same(
-    finished, monkeypatch, capsys
-) -> None:
-    monkeypatch.chdir(finished[0])
-    words = ["variants", "--run-dir", "run", "--lambdas", "0", "2.5", "--scale.adapter_steps=40"]
-    words += ["--model.adapter=small_unet", "--model.adapter_settings.ratio=0.5"]
-    words += ["--adapter.data.held_out=0", "--scale.checkpoint_every=4"]
-    process = subprocess.Popen([sys.executable, "-m", "invdiff_pl", *words])
-    checkpoint = Path("run/variants/together/adapter/checkpoints/last.ckpt")
-    while not checkpoint.exists():
-        time.sleep(0.05)
-        assert process.poll() is None
-    process.terminate()
-    assert process.wait() == 143
-    assert not Path("run/variants/lambda-0/adapter").exists()
-    assert main(words) == 0
-    assert "going on from an interrupted run" in capsys.readouterr().out
-    assert main(["verify", "run/variants/together"]) == 0
-    weights = [
-        load_file(f"run/variants/lambda-{name}/adapter/adapter/adapter.safetensors")
-        for name in ("0", "2.5")
-    ]
-    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    assert main(["replay", "run/variants/lambda-2.5"]) == 0
-    assert ", 0 differ" in capsys.readouterr().out
-
-
-@pytest.mark.slow
 def test_on_two_processes_the_experiment_ends_at_the_same_environments_and_backbone_samples(
     finished, tiny_backbone, monkeypatch
 ) -> None:
