@@ -46,7 +46,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """The constructor's arguments, JSON-ready."""
+        """The constructor's arguments with which saved weights are loaded, JSON-ready."""
 
     @abstractmethod
     def set_scale(self, scale: float) -> None:
@@ -75,6 +75,15 @@ class Adapter(ABC):
     @abstractmethod
     def prepare_sampling(self, pipeline: StableDiffusionPipeline, scale: float) -> None:
         """Put the adapter at a scale into a pipeline, in its fastest form."""
+
+    @contextmanager
+    def at_scale(self, scale: float) -> Iterator[None]:
+        """At a scale, beside whatever else a pipeline's denoiser carries, and back at 1."""
+        self.set_scale(scale)
+        try:
+            yield
+        finally:
+            self.set_scale(1.0)
 
     @contextmanager
     def folded(self) -> Iterator[None]:
