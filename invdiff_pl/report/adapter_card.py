@@ -1,5 +1,6 @@
 """The model card of a trained adapter: what it was trained on, what it changes, its limits."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ Run in the folder that holds this one:
 ```python
 from invdiff_pl import InvDiffPipeline
 
-pipe = InvDiffPipeline.from_pretrained({folder!r})
-pipe({prompt!r}, {call}, invariant_scale=1.0).images[0]
+pipe = InvDiffPipeline.from_pretrained({_quoted(folder)})
+pipe({_quoted(prompt)}, {call}, invariant_scale=1.0).images[0]
 ```
 
 `invariant_scale=0` gives the backbone's images. {_stock(adapter["kind"], folder, prompt, call)}
@@ -89,16 +90,21 @@ def _call(run_dir: Path) -> str:
 
 def _stock(kind: str, folder: str, prompt: str, call: str) -> str:
     """How diffusers itself loads the folder."""
-    lora = f"pipe.load_lora_weights({folder + '/adapter'!r})\n" if kind == "lora" else ""
+    lora = f"pipe.load_lora_weights({_quoted(folder + '/adapter')})\n" if kind == "lora" else ""
     what = "backbone and adapter" if lora else "the backbone alone"
     return f"""Stock diffusers loads {what}:
 
 ```python
 from diffusers import StableDiffusionPipeline
 
-pipe = StableDiffusionPipeline.from_pretrained({folder!r}, safety_checker=None)
-{lora}pipe({prompt!r}, {call}).images[0]
+pipe = StableDiffusionPipeline.from_pretrained({_quoted(folder)}, safety_checker=None)
+{lora}pipe({_quoted(prompt)}, {call}).images[0]
 ```"""
+
+
+def _quoted(text: str) -> str:
+    """As Python writes it; JSON's strings are Python's, too."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _untrained(adapter: dict[str, Any]) -> str:
