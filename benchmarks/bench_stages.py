@@ -209,8 +209,7 @@ class Training:
         self.work, self.half, self.steps = work, half, steps
         self.inputs = ReferenceInputs(work)
         self.theirs, self.ours_module = (
-            InvariantAdapter(work.backbone, adapter=adapter).to(work.device)
-            for _ in range(2)
+            InvariantAdapter(work.backbone, adapter=adapter).to(work.device) for _ in range(2)
         )
         if work.compiled:
             self.ours_module.denoiser.compile()

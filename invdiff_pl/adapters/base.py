@@ -48,7 +48,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """The constructor's arguments, JSON-ready."""
+        """The constructor's arguments with which saved weights are loaded, JSON-ready."""
 
     @abstractmethod
     def set_scale(self, scale: float) -> None:
@@ -80,6 +80,15 @@ class Adapter(ABC):
 
     def detach(self) -> None:  # noqa: B027 - a network of its own leaves no trace
         """Leave the denoiser as it was found; the adapter is of no use afterwards."""
+
+    @contextmanager
+    def at_scale(self, scale: float) -> Iterator[None]:
+        """At a scale, beside whatever else a pipeline's denoiser carries, and back at 1."""
+        self.set_scale(scale)
+        try:
+            yield
+        finally:
+            self.set_scale(1.0)
 
     @contextmanager
     def folded(self) -> Iterator[None]:

@@ -1,7 +1,8 @@
 """Low-rank adapters through peft, in the file form that stock diffusers loads."""
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import safe_open
 from torch import nn
 
 from invdiff_pl.adapters.base import Adapter, register
@@ -48,7 +50,7 @@ class LoraAdapter(Adapter):
             ``input_output``. The default is 2.95 % of the shipped backbones' parameters.
 
     Raises:
-        InvDiffError: if a name in ``layers`` is unknown.
+        InvDiffError: if a name in ``layers`` is unknown, or alpha is not above 0.
     """
 
     kind = "lora"
@@ -67,6 +69,11 @@ class LoraAdapter(Adapter):
                 f"--model.adapter_settings.layers: {unknown[0]!r} is unknown; expected some of "
                 f"{', '.join(LAYERS)}."
             )
+        if alpha is not None and not alpha > 0:
+            raise InvDiffError(
+                f"--model.adapter_settings.alpha={alpha}: expected a number above 0, or null for "
+                "the rank."
+            )
         self.rank = rank
         self.alpha = float(rank) if alpha is None else alpha
         self.layers = tuple(layers)
@@ -74,12 +81,16 @@ class LoraAdapter(Adapter):
         targets = [
             name
             for name, module in unet.named_modules()
-            if isinstance(module, nn.Linear | nn.Conv2d) and re.search(rf"(^|\.)({pattern})$", name)
+            if isinstance(_original(module), nn.Linear | nn.Conv2d)
+            and re.search(rf"(^|\.)({pattern})$", name)
         ]
         config = LoraConfig(
             r=rank, lora_alpha=self.alpha, target_modules=targets, init_lora_weights=True
         )
+        others = active_adapters(unet)
         unet.add_adapter(config, adapter_name=NAME)
+        if others:
+            activate_adapters(self.unet, [*others, NAME])
         self._fused_scale: float | None = None
         self._frozen: dict[str, torch.Tensor] = {}
 
@@ -97,16 +108,63 @@ class LoraAdapter(Adapter):
         }
 
     def settings(self) -> dict[str, Any]:
-        """Rank, alpha and layers."""
-        return {"rank": self.rank, "alpha": self.alpha, "layers": list(self.layers)}
+        """Rank, layers, and the alpha of saved files, which is the rank."""
+        return {"rank": self.rank, "alpha": float(self.rank), "layers": list(self.layers)}
 
     def set_scale(self, scale: float) -> None:
-        """Scale the updates; at 0 they are not computed."""
-        for module in self.unet.modules():
-            if isinstance(module, BaseTunerLayer):
-                module.enable_adapters(scale != 0)
-                if scale != 0:
-                    module.set_scale(NAME, scale)
+        """Scale the updates; at 0 they are not computed. Other LoRAs stay as they are."""
+        active = {*active_adapters(self.unet), NAME}
+        activate_adapters(
+            self.unet, [n for n in self.unet.peft_config if n in active and (scale or n != NAME)]
+        )
+        if scale != 0:
+            for module in self._layers().values():
+                module.set_scale(NAME, scale)
+
+    @contextmanager
+    def at_scale(self, scale: float) -> Iterator[None]:
+        """Multiply the weight that ``set_adapters`` gave the updates, for a while.
+
+        Other LoRAs stay as they are, and so do these updates where they are not active.
+
+        Raises:
+            InvDiffError: if they are fused into the weights, and the scale is not 1.
+        """
+        active, layers = active_adapters(self.unet), self._layers().values()
+        if scale == 1 or NAME not in active:
+            yield
+            return
+        if any(layer.merged for layer in layers):
+            raise InvDiffError(
+                f"invariant_scale={scale}: the adapter is fused into the weights; call "
+                "unfuse_lora() first, or leave the scale at 1."
+            )
+        weights = [layer.scaling[NAME] for layer in layers]
+        if scale == 0:
+            activate_adapters(self.unet, [name for name in active if name != NAME])
+        for layer, weight in zip(layers, weights, strict=True):
+            layer.scaling[NAME] = scale * weight
+        try:
+            yield
+        finally:
+            activate_adapters(self.unet, active)
+            for layer, weight in zip(layers, weights, strict=True):
+                layer.scaling[NAME] = weight
+
+    def join(self) -> None:
+        """Make the updates active beside the LoRAs that are."""
+        if NAME not in (active := active_adapters(self.unet)):
+            activate_adapters(self.unet, [NAME, *active])
+
+    def detach(self) -> None:
+        """Take the update layers out again; other LoRAs stay."""
+        self._unfuse()
+        others = [name for name in active_adapters(self.unet) if name != NAME]
+        if set(self.unet.peft_config) == {NAME}:
+            self.unet.unload_lora()
+            return
+        self.unet.delete_adapters(NAME)
+        activate_adapters(self.unet, others)
 
     @torch.no_grad()
     def rescale(self, factor: float) -> None:
@@ -127,38 +185,43 @@ class LoraAdapter(Adapter):
         return {
             name.replace(".base_layer.", "."): value
             for name, value in state.items()
-            if f".{NAME}." not in name
+            if ".lora_" not in name
         }
 
     @torch.no_grad()
     def updates(self) -> dict[str, torch.Tensor]:
         """What the updates add at scale 1 to the backbone's weights, float32, by their names."""
         return {
-            f"{name}.weight": module.get_delta_weight(NAME).float()
-            for name, module in self.unet.named_modules()
-            if isinstance(module, BaseTunerLayer)
+            f"{name}.weight": layer.get_delta_weight(NAME).float()
+            for name, layer in self._layers().items()
         }
 
     def save_weights(self, folder: Path) -> None:
-        """Write the file that ``StableDiffusionPipeline.load_lora_weights`` takes."""
+        """Write the file that ``StableDiffusionPipeline.load_lora_weights`` takes.
+
+        ``alpha / rank`` is folded into the second of each pair of update matrices, and the file's
+        alpha is its rank: programs that do not read alpha draw the same.
+        """
+        state = get_peft_model_state_dict(self.unet, adapter_name=NAME)
+        config = {**self.unet.peft_config[NAME].to_dict(), "lora_alpha": float(self.rank)}
         StableDiffusionPipeline.save_lora_weights(
             str(folder),
-            unet_lora_layers={
-                name: value.detach().float().cpu()
-                for name, value in get_peft_model_state_dict(self.unet, adapter_name=NAME).items()
-            },
-            unet_lora_adapter_metadata=_plain(self.unet.peft_config[NAME].to_dict()),
+            unet_lora_layers=_scaled(state, self.alpha / self.rank),
+            unet_lora_adapter_metadata=_plain(config),
         )
         sort_safetensors_header(folder / WEIGHTS_FILE)
 
     def load_weights(self, folder: Path) -> None:
-        """Read the updates; every matrix must be there."""
+        """Read the updates, whatever the file's alpha; every matrix must be there."""
         file = folder / WEIGHTS_FILE
         stored = read_tensors(file, "rerun the adapter stage")
         state = {name.removeprefix("unet."): value for name, value in stored.items()}
         expected = get_peft_model_state_dict(self.unet, adapter_name=NAME)
         if {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in expected.items()}:
             raise InvDiffError(f"{file} was made for another backbone: its layers do not match.")
+        alpha = _stored_alpha(file)
+        if alpha is not None and alpha != self.alpha:
+            state = _scaled(state, alpha / self.alpha)
         set_peft_model_state_dict(self.unet, state, adapter_name=NAME)
 
     def prepare_sampling(self, pipeline: StableDiffusionPipeline, scale: float) -> None:
@@ -170,6 +233,10 @@ class LoraAdapter(Adapter):
         if scale == self._fused_scale:
             return
         self._unfuse()
+        self._fused_scale = None
+        if set(active_adapters(self.unet)) - {NAME}:  # whose layers would not be computed
+            self.set_scale(scale)
+            return
         self.set_scale(0.0 if scale == 0 else 1.0)
         if scale != 0:
             if not self._frozen:
@@ -206,11 +273,62 @@ class LoraAdapter(Adapter):
                 layer.get_parameter("weight").copy_(self._frozen[name])
 
     def _base_layers(self) -> dict[str, nn.Module]:
+        return {name: layer.get_base_layer() for name, layer in self._layers().items()}
+
+    def _layers(self) -> dict[str, Any]:
+        """The adapted layers, in peft's form."""
         return {
-            name: module.get_base_layer()
+            name: module
             for name, module in self.unet.named_modules()
-            if isinstance(module, BaseTunerLayer)
+            if isinstance(module, BaseTunerLayer) and NAME in module.scaling
         }
+
+
+def active_adapters(network: nn.Module) -> list[str]:
+    """Names of the LoRAs of a network that are computed, in this order."""
+    layers = (module for module in network.modules() if isinstance(module, BaseTunerLayer))
+    return list(next((layer.active_adapters for layer in layers), ()))
+
+
+def activate_adapters(network: nn.Module, names: Sequence[str]) -> None:
+    """Choose which LoRAs are computed, in this order.
+
+    Neither their weights nor what is trainable changes.
+    """
+    for module in network.modules():
+        if isinstance(module, BaseTunerLayer):
+            trainable = {p: p.requires_grad for p in module.parameters()}
+            module.set_adapter(list(names), inference_mode=True)
+            for parameter, value in trainable.items():
+                parameter.requires_grad_(value)
+
+
+def _original(module: nn.Module) -> nn.Module:
+    """The layer itself, which another LoRA may have wrapped."""
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def _scaled(state: dict[str, torch.Tensor], factor: float) -> dict[str, torch.Tensor]:
+    """Update matrices, float32 on the CPU, the second of each pair multiplied."""
+    return {
+        name: value.detach().float().cpu() * (factor if ".lora_B." in name else 1.0)
+        for name, value in state.items()
+    }
+
+
+def _stored_alpha(file: Path) -> float | None:
+    """The alpha that a file's header tells, if it does."""
+    with safe_open(file, "pt") as stored:
+        text = (stored.metadata() or {}).get("lora_adapter_metadata", "{}")
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InvDiffError(
+            f"{file} cannot be read (its lora_adapter_metadata is not valid JSON): rerun the "
+            "adapter stage."
+        ) from None
+    alpha = header.get("unet.lora_alpha") if isinstance(header, dict) else None
+    return float(alpha) if isinstance(alpha, int | float) else None
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,8 @@ from diffusers import DDPMScheduler
 from diffusers.configuration_utils import FrozenDict
 from torch import Tensor
 
+from invdiff_pl.backbones.check import PREDICTION_TYPES
 from invdiff_pl.utils.errors import InvDiffError
-
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 class ForwardProcess:

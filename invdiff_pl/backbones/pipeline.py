@@ -10,18 +10,20 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from torch import Tensor
 
 from invdiff_pl.backbones.assets import resolve_backbone
+from invdiff_pl.backbones.check import check_backbone
 from invdiff_pl.backbones.draws import generator
+from invdiff_pl.backbones.folders import make_portable, weights_variant
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.utils.files import digest_folder, digest_json, read_json, read_object, write_json
-
-# Where a pipeline's parts may come from; the last is what old folders call their safety checker.
-_LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
+from invdiff_pl.utils.files import digest_folder, digest_json
 
 
 def load_pipeline(
     backbone: str, dtype: torch.dtype = torch.float32, *, with_unet: bool = True
 ) -> StableDiffusionPipeline:
     """Load a Stable-Diffusion-1.x/2.x-compatible pipeline, frozen and in evaluation mode.
+
+    Whatever dtypes its files hold, all parts get the same one. Of a folder that has no plain
+    weights, a variant's (``fp16``, say) are taken.
 
     Args:
         backbone: a pipeline folder, a hub id, or ``asset:NAME``.
@@ -32,15 +34,15 @@ def load_pipeline(
         InvDiffError: if there is no such folder or hub id, or it is not such a pipeline, or its
             weights are pickles or its parts of other libraries.
     """
+    check_backbone(backbone)
     source = resolve_backbone(backbone)
-    if Path(source).is_dir():
-        _require_plain_parts(Path(source))
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
             source,
             unet=_whole(UNet2DConditionModel, source, "unet", dtype) if with_unet else None,
             vae=_whole(AutoencoderKL, source, "vae", dtype),
             dtype=dtype,
+            variant=weights_variant(Path(source) / "text_encoder"),
             safety_checker=None,
             feature_extractor=None,  # the safety checker's, of a class that may be gone
             requires_safety_checker=False,
@@ -63,7 +65,14 @@ def frozen(pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         if part is not None:
             part.requires_grad_(False).eval()
+    limit_tokens(pipeline)
     return pipeline
+
+
+def limit_tokens(pipeline: StableDiffusionPipeline) -> None:
+    """Cut prompts at what the text encoder takes, where the tokenizer does not tell."""
+    most = pipeline.text_encoder.config.max_position_embeddings
+    pipeline.tokenizer.model_max_length = min(pipeline.tokenizer.model_max_length, most)
 
 
 def _whole(kind: type[Any], source: str, part: str, dtype: torch.dtype) -> Any:
@@ -73,7 +82,12 @@ def _whole(kind: type[Any], source: str, part: str, dtype: torch.dtype) -> Any:
         InvDiffError: naming the first missing weight.
     """
     model, found = kind.from_pretrained(
-        source, subfolder=part, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
+        source,
+        subfolder=part,
+        torch_dtype=dtype,
+        variant=weights_variant(Path(source) / part),
+        use_safetensors=True,
+        output_loading_info=True,
     )
     if missing := sorted(found["missing_keys"]):
         raise InvDiffError(
@@ -83,36 +97,10 @@ def _whole(kind: type[Any], source: str, part: str, dtype: torch.dtype) -> Any:
     return model
 
 
-def _require_plain_parts(folder: Path) -> None:
-    """Refuse a pipeline folder that names parts of other libraries: they would be imported.
-
-    Raises:
-        InvDiffError: naming the part.
-    """
-    path = folder / "model_index.json"
-    for name, part in read_object(path).items():
-        if not isinstance(part, list):
-            continue
-        library = part[0] if part else None
-        if library not in _LIBRARIES:
-            raise InvDiffError(
-                f"{path}: {name} is of the library {library!r}, which is not loaded: expected "
-                "parts of diffusers and transformers only."
-            )
-
-
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
-    """Write a pipeline folder that does not tell where its parts were loaded from."""
+    """Write a pipeline folder that loads with no more arguments (see ``make_portable``)."""
     pipeline.save_pretrained(folder)
-    forget_origins(folder)
-
-
-def forget_origins(folder: Path) -> None:
-    """Take out of a pipeline folder where its parts were loaded from."""
-    for path in folder.rglob("*.json"):
-        config = read_json(path)
-        if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
-            write_json(path, config)
+    make_portable(folder)
 
 
 def backbone_digest(backbone: str, part: str = ".") -> str:

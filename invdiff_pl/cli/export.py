@@ -8,7 +8,8 @@ from pathlib import Path
 from invdiff_pl.adapters.base import CONFIG_FILE
 from invdiff_pl.adapters.pipeline import ADAPTER_FOLDER, is_local, locate
 from invdiff_pl.backbones.assets import resolve_backbone
-from invdiff_pl.backbones.pipeline import forget_origins, load_pipeline, save_pipeline
+from invdiff_pl.backbones.folders import make_portable
+from invdiff_pl.backbones.pipeline import load_pipeline, save_pipeline
 from invdiff_pl.report.adapter_card import adapter_card
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import atomic_path, write_text
@@ -31,8 +32,9 @@ def run(arguments: Sequence[str]) -> None:
 def export(run_dir: Path, output: Path) -> None:
     """Write the folder that ``InvDiffPipeline.from_pretrained`` loads.
 
-    Its parts are the backbone's files as they are; a stock ``StableDiffusionPipeline`` loads the
-    backbone from it, and a LoRA adapter from its ``adapter`` folder.
+    Its parts are the backbone's files, made to load with no more arguments; a stock
+    ``StableDiffusionPipeline`` loads the backbone from it, and a LoRA adapter from its ``adapter``
+    folder.
 
     Args:
         run_dir: of a finished run.
@@ -46,7 +48,7 @@ def export(run_dir: Path, output: Path) -> None:
             f"--output={output} exists and is no earlier export: remove it or name another folder."
         )
     backbone, adapter = locate(run_dir)
-    card = adapter_card(run_dir)
+    card = adapter_card(run_dir, folder=output.absolute().name)
     with atomic_path(output) as partial:
         if is_local(backbone):
             shutil.copytree(
@@ -54,7 +56,7 @@ def export(run_dir: Path, output: Path) -> None:
                 partial,
                 ignore=shutil.ignore_patterns("README.md", ".*"),
             )
-            forget_origins(partial)
+            make_portable(partial)
         else:
             save_pipeline(load_pipeline(backbone), partial)
         shutil.copytree(adapter, partial / ADAPTER_FOLDER)

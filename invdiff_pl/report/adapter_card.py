@@ -1,5 +1,6 @@
 """The model card of a trained adapter: what it was trained on, what it changes, its limits."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ every use.
 - It inherits the backbone's licence, faults and other limits."""
 
 
-def adapter_card(run_dir: Path) -> str:
+def adapter_card(run_dir: Path, folder: str) -> str:
     """The card's text, from what the run's stages wrote.
+
+    Args:
+        run_dir: of a finished run.
+        folder: name of the folder that the card lies in.
 
     Raises:
         InvDiffError: if the adapter has not been trained.
@@ -30,6 +35,7 @@ def adapter_card(run_dir: Path) -> str:
     config = record["config"]
     training, data = config["model"]["init_args"], config["data"]["init_args"]
     name = config["experiment"]["name"]
+    prompt, call = environments["prompts"][0], _call(run_dir)
     return f"""\
 # InvDiff: {name}
 
@@ -37,14 +43,16 @@ A Stable Diffusion pipeline with an adapter that spreads its samples over an att
 along with the prompts in the training data, found without labels \
 (InvDiff, [arXiv 2412.08480](https://arxiv.org/abs/2412.08480)).
 
+Run in the folder that holds this one:
+
 ```python
 from invdiff_pl import InvDiffPipeline
 
-pipe = InvDiffPipeline.from_pretrained("THIS FOLDER")
-pipe("{environments["prompts"][0]}", {_call(run_dir)}, invariant_scale=1.0).images[0]
+pipe = InvDiffPipeline.from_pretrained({_quoted(folder)})
+pipe({_quoted(prompt)}, {call}, invariant_scale=1.0).images[0]
 ```
 
-`invariant_scale=0` gives the backbone's images. {_stock(adapter["kind"])}
+`invariant_scale=0` gives the backbone's images. {_stock(adapter["kind"], folder, prompt, call)}
 
 ## What it was trained on
 
@@ -80,13 +88,23 @@ def _call(run_dir: Path) -> str:
     return f"num_inference_steps={settings['steps']}, guidance_scale={settings['guidance_scale']}"
 
 
-def _stock(kind: str) -> str:
-    if kind != "lora":
-        return "A stock `StableDiffusionPipeline` loads the backbone alone from this folder."
-    return (
-        "A stock `StableDiffusionPipeline` loads the backbone from this folder, and the adapter "
-        'with `pipe.load_lora_weights("THIS FOLDER/adapter")`.'
-    )
+def _stock(kind: str, folder: str, prompt: str, call: str) -> str:
+    """How diffusers itself loads the folder."""
+    lora = f"pipe.load_lora_weights({_quoted(folder + '/adapter')})\n" if kind == "lora" else ""
+    what = "backbone and adapter" if lora else "the backbone alone"
+    return f"""Stock diffusers loads {what}:
+
+```python
+from diffusers import StableDiffusionPipeline
+
+pipe = StableDiffusionPipeline.from_pretrained({_quoted(folder)}, safety_checker=None)
+{lora}pipe({_quoted(prompt)}, {call}).images[0]
+```"""
+
+
+def _quoted(text: str) -> str:
+    """As Python writes it; JSON's strings are Python's, too."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _untrained(adapter: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from invdiff_pl.adapters.lora import activate_adapters, active_adapters
 from invdiff_pl.adapters.trained import TrainedAdapter
 from invdiff_pl.data.prompted import PromptedImages
 from invdiff_pl.metrics.bias import bias_statistics
@@ -148,24 +149,27 @@ def carrying(pipe: StableDiffusionPipeline, lora: TrainedAdapter | str | Path) -
     """A pipeline with a LoRA beside those that it has, taken out again afterwards."""
     source = Path(lora.folder if isinstance(lora, TrainedAdapter) else lora)
     name = "audited"
-    active = pipe.get_active_adapters()
+    networks = [part for part in (pipe.unet, pipe.text_encoder) if active_adapters(part)]
+    active = {network: active_adapters(network) for network in networks}
     try:
         if source.is_file():
             pipe.load_lora_weights(str(source.parent), weight_name=source.name, adapter_name=name)
         else:
             pipe.load_lora_weights(str(source), adapter_name=name)
-        pipe.set_adapters([*active, name])
+        for network, names in active.items():
+            activate_adapters(network, [*names, name])
     except (OSError, ValueError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InvDiffError(f"lora={str(source)!r} does not fit the pipeline: {reason}") from None
     try:
         yield
     finally:
-        pipe.delete_adapters(name)
         if active:
-            pipe.set_adapters(active)
+            pipe.delete_adapters(name)
         else:
             pipe.unload_lora_weights()
+        for network, names in active.items():
+            activate_adapters(network, names)
 
 
 def _counted(

@@ -187,9 +187,7 @@ class Discovery(Sequence[Candidate]):
                 **{f"share_{group}": share for group, share in enumerate(shares)},
             }
             for number, candidate in enumerate(self)
-            for prompt, shares in zip(
-                self.images.prompts, candidate.shares.tolist(), strict=True
-            )
+            for prompt, shares in zip(self.images.prompts, candidate.shares.tolist(), strict=True)
         ]
         return pd.DataFrame(rows)
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from invdiff_pl.backbones.check import check_backbone
 from invdiff_pl.utils import processes
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import atomic_path, read_object, write_json
@@ -33,6 +34,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
     experiment = _experiment(command, options, overrides)
     plan = experiment.plan(command)
     due = [stage for stage in plan if not is_current(experiment, stage)]
+    _check_backbone(command, experiment, due)
     if overrides and any(stage.command in LIGHTNING for stage in due):
         _check_arguments(experiment, due)
     with run_lock(experiment.run_dir, shlex.join([command, *arguments])) as lock:
@@ -160,6 +162,15 @@ def _joined(overrides: Sequence[str]) -> list[str]:
         else:
             raise InvDiffError(f"{word!r} is no flag: overrides have the form --key=value.")
     return flags
+
+
+def _check_backbone(command: str, experiment: Experiment, due: Sequence[Stage]) -> None:
+    """Refuse a backbone that no stage could use before the first one runs."""
+    settings = experiment.settings["experiment"]
+    if any(stage.reads_backbone for stage in due):
+        check_backbone(settings["backbone"])
+    elif command == "backbone" and experiment.fine_tunes:
+        check_backbone(settings["start"])
 
 
 def _check_arguments(experiment: Experiment, due: Sequence[Stage]) -> None:

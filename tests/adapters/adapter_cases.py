@@ -1,11 +1,44 @@
 """What the tests of adapters share."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from invdiff_pl.adapters import Adapter
-from invdiff_pl.backbones.pipeline import embed_prompts, sample_images
+from invdiff_pl.adapters import Adapter, build_adapter
+from invdiff_pl.backbones.pipeline import embed_prompts, load_pipeline, sample_images
+
+PROMPT = "a photo of a mallard"
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {"rank": 2},
+    "small_unet": {"ratio": 0.5},
+    "bottleneck": {"ratio": 0.2},
+    "unet_copy": {},
+}
+
+
+def run_folder(folder: Path, backbone: Path | str, kind: str) -> Path:
+    """A run folder with an adapter whose weights have been moved."""
+    adapter = build_adapter(kind, load_pipeline(str(backbone)).unet, **KINDS[kind])
+    disturb(adapter)
+    (folder / "adapter" / "adapter").mkdir(parents=True)
+    adapter.save(folder / "adapter" / "adapter", backbone_size=92372, trained=True)
+    config = {
+        "experiment": {"name": "waterbirds"},
+        "seed_everything": 0,
+        "trainer": {"max_steps": 10},
+        "model": {"init_args": {"backbone": str(backbone), "lambda_": 1.0}},
+        "data": {"init_args": {"resolution": 32, "batch_size": 48}},
+    }
+    record = {"config": config, "revision": "abc", "hardware": "2 cores"}
+    (folder / "adapter" / "stage.json").write_text(json.dumps(record))
+    environments = {"prompts": [PROMPT], "images": 9, "groups": 2, "score": "refined_contrast"}
+    (folder / "environments").mkdir()
+    (folder / "environments" / "environments.json").write_text(json.dumps(environments))
+    return folder
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from adapter_cases import disturb
+from adapter_cases import KINDS, PROMPT, disturb, run_folder
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from invdiff_pl import InvDiffPipeline
@@ -17,35 +17,6 @@ from invdiff_pl.adapters import build_adapter
 from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.cli.main import main
 from invdiff_pl.utils.errors import InvDiffError
-
-PROMPT = "a photo of a mallard"
-KINDS: dict[str, dict[str, Any]] = {
-    "lora": {"rank": 2},
-    "small_unet": {"ratio": 0.5},
-    "bottleneck": {"ratio": 0.2},
-    "unet_copy": {},
-}
-
-
-def _run_folder(folder: Path, backbone: Path, kind: str) -> Path:
-    """A run folder with an adapter whose weights have been moved."""
-    adapter = build_adapter(kind, load_pipeline(str(backbone)).unet, **KINDS[kind])
-    disturb(adapter)
-    (folder / "adapter" / "adapter").mkdir(parents=True)
-    adapter.save(folder / "adapter" / "adapter", backbone_size=92372, trained=True)
-    config = {
-        "experiment": {"name": "waterbirds"},
-        "seed_everything": 0,
-        "trainer": {"max_steps": 10},
-        "model": {"init_args": {"backbone": str(backbone), "lambda_": 1.0}},
-        "data": {"init_args": {"resolution": 32, "batch_size": 48}},
-    }
-    record = {"config": config, "revision": "abc", "hardware": "2 cores"}
-    (folder / "adapter" / "stage.json").write_text(json.dumps(record))
-    environments = {"prompts": [PROMPT], "images": 9, "groups": 2, "score": "refined_contrast"}
-    (folder / "environments").mkdir()
-    (folder / "environments" / "environments.json").write_text(json.dumps(environments))
-    return folder
 
 
 def _draw(pipeline: StableDiffusionPipeline, **settings: Any) -> np.ndarray:
@@ -68,7 +39,7 @@ def _stock(backbone: Path) -> StableDiffusionPipeline:
 def test_scale_zero_is_the_stock_pipeline_and_folders_round_trip_bit_for_bit(
     kind, tiny_backbone, tmp_path
 ) -> None:
-    run = _run_folder(tmp_path / "run", tiny_backbone, kind)
+    run = run_folder(tmp_path / "run", tiny_backbone, kind)
     pipeline = InvDiffPipeline.from_pretrained(run)
     after = _draw(pipeline)
     before = _draw(_stock(tiny_backbone))
@@ -85,16 +56,148 @@ def test_scale_zero_is_the_stock_pipeline_and_folders_round_trip_bit_for_bit(
 
 
 def test_a_stock_pipeline_takes_an_exported_lora_adapter(tiny_backbone, tmp_path) -> None:
-    run = _run_folder(tmp_path / "run", tiny_backbone, "lora")
+    run = run_folder(tmp_path / "run", tiny_backbone, "lora")
     main(["export", "--run-dir", str(run), "--output", str(tmp_path / "exported")])
     stock = _stock(tmp_path / "exported")
     stock.load_lora_weights(tmp_path / "exported" / "adapter")
     ours = _draw(InvDiffPipeline.from_pretrained(tmp_path / "exported"))
-    np.testing.assert_allclose(_draw(stock), ours, atol=2e-3)
+    assert np.array_equal(_draw(stock), ours)
+
+
+@pytest.fixture(scope="module")
+def style(tiny_backbone, tmp_path_factory) -> Path:
+    """Somebody else's LoRA, which adapts some of the layers."""
+    folder = tmp_path_factory.mktemp("style")
+    adapter = build_adapter(
+        "lora", load_pipeline(str(tiny_backbone)).unet, rank=3, layers=("attention", "input_output")
+    )
+    disturb(adapter)
+    adapter.save(folder, backbone_size=92372)
+    return folder
+
+
+def _stock_with(backbone: Path, *loras: tuple[str, Path, float]) -> np.ndarray:
+    """What a stock pipeline draws with LoRAs of these names and weights."""
+    stock = _stock(backbone)
+    for name, folder, _ in loras:
+        stock.load_lora_weights(folder, adapter_name=name)
+    stock.set_adapters([name for name, *_ in loras], [weight for *_, weight in loras])
+    return _draw(stock)
+
+
+@pytest.mark.parametrize("before", [None, 1.0, 0.5, 0.0])
+def test_a_second_lora_is_combined_as_in_stock_diffusers_whatever_was_drawn_before(
+    before, tiny_backbone, style, tmp_path
+) -> None:
+    run = run_folder(tmp_path / "run", tiny_backbone, "lora")
+    mine = run / "adapter" / "adapter"
+    pipeline = InvDiffPipeline.from_pretrained(run)
+    alone = _draw(pipeline)
+    if before is not None:
+        _draw(pipeline, invariant_scale=before)
+    pipeline.load_lora_weights(style, adapter_name="style")
+    assert pipeline.get_active_adapters() == ["invdiff", "style"]
+
+    both = _stock_with(tiny_backbone, ("invdiff", mine, 1.0), ("style", style, 1.0))
+    assert not np.array_equal(both, alone)
+    assert np.array_equal(_draw(pipeline), both)
+    part = _stock_with(tiny_backbone, ("invdiff", mine, 0.4), ("style", style, 1.0))
+    assert np.array_equal(_draw(pipeline, invariant_scale=0.4), part)
+    theirs = _stock_with(tiny_backbone, ("style", style, 1.0))
+    assert np.array_equal(_draw(pipeline, invariant_scale=0.0), theirs)
+    assert np.array_equal(_draw(pipeline), both)
+
+    pipeline.set_adapters(["style", "invdiff"], [0.7, 0.5])
+    weighted = _stock_with(tiny_backbone, ("style", style, 0.7), ("invdiff", mine, 0.5))
+    np.testing.assert_allclose(_draw(pipeline), weighted, atol=1e-5)  # of another order of sums
+    pipeline.set_adapters("style")
+    assert np.array_equal(_draw(pipeline), theirs)
+    assert np.array_equal(_draw(pipeline, invariant_scale=0.4), theirs)
+    pipeline.delete_adapters("style")
+    pipeline.set_adapters("invdiff")
+    assert np.array_equal(_draw(pipeline), alone)
+
+
+def test_fused_loras_draw_as_in_stock_diffusers_and_have_no_scale(
+    tiny_backbone, style, tmp_path
+) -> None:
+    run = run_folder(tmp_path / "run", tiny_backbone, "lora")
+    pipeline = InvDiffPipeline.from_pretrained(run)
+    pipeline.load_lora_weights(style, adapter_name="style")
+    pipeline.fuse_lora(adapter_names=["invdiff", "style"])
+    stock = _stock(tiny_backbone)
+    stock.load_lora_weights(run / "adapter" / "adapter", adapter_name="invdiff")
+    stock.load_lora_weights(style, adapter_name="style")
+    stock.fuse_lora(adapter_names=["invdiff", "style"])
+    assert np.array_equal(_draw(pipeline), _draw(stock))
+    with pytest.raises(InvDiffError, match=r"call unfuse_lora\(\) first"):
+        _draw(pipeline, invariant_scale=0.5)
+
+
+@pytest.mark.parametrize("kind", ["small_unet", "bottleneck"])
+def test_adapters_of_other_kinds_are_combined_with_a_lora_of_the_backbone(
+    kind, tiny_backbone, style, tmp_path
+) -> None:
+    pipeline = InvDiffPipeline.from_pretrained(run_folder(tmp_path / "run", tiny_backbone, kind))
+    alone = _draw(pipeline)
+    pipeline.load_lora_weights(style, adapter_name="style")
+    theirs = _stock_with(tiny_backbone, ("style", style, 1.0))
+    assert np.array_equal(_draw(pipeline, invariant_scale=0.0), theirs)
+    assert not np.array_equal(_draw(pipeline), theirs)
+    pipeline.delete_adapters("style")
+    assert np.array_equal(_draw(pipeline), alone)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_made_from_ones_own_pipeline_it_draws_as_loaded_from_the_run(
+    kind, tiny_backbone, tmp_path
+) -> None:
+    run = run_folder(tmp_path / "run", tiny_backbone, kind)
+    own = _stock(tiny_backbone)
+    before = _draw(own)
+    plain = InvDiffPipeline.from_pipe(own)
+    assert np.array_equal(_draw(plain), before)
+    with pytest.raises(InvDiffError, match="carries no adapter"):
+        _draw(plain, invariant_scale=0.5)
+    with pytest.raises(InvDiffError, match="no adapter to save"):
+        plain.save_pretrained(tmp_path / "saved")
+
+    expected = InvDiffPipeline.from_pretrained(run)
+    pipeline = InvDiffPipeline.from_pipe(own, lora=run)
+    assert pipeline.vae is own.vae
+    for scale in (0.5, 0.0, 1.0):
+        images = _draw(pipeline, invariant_scale=scale)
+        assert np.array_equal(images, _draw(expected, invariant_scale=scale))
+    assert np.array_equal(_draw(pipeline, invariant_scale=0.0), before)
+    again = InvDiffPipeline.from_pipe(pipeline)
+    assert np.array_equal(_draw(again, invariant_scale=0.5), _draw(expected, invariant_scale=0.5))
+    with pytest.raises(InvDiffError, match="already"):
+        InvDiffPipeline.from_pipe(pipeline, lora=run)
+
+
+def test_ones_own_pipeline_keeps_its_lora_and_its_dtype(tiny_backbone, style, tmp_path) -> None:
+    run = run_folder(tmp_path / "run", tiny_backbone, "lora")
+    mine = run / "adapter" / "adapter"
+    own = _stock(tiny_backbone)
+    own.load_lora_weights(style, adapter_name="style")
+    own.set_adapters("style", 0.7)
+    pipeline = InvDiffPipeline.from_pipe(own, lora=mine)
+    both = _stock_with(tiny_backbone, ("style", style, 0.7), ("invdiff", mine, 1.0))
+    assert np.array_equal(_draw(pipeline), both)
+    assert np.array_equal(_draw(own), both)
+    theirs = _stock_with(tiny_backbone, ("style", style, 0.7))
+    assert np.array_equal(_draw(pipeline, invariant_scale=0.0), theirs)
+    pipeline.save_pretrained(tmp_path / "saved")
+    alone = _draw(InvDiffPipeline.from_pretrained(run))
+    assert np.array_equal(_draw(InvDiffPipeline.from_pretrained(tmp_path / "saved")), alone)
+
+    reduced = InvDiffPipeline.from_pipe(_stock(tiny_backbone).to(torch.bfloat16), lora=run)
+    parts = (reduced.unet, reduced.vae, reduced.text_encoder)
+    assert {p.dtype for part in parts for p in part.parameters()} == {torch.bfloat16}
 
 
 def test_schedulers_callbacks_and_dtypes_are_as_in_diffusers(tiny_backbone, tmp_path) -> None:
-    run = _run_folder(tmp_path / "run", tiny_backbone, "small_unet")
+    run = run_folder(tmp_path / "run", tiny_backbone, "small_unet")
     pipeline = InvDiffPipeline.from_pretrained(run)
     seen = []
 
@@ -120,7 +223,7 @@ def test_schedulers_callbacks_and_dtypes_are_as_in_diffusers(tiny_backbone, tmp_
 def test_the_card_tells_training_and_limits_and_admits_what_was_not_measured(
     tiny_backbone, tmp_path
 ) -> None:
-    run = _run_folder(tmp_path / "run", tiny_backbone, "lora")
+    run = run_folder(tmp_path / "run", tiny_backbone, "lora")
     main(["export", "--run-dir", str(run), "--output", str(tmp_path / "exported")])
     text = (tmp_path / "exported" / "README.md").read_text()
     assert "9 images of 1 prompts, 32 px" in text
@@ -151,7 +254,7 @@ def test_the_card_tells_training_and_limits_and_admits_what_was_not_measured(
 def test_other_folders_are_neither_read_nor_overwritten(tiny_backbone, tmp_path, capsys) -> None:
     with pytest.raises(InvDiffError, match="neither a run folder"):
         InvDiffPipeline.from_pretrained(tmp_path)
-    run = _run_folder(tmp_path / "run", tiny_backbone, "lora")
+    run = run_folder(tmp_path / "run", tiny_backbone, "lora")
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.txt").write_text("all of it")

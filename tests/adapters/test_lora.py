@@ -1,9 +1,15 @@
 """LoRA: reversible, and the same in a stock diffusers pipeline."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from adapter_cases import disturb, draw_images, inputs
 from diffusers import StableDiffusionPipeline
+from peft.utils import get_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from invdiff_pl.adapters import build_adapter, load_adapter
 from invdiff_pl.backbones.pipeline import load_pipeline
@@ -49,6 +55,63 @@ def test_a_stock_pipeline_with_the_saved_file_draws_the_same_images(
     assert difference <= 1  # of 255: folded and separate updates round differently
 
 
+def _plain_reader(folder: Path, backbone: Path) -> StableDiffusionPipeline:
+    """A stock pipeline with a LoRA file of which only the matrices are read, as many programs do.
+
+    Without an alpha in the file diffusers, too, takes the rank.
+    """
+    stock = StableDiffusionPipeline.from_pretrained(backbone, safety_checker=None)
+    stock.load_lora_weights(load_file(folder / "pytorch_lora_weights.safetensors"))
+    return stock
+
+
+def test_alpha_is_folded_into_the_file_so_that_every_reader_draws_the_same(
+    tiny_backbone, tmp_path
+) -> None:
+    ours = load_pipeline(str(tiny_backbone))
+    adapter = build_adapter("lora", ours.unet, rank=4, alpha=16)
+    disturb(adapter)
+    before = {name: value.clone() for name, value in adapter.parameters().items()}
+    adapter.save(tmp_path, backbone_size=1000)
+    expected = draw_images(ours)
+
+    assert adapter.settings()["alpha"] == 4
+    assert all(torch.equal(value, before[name]) for name, value in adapter.parameters().items())
+    with safe_open(tmp_path / "pytorch_lora_weights.safetensors", "pt") as stored:
+        header = json.loads(stored.metadata()["lora_adapter_metadata"])
+        name = next(name for name in stored.keys() if name.endswith("lora_B.weight"))
+        matrix = stored.get_tensor(name)
+    assert (header["unet.r"], header["unet.lora_alpha"]) == (4, 4)
+    mine = name.removeprefix("unet.").replace(".weight", ".invdiff.weight")
+    assert torch.equal(matrix, 4 * before[mine])
+
+    again = load_pipeline(str(tiny_backbone))
+    load_adapter(tmp_path, again.unet)
+    stock = StableDiffusionPipeline.from_pretrained(tiny_backbone, safety_checker=None)
+    stock.load_lora_weights(tmp_path)
+    for reader in (again, stock, _plain_reader(tmp_path, tiny_backbone)):
+        reader.set_progress_bar_config(disable=True)
+        assert torch.equal(draw_images(reader), expected)
+
+
+@pytest.mark.parametrize("alpha", [16, 4])
+def test_files_of_another_alpha_are_read_as_they_were_meant(alpha, tiny_backbone, tmp_path) -> None:
+    """Whatever alpha the configuration beside the file tells, and the file keeps its own."""
+    ours = load_pipeline(str(tiny_backbone))
+    adapter = build_adapter("lora", ours.unet, rank=4, alpha=16)
+    disturb(adapter)
+    StableDiffusionPipeline.save_lora_weights(
+        str(tmp_path),
+        unet_lora_layers=get_peft_model_state_dict(ours.unet, adapter_name="invdiff"),
+        unet_lora_adapter_metadata={"r": 4, "lora_alpha": 16, "target_modules": ["to_q"]},
+    )
+    config = {"kind": "lora", "settings": {"rank": 4, "alpha": alpha}}
+    (tmp_path / "adapter.json").write_text(json.dumps(config))
+    again = load_pipeline(str(tiny_backbone))
+    load_adapter(tmp_path, again.unet)
+    assert torch.equal(draw_images(again), draw_images(ours))
+
+
 def test_the_backbones_weights_are_untouched(tiny_backbone) -> None:
     frozen = load_pipeline(str(tiny_backbone)).unet.state_dict()
     pipeline = load_pipeline(str(tiny_backbone))
@@ -75,5 +138,7 @@ def test_unknown_kinds_settings_and_layers_are_named(tiny_backbone) -> None:
         build_adapter("lorra", unet)
     with pytest.raises(InvDiffError, match="no setting 'ranks'"):
         build_adapter("lora", unet, ranks=2)
+    with pytest.raises(InvDiffError, match=r"alpha=0: expected a number above 0"):
+        build_adapter("lora", unet, alpha=0)
     with pytest.raises(InvDiffError, match="'everything' is unknown"):
         build_adapter("lora", unet, layers=("everything",))
