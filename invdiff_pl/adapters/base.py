@@ -35,7 +35,9 @@ class Adapter(ABC):
     def __init__(self, unet: UNet2DConditionModel) -> None:
         self.unet = unet
         # Of the frozen denoiser, before anything is injected into it.
-        self.backbone_size = sum(parameter.numel() for parameter in unet.parameters())
+        self.backbone_size = sum(
+            value.numel() for name, value in unet.named_parameters() if ".lora_" not in name
+        )
 
     @property
     @abstractmethod

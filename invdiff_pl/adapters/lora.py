@@ -113,10 +113,8 @@ class LoraAdapter(Adapter):
 
     def set_scale(self, scale: float) -> None:
         """Scale the updates; at 0 they are not computed. Other LoRAs stay as they are."""
-        active = {*active_adapters(self.unet), NAME}
-        activate_adapters(
-            self.unet, [n for n in self.unet.peft_config if n in active and (scale or n != NAME)]
-        )
+        active = {*active_adapters(self.unet), NAME} - (set() if scale else {NAME})
+        activate_adapters(self.unet, [name for name in self.unet.peft_config if name in active])
         if scale != 0:
             for module in self._layers().values():
                 module.set_scale(NAME, scale)

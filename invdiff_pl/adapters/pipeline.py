@@ -37,6 +37,7 @@ class InvDiffPipeline(StableDiffusionPipeline):
     """
 
     adapter: Adapter | None = None
+    unet: Any
 
     @classmethod
     def from_pretrained(
@@ -86,8 +87,8 @@ class InvDiffPipeline(StableDiffusionPipeline):
         Args:
             pipeline: one's own. Its denoiser is changed in place: with a LoRA adapter the given
                 pipeline draws with it, too (see ``disable_lora`` and ``set_adapters``).
-            lora: a trained adapter, or the folder of one, of a run or of an export. Without it the adapter is
-                the one that the given pipeline carries.
+            lora: a trained adapter, or the folder of one, of a run or of an export. Without it the
+                adapter is the one that the given pipeline carries.
             kwargs: as of ``DiffusionPipeline.from_pipe``; the dtype is the denoiser's if not given.
 
         Raises:

@@ -25,7 +25,7 @@ def run_folder(folder: Path, backbone: Path | str, kind: str) -> Path:
     adapter = build_adapter(kind, load_pipeline(str(backbone)).unet, **KINDS[kind])
     disturb(adapter)
     (folder / "adapter" / "adapter").mkdir(parents=True)
-    adapter.save(folder / "adapter" / "adapter", backbone_size=92372, trained=True)
+    adapter.save(folder / "adapter" / "adapter", trained=True)
     config = {
         "experiment": {"name": "waterbirds"},
         "seed_everything": 0,

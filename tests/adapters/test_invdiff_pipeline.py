@@ -72,7 +72,7 @@ def style(tiny_backbone, tmp_path_factory) -> Path:
         "lora", load_pipeline(str(tiny_backbone)).unet, rank=3, layers=("attention", "input_output")
     )
     disturb(adapter)
-    adapter.save(folder, backbone_size=92372)
+    adapter.save(folder)
     return folder
 
 

@@ -72,14 +72,14 @@ def test_alpha_is_folded_into_the_file_so_that_every_reader_draws_the_same(
     adapter = build_adapter("lora", ours.unet, rank=4, alpha=16)
     disturb(adapter)
     before = {name: value.clone() for name, value in adapter.parameters().items()}
-    adapter.save(tmp_path, backbone_size=1000)
+    adapter.save(tmp_path)
     expected = draw_images(ours)
 
     assert adapter.settings()["alpha"] == 4
     assert all(torch.equal(value, before[name]) for name, value in adapter.parameters().items())
     with safe_open(tmp_path / "pytorch_lora_weights.safetensors", "pt") as stored:
         header = json.loads(stored.metadata()["lora_adapter_metadata"])
-        name = next(name for name in stored.keys() if name.endswith("lora_B.weight"))
+        name = next(name for name in set(stored.keys()) if name.endswith("lora_B.weight"))
         matrix = stored.get_tensor(name)
     assert (header["unet.r"], header["unet.lora_alpha"]) == (4, 4)
     mine = name.removeprefix("unet.").replace(".weight", ".invdiff.weight")
