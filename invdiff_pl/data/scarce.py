@@ -6,6 +6,8 @@ from invdiff_pl.data.index import ImageIndex
 from invdiff_pl.utils.errors import InvDiffError
 
 _NAMED = 5
+# Images of a prompt on average, from which on captions are prompts that repeat.
+_REPEATED = 3
 ONE_PROMPT = (
     "there is one prompt only: a bias is told by how prompts differ, so that none is tested for, "
     "and nothing is trained unless --model.train_without_bias=true"
@@ -50,12 +52,14 @@ def without_rare_prompts(
 
 def _too_few(index: ImageIndex, counts: torch.Tensor, least: int) -> str:
     total, prompts = int(counts.sum()), len(index.prompts)
-    if prompts == 1:
-        return (
-            f"{index.root} has {total} images to train on of the prompt {index.prompts[0]!r}, "
-            f"fewer than {least} (--data.min_images_per_prompt): add images."
-        )
     enough = int((counts >= least).sum())
+    if total >= _REPEATED * prompts:
+        most = int(counts.argmax())
+        return (
+            f"{index.root} has {total} images to train on, of {prompts} prompts, and "
+            f"{enough or 'none'} of them with {least} or more (most has {index.prompts[most]!r}, "
+            f"{int(counts[most])}): add images, or lower --data.min_images_per_prompt={least}."
+        )
     how = "occur once each" if int(counts.max()) == 1 else "hardly repeat"
     return (
         f"{index.root}: captions {how}, {prompts} captions of {len(index)} images, and "

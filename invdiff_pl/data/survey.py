@@ -124,7 +124,8 @@ def _judge_files(found: Survey, data: BiasedDataModule) -> None:
     total = sum(tally.count for tally in found.broken.values())
     for kind, tally in found.broken.items():
         if tally.count and data.broken == "fail":
-            found.mend.append(f"{tally.count} {KINDS[kind]}: {tally}")
+            follow = ". Read them with --data.links=follow" if kind == "outside" else ""
+            found.mend.append(f"{tally.count} {KINDS[kind]}: {tally}{follow}")
     if total and data.broken == "fail":
         found.mend[-1] += (
             ". Restore the files, remove their rows, or leave them out with --data.broken=skip"
@@ -141,6 +142,8 @@ def _judge_files(found: Survey, data: BiasedDataModule) -> None:
 
 
 def _judge_groups(found: Survey, usable: ImageIndex, least: int) -> None:
+    if not len(usable):
+        return  # told of the files
     try:
         rest, _, told = without_rare_prompts(usable, least)
     except InvDiffError as error:

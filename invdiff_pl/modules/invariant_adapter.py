@@ -36,9 +36,9 @@ from invdiff_pl.utils.files import atomic_path
 
 DEFAULT_ADAPTER = "lora"
 WEIGHTINGS = ("none", "min_snr")
-NO_BIAS = (
-    "the inference found no bias, so the adapter is left untrained, a no-op; "
-    "--model.train_without_bias=true trains it all the same"
+UNTRAINED = (
+    "{why}, so the adapter is left untrained, a no-op; --model.train_without_bias=true trains it "
+    "all the same"
 )
 
 
@@ -63,7 +63,8 @@ class InvariantAdapter(pl.LightningModule):
 
     By default that is ``mean_g L_g + lambda Var_g L_g``, on the DataModule's batches, which are
     balanced over (prompt, environment) and whose pairs share timestep and noise. Checkpoints hold
-    the adapter only. Where the inference says that it found no bias nothing is trained.
+    the adapter only. Where the inference found no bias, or could not test for one, nothing is
+    trained.
 
     Args:
         backbone: pipeline folder, hub id or ``asset:NAME``.
@@ -84,7 +85,7 @@ class InvariantAdapter(pl.LightningModule):
         loss_weighting: ``none``, or ``min_snr``.
         min_snr_gamma: of ``min_snr``.
         gradient_checkpointing: recompute activations, for less memory and more time.
-        train_without_bias: train although the inference found no bias.
+        train_without_bias: train although the inference found no bias or could not test for one.
         seed: of the adapter's weights and of all draws.
     """
 
@@ -155,8 +156,13 @@ class InvariantAdapter(pl.LightningModule):
             inferred.timestep_weights,
         )
         self.draws = data.draws
-        self.trains = inferred.bias_found is not False or chosen.train_without_bias
+        self.withheld = None if chosen.train_without_bias else inferred.withheld
         self._sums: tuple[int, Tensor | None] = (-1, None)
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train on; known from :meth:`setup` on."""
+        return self.withheld is None
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """What is trained, and averaged by the EMA callback."""
@@ -164,8 +170,8 @@ class InvariantAdapter(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Stop at once where there is no bias to mitigate."""
-        if not self.trains:
-            rank_zero_only(print)(NO_BIAS)
+        if self.withheld is not None:
+            rank_zero_only(print)(UNTRAINED.format(why=self.withheld))
             self.trainer.should_stop = True
 
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
@@ -309,7 +315,9 @@ class InvariantAdapter(pl.LightningModule):
         """Write the adapter: averaged, or an earlier one, if callbacks put that in place."""
         if not self.trainer.is_global_zero:
             return
-        facts = {"trained": True} if self.trains else {"trained": False, "reason": NO_BIAS}
+        facts: dict[str, Any] = {"trained": self.trains}
+        if self.withheld is not None:
+            facts["reason"] = UNTRAINED.format(why=self.withheld)
         with atomic_path(output_folder(self.output) / "adapter") as partial:
             partial.mkdir()
             self.adapter.save(partial, backbone_size=self.backbone_size, **facts)

@@ -148,7 +148,10 @@ def test_the_attribute_column_is_not_looked_at_for_the_index(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda rows: rows.drop(columns="text"), r"usual name \(text, caption, .*: its columns are 'file_name', 'split', 'weather'; "),
+        (
+            lambda rows: rows.drop(columns="text"),
+            r"usual name \(text, caption, .*: its columns are 'file_name', 'split', 'weather'; ",
+        ),
         (lambda rows: rows.replace("val", "later"), r"line 4: split is 'later', expected train,"),
         (lambda rows: rows.replace("sunny", ""), r"line 3: weather is empty"),
         (lambda rows: rows.replace("sunny", "cloudy"), r"every weather is 'cloudy'"),

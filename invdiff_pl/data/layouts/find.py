@@ -19,7 +19,7 @@ TABLE = "metadata"
 # Text and JSON files are of all kinds, so only these are taken for tables.
 _STEMS = (TABLE, "captions", "annotations", "prompts")
 _ONLY_BY_STEM = (".json", ".txt")
-_PROBED = 32
+_PROBED = 64
 
 Found = tuple[Path, int | None]  # a table, and the split that its folder or its name tells
 
@@ -59,15 +59,14 @@ def base_of(names: Sequence[str], table: Path, root: Path) -> Path:
     """The folder that a table's file names are relative to.
 
     It is the table's own folder, the root, or a folder in either: the first of those in which most
-    of some names, taken at even distances, are files; the table's own where none is.
+    of the names that are probed are files; the table's own where none is.
 
     Args:
-        names: file names in the table.
+        names: all file names in the table.
         table: its path.
         root: folder of the data set, which holds the result.
     """
-    places = np.linspace(0, len(names) - 1, min(_PROBED, len(names))).astype(int)
-    probed = [names[place] for place in places]
+    probed = probe(names)
     own = table.parent if table.parent.is_relative_to(root) else root
     best, most = own, 0
     for parent in dict.fromkeys((own, root)):
@@ -78,6 +77,12 @@ def base_of(names: Sequence[str], table: Path, root: Path) -> Path:
             if hits == len(probed):
                 return best
     return best
+
+
+def probe(names: Sequence[str]) -> list[str]:
+    """Some of the names, at even distances, to see where they lie though some are missing."""
+    places = np.linspace(0, len(names) - 1, min(_PROBED, len(names))).astype(int)
+    return [names[place] for place in places]
 
 
 def _metadata(folder: Path) -> Path | None:

@@ -1,6 +1,5 @@
 """Folders without a table: a caption file beside each picture, or a folder for each class."""
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import pandas as pd
 
 from invdiff_pl.data.layouts.find import SPLIT_NAMES
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import walk
 
 IMAGES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -18,6 +18,8 @@ IMAGES = (
 CAPTIONS = (".txt", ".caption")
 # Folders of these names hold pictures of anything.
 _OF_ANYTHING = ("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "data")
+# Where the cache of the Hugging Face hub holds the files of a data set.
+_SNAPSHOTS = ("snapshots/*/", "datasets--*/snapshots/*/", "hub/datasets--*/snapshots/*/")
 # Trainers by kohya repeat a folder's images as often as its name says: 10_dog.
 _REPEATS = re.compile(r"\d+_(.+)")
 
@@ -56,6 +58,11 @@ def read_pictures(root: Path, template: str, *, follow_links: bool, captioned: b
     Raises:
         InvDiffError: if there is no image, or one without the caption that it needs.
     """
+    if snapshots := [path for form in _SNAPSHOTS for path in sorted(root.glob(form))]:
+        raise InvDiffError(
+            f"{root} is a cache of the Hugging Face hub: give the folder of one snapshot, "
+            f"{snapshots[-1]}, and --data.links=follow, since its files are links."
+        )
     names, others, links = _walk(root, follow_links)
     if not names:
         raise InvDiffError(_nothing_in(root, links))
@@ -67,24 +74,18 @@ def read_pictures(root: Path, template: str, *, follow_links: bool, captioned: b
     ]
     if captioned and not all(captions):
         raise InvDiffError(_uncaptioned(root, names, captions))
-    told_by = "files beside them" if beside else "the names of their folders"
+    told_by = "the files beside the images" if beside else "the names of their folders"
     return Pictures(names, captions, _splits(names), told_by)
 
 
 def _walk(root: Path, follow_links: bool) -> tuple[list[str], set[str], list[Path]]:
     """Relative paths of images and of other files, and linked folders not looked into."""
     images, others, links = [], set(), []
-    seen: set[str] = set()
-    for at, folders, files in os.walk(root, followlinks=follow_links):
-        real = os.path.realpath(at)
-        if real in seen:  # a link that leads back
-            folders.clear()
-            continue
-        seen.add(real)
+    for at, folders, files in walk(root, follow_links=follow_links):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if not follow_links:
-            links += [Path(at, name) for name in folders if os.path.islink(os.path.join(at, name))]
-        prefix = Path(at).relative_to(root).as_posix()
+            links += [at / name for name in folders if (at / name).is_symlink()]
+        prefix = at.relative_to(root).as_posix()
         for name in files:
             path = name if prefix == "." else f"{prefix}/{name}"
             if name.startswith("."):
@@ -139,12 +140,6 @@ def _uncaptioned(root: Path, names: Sequence[str], captions: Sequence[str]) -> s
 
 
 def _nothing_in(root: Path, links: Sequence[Path]) -> str:
-    snapshots = sorted(path for path in root.glob("**/snapshots/*") if path.is_dir())
-    if snapshots:
-        return (
-            f"{root} is a cache of the Hugging Face hub: give the folder of one snapshot, "
-            f"{snapshots[-1]}, and --data.links=follow, since its files are links."
-        )
     linked = (
         f", and {links[0]} is a link, which is followed with --data.links=follow only"
         if links
