@@ -12,7 +12,8 @@ RUN_DIR  ?= runs/$(EXP)/$(SCALE)
 SEED     ?= 0
 ARGS     ?=
 DEVICE   ?= cpu
-RUNS     ?= $(RUN_DIR)
+# Words of the shell: a folder with a space is quoted in it, RUNS="'runs/my birds' runs/b".
+RUNS     ?= $(call quote,$(RUN_DIR))
 REPORTS  ?= runs/NAME/$(SCALE)
 NAMES    ?= waterbirds celeba fairface
 OUTPUT   ?= $(RUN_DIR)/export
@@ -22,16 +23,22 @@ VENV     ?= .venv
 PYTHON   := $(VENV)/bin/python
 READY    := $(VENV)/.installed
 
+# A value as one word of the shell, whatever it holds.
+quote = '$(subst ','\'',$(1))'
+
 # Ends one command of a recipe and begins the next.
 define NEXT
 
 	
 endef
 
-OPTIONS = --experiment $(EXP) --scale $(SCALE) --run-dir $(RUN_DIR) \
-  $(if $(DATA),--data $(DATA)) $(if $(BACKBONE),--backbone $(BACKBONE)) \
-  $(if $(DEVICES),--devices $(DEVICES)) $(if $(NUM_NODES),--num-nodes $(NUM_NODES)) \
-  $(if $(LAUNCHER),--launcher "$(LAUNCHER)") --seed_everything=$(SEED) $(ARGS)
+WHERE = $(if $(DEVICES),--devices $(call quote,$(DEVICES))) \
+  $(if $(NUM_NODES),--num-nodes $(NUM_NODES)) $(if $(LAUNCHER),--launcher $(call quote,$(LAUNCHER)))
+NAMED = --experiment $(call quote,$(EXP)) --scale $(call quote,$(SCALE)) \
+  $(if $(DATA),--data $(call quote,$(DATA)))
+OPTIONS = $(NAMED) --run-dir $(call quote,$(RUN_DIR)) \
+  $(if $(BACKBONE),--backbone $(call quote,$(BACKBONE))) \
+  $(WHERE) --seed_everything=$(SEED) $(ARGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train augment compare docs-reports backbone check-data sweep export ablation bench tensorboard verify replay test test-slow soak lint format type clean
@@ -41,21 +48,21 @@ help: ## list the targets and variables
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
 	@echo
 	@echo "variables (now):"
-	@echo "  EXP=$(EXP)           experiment, a file in experiments/"
-	@echo "  SCALE=$(SCALE)               a file in experiments/scales/"
-	@echo "  DATA=$(DATA)                    folder of the data set; drawn stand-ins if empty"
-	@echo "  BACKBONE=$(BACKBONE)                pipeline folder or hub id; the shipped one if empty"
-	@echo "  DEVICE=$(DEVICE)                 of bench: cpu or cuda"
-	@echo "  DEVICES=$(DEVICES)                 devices a node, as Lightning takes them"
-	@echo "  NUM_NODES=$(NUM_NODES)                number of machines; needs LAUNCHER, see docs/cluster.md"
-	@echo "  LAUNCHER=$(LAUNCHER)                 starts a stage's processes, such as srun; one machine needs none"
-	@echo "  RUN_DIR=$(RUN_DIR)  run folder"
-	@echo "  RUNS=$(RUNS)     run folders to sweep"
-	@echo "  REPORTS=$(REPORTS)      run folders to copy reports of; NAME stands for each of NAMES"
-	@echo "  NAMES=$(NAMES)  experiments to copy reports of"
-	@echo "  OUTPUT=$(OUTPUT)  folder to export to"
-	@echo "  SEED=$(SEED)                   of everything random"
-	@echo "  ARGS=$(ARGS)                    Lightning CLI overrides, such as --model.lambda_=10"
+	@echo "  EXP="$(call quote,$(EXP))"           experiment, a file in experiments/"
+	@echo "  SCALE="$(call quote,$(SCALE))"               a file in experiments/scales/"
+	@echo "  DATA="$(call quote,$(DATA))"                    folder of the data set; drawn stand-ins if empty"
+	@echo "  BACKBONE="$(call quote,$(BACKBONE))"                pipeline folder or hub id; the shipped one if empty"
+	@echo "  DEVICE="$(call quote,$(DEVICE))"                 of bench: cpu or cuda"
+	@echo "  DEVICES="$(call quote,$(DEVICES))"                 devices a node, as Lightning takes them"
+	@echo "  NUM_NODES="$(call quote,$(NUM_NODES))"                number of machines; needs LAUNCHER, see docs/cluster.md"
+	@echo "  LAUNCHER="$(call quote,$(LAUNCHER))"                 starts a stage's processes, such as srun; one machine needs none"
+	@echo "  RUN_DIR="$(call quote,$(RUN_DIR))"  run folder"
+	@echo "  RUNS="$(call quote,$(RUNS))"     run folders to sweep"
+	@echo "  REPORTS="$(call quote,$(REPORTS))"      run folders to copy reports of; NAME stands for each of NAMES"
+	@echo "  NAMES="$(call quote,$(NAMES))"  experiments to copy reports of"
+	@echo "  OUTPUT="$(call quote,$(OUTPUT))"  folder to export to"
+	@echo "  SEED="$(call quote,$(SEED))"                   of everything random"
+	@echo "  ARGS="$(call quote,$(ARGS))"                    Lightning CLI overrides, such as --model.lambda_=10"
 
 $(READY): pyproject.toml constraints.txt
 	@test -x $(PYTHON) || $(PYTHON3) -m venv $(VENV)
@@ -77,31 +84,31 @@ backbone: setup ## train a small backbone, or fine-tune BACKBONE, on the data se
 	$(PYTHON) -m invdiff_pl backbone $(OPTIONS)
 
 check-data: setup ## look over the data set DATA of EXP: what is there, what to mend
-	$(PYTHON) -m invdiff_pl check --experiment $(EXP) --scale $(SCALE) $(if $(DATA),--data $(DATA)) $(ARGS)
+	$(PYTHON) -m invdiff_pl check $(NAMED) $(ARGS)
 
 sweep: setup ## bias against quality over invariant and guidance scales, of RUNS="a b"
 	$(PYTHON) -m invdiff_pl sweep --runs $(RUNS) $(ARGS)
 
 export: setup ## write backbone, adapter and model card of RUN_DIR into the folder OUTPUT
-	$(PYTHON) -m invdiff_pl export --run-dir $(RUN_DIR) --output $(OUTPUT)
+	$(PYTHON) -m invdiff_pl export --run-dir $(call quote,$(RUN_DIR)) --output $(call quote,$(OUTPUT))
 
 ablation: setup ## what each part of the method is worth, on the run in RUN_DIR (hours)
-	$(PYTHON) benchmarks/ablation.py $(RUN_DIR) $(ARGS)
+	$(PYTHON) benchmarks/ablation.py $(call quote,$(RUN_DIR)) $(ARGS)
 
 bench: setup ## every stage against the reference's recipe, in one run; DEVICE=cuda on a GPU
 	HF_HUB_OFFLINE=1 $(PYTHON) benchmarks/bench.py --device $(DEVICE) $(ARGS)
 
 docs-reports: setup ## copy the reports of the runs REPORTS, small, into docs/reports
-	$(foreach name,$(NAMES),$(PYTHON) -m invdiff_pl report --run-dir $(subst NAME,$(name),$(REPORTS)) --into docs/reports/$(name)$(NEXT))
+	$(foreach name,$(NAMES),$(PYTHON) -m invdiff_pl report --run-dir $(call quote,$(subst NAME,$(name),$(REPORTS))) --into docs/reports/$(name)$(NEXT))
 
 tensorboard: setup ## open the run's dashboard
-	$(VENV)/bin/tensorboard --logdir $(RUN_DIR)/tensorboard
+	$(VENV)/bin/tensorboard --logdir $(call quote,$(RUN_DIR)/tensorboard)
 
 verify: setup ## check every file of RUN_DIR against the digests on record
-	$(PYTHON) -m invdiff_pl verify $(RUN_DIR)
+	$(PYTHON) -m invdiff_pl verify $(call quote,$(RUN_DIR))
 
 replay: setup ## make the results of RUN_DIR anew in another folder, and compare
-	$(PYTHON) -m invdiff_pl replay $(RUN_DIR)
+	$(PYTHON) -m invdiff_pl replay $(call quote,$(RUN_DIR))
 
 test: setup ## the tests, without the slow ones
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest

@@ -1,10 +1,11 @@
 """What training leaves behind on disk."""
 
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 
-from invdiff_pl.modules.invariant_adapter import NO_BIAS, InvariantAdapter
+from invdiff_pl.modules.invariant_adapter import UNTRAINED, InvariantAdapter
 from invdiff_pl.utils.files import atomic_path
 
 
@@ -25,8 +26,9 @@ class SaveAdapter(pl.Callback):
         assert isinstance(pl_module, InvariantAdapter)
         if not trainer.is_global_zero:
             return
-        trains = pl_module.trains
-        facts = {"trained": True} if trains else {"trained": False, "reason": NO_BIAS}
+        facts: dict[str, Any] = {"trained": pl_module.trains}
+        if pl_module.withheld is not None:
+            facts["reason"] = UNTRAINED.format(why=pl_module.withheld)
         Path(self.output).mkdir(parents=True, exist_ok=True)
         with atomic_path(Path(self.output) / "adapter") as partial:
             pl_module.adapter.save(partial, **facts)

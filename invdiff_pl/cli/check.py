@@ -10,6 +10,7 @@ from invdiff_pl.data.survey import KINDS, Survey, survey
 from invdiff_pl.utils.errors import InvDiffError
 
 _PROMPTS_SHOWN = 20
+_PROMPT_WIDTH = 72
 _MODES = {
     "L": "grey",
     "1": "black and white",
@@ -81,10 +82,16 @@ def _group_rows(found: Survey) -> list[list[str]]:
     rows = [["prompt", *(f"{split}{name}" for split in SPLITS for name in names)]]
     columns = found.groups.transpose(0, 1).flatten(1)
     for prompt, counts in zip(found.prompts[:_PROMPTS_SHOWN], columns.tolist(), strict=False):
-        rows.append([prompt, *map(str, counts)])
+        rows.append([_shortened(prompt), *map(str, counts)])
     if len(found.prompts) > 1:
         rows.append(["all", *map(str, columns.sum(0).tolist())])
     return rows
+
+
+def _shortened(prompt: str) -> str:
+    """A prompt on one line that leaves room for counts."""
+    words = " ".join(prompt.split())
+    return words if len(words) <= _PROMPT_WIDTH else words[: _PROMPT_WIDTH - 1] + "…"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -35,6 +35,7 @@ from invdiff_pl.data.environments import Environments, read_environments
 from invdiff_pl.data.images import read_images
 from invdiff_pl.data.index import ImageIndex, content_digest
 from invdiff_pl.data.latents import encode_images
+from invdiff_pl.data.scarce import without_rare_prompts
 from invdiff_pl.data.training import Batches, LatentDataModule
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import DAY, digest_json, remove_leftovers
@@ -80,6 +81,10 @@ class BiasedDataModule(LatentDataModule, ABC):
             are cached in float16 always.
         broken: what becomes of an image that cannot be read: ``fail`` names it and stops;
             ``skip`` leaves it out, named and counted, in all stages alike. It is never replaced.
+        links: what becomes of an image that is a link to something outside ``root``: ``refuse``
+            reads nothing there; ``follow`` does, as in a snapshot of the Hugging Face hub's cache.
+        min_images_per_prompt: a prompt with fewer images in the train split is left out, named, in
+            all stages alike; where that would be most images, nothing is run.
     """
 
     def __init__(
@@ -101,6 +106,8 @@ class BiasedDataModule(LatentDataModule, ABC):
         residence: Residence = "disk",
         embedding_dtype: Literal["float32", "float16"] = "float32",
         broken: Literal["fail", "skip"] = "fail",
+        links: Literal["refuse", "follow"] = "refuse",
+        min_images_per_prompt: int = 1,
     ) -> None:
         super().__init__(
             batch_size=batch_size, batches=batches, held_out=held_out, seed=seed, workers=workers
@@ -116,6 +123,12 @@ class BiasedDataModule(LatentDataModule, ABC):
         self.residence = residence
         self.embedding_dtype: torch.dtype = getattr(torch, embedding_dtype)
         self.broken = broken
+        self.links = links
+        if min_images_per_prompt < 1:
+            raise InvDiffError(
+                f"--data.min_images_per_prompt={min_images_per_prompt}: expected 1 or more."
+            )
+        self.min_images_per_prompt = min_images_per_prompt
         self._index: ImageIndex | None = None
         self._kept: Tensor | None = None
         self._contents: dict[Split, str] = {}
@@ -152,14 +165,30 @@ class BiasedDataModule(LatentDataModule, ABC):
             self._index = self._usable(self.read_index())
         return self._index
 
+    @property
+    def told(self) -> list[str]:
+        """What was read from where and what was left out, for people; nothing by default."""
+        return []
+
+    @property
+    def follow_links(self) -> bool:
+        """Whether images are read that lie outside the root."""
+        return self.links == "follow"
+
     def _usable(self, index: ImageIndex) -> ImageIndex:
-        """The index without broken images, if they are to be left out."""
+        """The index without broken images, if they are to be left out, and without rare prompts."""
+        kept = torch.arange(len(index))
         if self.broken == "skip":
-            self._kept, listed = readable_rows(index, self.cache_dir / "broken")
+            kept, listed = readable_rows(
+                index, self.cache_dir / "broken", follow_links=self.follow_links
+            )
             if listed is not None:
-                index = index.subset(self._kept)
+                index = index.subset(kept)
                 rank_zero_only(print)(describe_broken(listed))
-        index.require_training_images()
+        index, rows, told = without_rare_prompts(index, self.min_images_per_prompt)
+        if told is not None:
+            rank_zero_only(print)(told)
+        self._kept = kept[rows]
         return index
 
     def attributes(self) -> Tensor | None:
@@ -323,7 +352,9 @@ class BiasedDataModule(LatentDataModule, ABC):
     def _folder(self, kind: Literal["latents", "images"], split: Split) -> Path:
         if split not in self._contents:
             files = [self.index.files[row] for row in self.index.rows(split).tolist()]
-            self._contents[split] = content_digest(self.root, files, self.cache_dir / "content")
+            self._contents[split] = content_digest(
+                self.root, files, self.cache_dir / "content", follow_links=self.follow_links
+            )
         key: dict[str, Any] = {
             "content": self._contents[split],
             "resolution": self.resolution,

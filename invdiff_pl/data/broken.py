@@ -16,12 +16,14 @@ from invdiff_pl.utils.files import read_json, read_object, write_json
 _NAMED = 10
 
 
-def inspect_files(index: ImageIndex, description: str) -> Iterator[ImageFacts]:
+def inspect_files(
+    index: ImageIndex, description: str, *, follow_links: bool = False
+) -> Iterator[ImageFacts]:
     """What each file of an index holds, in order, with a progress bar.
 
-    Files are decoded in threads; a link that leaves the root is not followed.
+    Files are decoded in threads; a link that leaves the root is followed only if asked for.
     """
-    inside = InsideRoot(index.root)
+    inside = InsideRoot(index.root, follow_links=follow_links)
 
     def inspect(name: str) -> ImageFacts:
         try:
@@ -36,7 +38,9 @@ def inspect_files(index: ImageIndex, description: str) -> Iterator[ImageFacts]:
     yield from track(facts, description=description, total=len(index))
 
 
-def readable_rows(index: ImageIndex, memo_folder: Path) -> tuple[Tensor, Path | None]:
+def readable_rows(
+    index: ImageIndex, memo_folder: Path, *, follow_links: bool = False
+) -> tuple[Tensor, Path | None]:
     """Rows whose images can be read.
 
     What was found is remembered for as long as every file keeps its size and modification time, so
@@ -45,6 +49,7 @@ def readable_rows(index: ImageIndex, memo_folder: Path) -> tuple[Tensor, Path | 
     Args:
         index: of the whole data set.
         memo_folder: where to remember.
+        follow_links: count an image as readable where a link that leaves the root leads to it.
 
     Returns:
         int64 row numbers, ascending; and the file that lists the broken images, if there are any.
@@ -52,15 +57,14 @@ def readable_rows(index: ImageIndex, memo_folder: Path) -> tuple[Tensor, Path | 
     Raises:
         InvDiffError: if no image can be read.
     """
-    digest = state_digest(index.root, index.files, missing_ok=True)
+    digest = state_digest(index.root, index.files, missing_ok=True, follow_links=follow_links)
     memo = memo_folder / f"{digest}.json"
     broken = _remembered(memo)
     if broken is None:
+        inspected = inspect_files(index, "looking for broken images", follow_links=follow_links)
         problems = {
             name: facts.problem
-            for name, facts in zip(
-                index.files, inspect_files(index, "looking for broken images"), strict=True
-            )
+            for name, facts in zip(index.files, inspected, strict=True)
             if facts.problem is not None
         }
         write_json(memo, {"root": str(index.root), "images": len(index), "broken": problems})

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from invdiff_pl.data.index import SPLITS
+from invdiff_pl.data.layouts.find import probe
 from invdiff_pl.data.ratios import LabelledImages, RatioDataModule
 from invdiff_pl.data.tables import check_codes, encode, read_table, refuse_repeated
 from invdiff_pl.utils.errors import InvDiffError
@@ -87,15 +88,20 @@ class CelebADataModule(RatioDataModule):
             "img_align_celeba_png",
             "Img/img_align_celeba",
         )
-        first = Path(str(names[0]))
+        stems = pd.Series(names, dtype="str").str.rsplit(".", n=1).str[0]
+        probed = probe(stems.tolist())
+        own = Path(str(names[0])).suffix
+        found = {}
         for folder in folders:
-            for ending in dict.fromkeys((first.suffix, *_ENDINGS)):
-                if (self.root / folder / first.with_suffix(ending)).is_file():
-                    stems = pd.Series(names).str.rsplit(".", n=1).str[0]
-                    return (folder + "/" + stems + ending).to_numpy()
+            for ending in dict.fromkeys((own, *_ENDINGS)):
+                paths = [self.root / folder / f"{stem}{ending}" for stem in probed]
+                found[folder, ending] = sum(path.is_file() for path in paths)
+        folder, ending = max(found, key=lambda place: found[place])
+        if found[folder, ending] > 0:
+            return (folder + "/" + stems + ending).to_numpy()
         raise InvDiffError(
-            f"{self.root} has no image {first} in {', '.join(folders)}: unpack "
-            "img_align_celeba.zip there."
+            f"{self.root} has no image {probed[0]}{own}, nor any of {len(probed) - 1} others "
+            f"that were looked for, in {', '.join(folders)}: unpack img_align_celeba.zip there."
         )
 
 

@@ -1,4 +1,4 @@
-"""Data sets of one's own: a table of images, prompts and, for scoring, an attribute."""
+"""Data sets of one's own: images with captions or prompts and, for scoring, an attribute."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,34 +12,52 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from invdiff_pl.data.base import BiasedDataModule
-from invdiff_pl.data.index import SPLITS, ImageIndex, index_images, join_indices
-from invdiff_pl.data.tables import SUFFIXES, encode, read_table
+from invdiff_pl.data.captions import Captions, Prompted, PromptRule, left_out_by_prompt, prompted
+from invdiff_pl.data.index import ImageIndex, index_images, join_indices
+from invdiff_pl.data.layouts import Listing, Reading, read_listings
+from invdiff_pl.data.tables import encode, read_table
 from invdiff_pl.utils.errors import InvDiffError
 
-# How tables and folders call the splits.
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training", "0"), 0),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "1"), 1),
-    **dict.fromkeys(("test", "testing", "2"), 2),
-}
-_TABLE = "metadata"
+# Of 8 images that are all alike the share of others may still be 31 % (95 %), about the least
+# difference between prompts that is told from none.
+LEAST_IMAGES = 8
 
 
 class TableDataModule(BiasedDataModule):
-    """Reads any folder of images that comes with a table.
+    """Reads a folder of images with captions, as people have them.
 
-    The table is a CSV, TSV, JSON-lines or Parquet file with one row an image. File names are
-    relative to the table's folder. Read are, in this order: ``table`` if it is given;
-    ``metadata.EXT`` in the root; ``metadata.EXT`` in folders named after the splits, the layout of
-    Hugging Face's imagefolder.
+    Read are, in this order: ``table`` if it is given; ``metadata.EXT`` in the root, then in folders
+    named after the splits (the layout of Hugging Face's imagefolder); any other table, if it is the
+    only one there; and without a table a caption file beside each image, or the class that its
+    folder is named after. Tables are CSV (with commas, semicolons, tabs or bars), TSV, JSON lines,
+    JSON arrays or Parquet, with one row an image or, see ``captions``, one a caption. File names
+    are relative to the table's folder, the root, or a folder in either.
+
+    Images of one prompt are compared with each other, so prompts must repeat. Where captions do
+    not, ``prompt``, ``prompt_map`` or ``prompts_from`` makes prompts of them; only one is given.
 
     Where neither a column nor a folder tells an image's split, a hash of its file name deals it,
     so that it stays where it is when others come or go.
 
     Args:
-        table: path of the table, relative to ``root``.
-        file_column: names the image.
-        prompt_column: its prompt.
+        table: path of the table, relative to ``root``; found as above if not given.
+        file_column: names the image; the first column of a usual name (``file_name``, ``image``,
+            ``path``, …) if not given.
+        prompt_column: its caption, which is its prompt unless the following say otherwise; the
+            first column of a usual name (``text``, ``caption``, ``prompt``, …) if not given.
+        prompt: of all images; captions are not read.
+        prompt_map: file, relative to ``root`` or the working directory, that gives the prompt of
+            each caption: a JSON object, or a table whose first two columns are caption and prompt.
+            Images of other captions are left out and counted.
+        prompts_from: ``captions``, or ``words:nurse,doctor``: the one of the words that an image's
+            caption holds, as a whole word in any case, makes its prompt. Images of none of them, or
+            of several, are left out and counted.
+        prompt_template: makes a prompt of such a word, or of the name of a class folder, in the
+            place of ``{}``.
+        captions: of an image with several rows: ``one`` refuses it, ``first`` takes the first, and
+            ``all`` takes each; the image then belongs to each of their prompts.
+        min_images_per_prompt: see :class:`BiasedDataModule`. With fewer than 8 images even a
+            prompt whose images are all alike is not told from one of which a third differ.
         split_column: its split (train, val or test; also 0, 1 or 2), if there is such a column.
         attribute_column: the attribute that goes along with the prompts; read for scoring only.
             Without one nothing is scored.
@@ -54,8 +72,14 @@ class TableDataModule(BiasedDataModule):
         self,
         *,
         table: str | None = None,
-        file_column: str = "file_name",
-        prompt_column: str = "text",
+        file_column: str | None = None,
+        prompt_column: str | None = None,
+        prompt: str | None = None,
+        prompt_map: str | None = None,
+        prompts_from: str = "captions",
+        prompt_template: str = "a photo of a {}",
+        captions: Captions = "one",
+        min_images_per_prompt: int = LEAST_IMAGES,
         split_column: str = "split",
         attribute_column: str | None = None,
         attribute_names: list[str] | None = None,
@@ -63,21 +87,29 @@ class TableDataModule(BiasedDataModule):
         test_share: float = 0.1,
         **settings: Any,
     ) -> None:
-        super().__init__(**settings)
+        super().__init__(min_images_per_prompt=min_images_per_prompt, **settings)
         if not (val_share >= 0 and test_share >= 0 and val_share + test_share < 1):
             raise InvDiffError(
                 f"--data.val_share={val_share} and --data.test_share={test_share}: expected shares "
                 "from 0 that leave some for training."
             )
-        self.table = table
-        self.file_column = file_column
-        self.prompt_column = prompt_column
-        self.split_column = split_column
+        path = None if prompt_map is None else prompt_map_path(self.root, prompt_map)
+        self.rule = PromptRule(prompt, path, prompts_from, prompt_template, captions)
+        self.reading = Reading(
+            table,
+            file_column,
+            prompt_column,
+            split_column,
+            prompt_template,
+            captioned=prompt is None,
+            follow_links=self.follow_links,
+        )
         self.attribute_column = attribute_column
         self.attribute = attribute_column or "attribute"
         self.given_names = attribute_names
         self.val_share = val_share
         self.test_share = test_share
+        self._read: list[tuple[Listing, Prompted]] | None = None
 
     @property
     def attribute_names(self) -> Sequence[str]:
@@ -86,33 +118,44 @@ class TableDataModule(BiasedDataModule):
             return ()
         if self.given_names is not None:
             return tuple(self.given_names)
-        column = self.attribute_column
-        names = {str(name) for path in self._tables() for name in _column(path, column).unique()}
+        names = {str(n) for listing, _ in self._listed() for n in self._column(listing).unique()}
         if len(names) < 2:
             raise InvDiffError(
-                f"{self._tables()[0]}: every {column} is {min(names)!r}: an attribute has at least "
-                "two classes; give --data.attribute_names if the other just does not occur."
+                f"{self._listed()[0][0].source}: every {self.attribute_column} is {min(names)!r}: "
+                "an attribute has at least two classes; give --data.attribute_names if the other "
+                "just does not occur."
             )
         return tuple(sorted(names))
 
+    @property
+    def told(self) -> list[str]:
+        """What was read from where and what was left out, for people."""
+        listed = self._listed()
+        found = [prompts for _, prompts in listed]
+        out = left_out_by_prompt(found, self.rule, sum(len(prompts.rows) for prompts in found))
+        return [*(listing.told for listing, _ in listed), *([] if out is None else [out])]
+
     def read_index(self) -> ImageIndex:
         """Read files, prompts and splits; the attribute column is not looked at."""
-        tables = self._tables()
-        folders_tell = self.table is None and tables[0].parent != self.root and len(tables) > 1
         parts = []
-        for path in tables:
-            columns = [self.file_column, self.prompt_column]
-            rows = read_table(path, columns, optional=[self.split_column])
-            files, prompts = rows[self.file_column], rows[self.prompt_column]
-            index = index_images(path.parent, files, prompts, np.zeros(len(rows), np.int64), path)
-            if folders_tell:
-                splits = np.full(len(rows), SPLIT_NAMES[path.parent.name.lower()])
-            elif self.split_column in rows:
-                values = rows[self.split_column].str.lower()
-                splits = encode(values, self.split_column, SPLIT_NAMES, path)
-            else:
+        for listing, found in self._listed():
+            if not found.rows:
+                continue
+            files = listing.files.iloc[found.rows]
+            nowhere = np.zeros(len(files), np.int64)
+            index = index_images(
+                listing.base,
+                files,
+                found.prompts,
+                nowhere,
+                listing.source,
+                repeats=self.rule.captions == "all",
+            )
+            if listing.splits is None:
                 splits = deal_splits(index.files, self.val_share, self.test_share)
-            parts.append((path.parent, index, torch.from_numpy(splits)))
+            else:
+                splits = listing.splits[found.rows]
+            parts.append((listing.base, index, torch.from_numpy(splits)))
         return join_indices(self.root, parts)
 
     def read_attributes(self) -> Tensor | None:
@@ -120,50 +163,41 @@ class TableDataModule(BiasedDataModule):
         if self.attribute_column is None:
             return None
         codes = {name: code for code, name in enumerate(self.attribute_names)}
-        column = self.attribute_column
-        parts = [encode(_column(path, column), column, codes, path) for path in self._tables()]
+        parts = [
+            encode(
+                self._column(listing).iloc[found.rows], self.attribute_column, codes, listing.source
+            )
+            for listing, found in self._listed()
+        ]
         return torch.from_numpy(np.concatenate(parts))
 
-    def _tables(self) -> list[Path]:
-        """The table, or those of the split folders in the order of the splits."""
-        if self.table is not None:
-            return [self.root / self.table]
-        if (path := _metadata(self.root)) is not None:
-            return [path]
-        found: dict[int, Path] = {}
-        for folder in sorted(path for path in self.root.iterdir() if path.is_dir()):
-            split = SPLIT_NAMES.get(folder.name.lower())
-            path = None if split is None else _metadata(folder)
-            if split is None or path is None:
-                continue
-            if split in found:
-                raise InvDiffError(
-                    f"{found[split].parent} and {folder} both hold the {SPLITS[split]} split: "
-                    "remove one."
-                )
-            found[split] = path
-        if not found:
-            endings = ", ".join(SUFFIXES)
+    def _listed(self) -> list[tuple[Listing, Prompted]]:
+        """What tables or folders list, and the prompts made of it; read once."""
+        if self._read is None:
+            read = [
+                (listing, prompted(listing.files, listing.captions, self.rule, listing.source))
+                for listing in read_listings(self.root, self.reading)
+            ]
+            if not any(found.rows for _, found in read):
+                told = left_out_by_prompt([found for _, found in read], self.rule, 0)
+                raise InvDiffError(f"{self.root} has no image of a prompt: {told}.")
+            self._read = read
+        return self._read
+
+    def _column(self, listing: Listing) -> pd.Series:
+        assert self.attribute_column is not None
+        if not listing.has_table:
             raise InvDiffError(
-                f"{self.root} holds no {_TABLE}.EXT (EXT one of {endings}), nor do folders train, "
-                "val and test in it: name the table with --data.table=."
+                f"--data.attribute_column={self.attribute_column}: {self.root} has no table, and "
+                "so no such column."
             )
-        return [found[split] for split in sorted(found)]
+        return read_table(listing.source, [self.attribute_column])[self.attribute_column]
 
 
-def _metadata(folder: Path) -> Path | None:
-    found = [folder / f"{_TABLE}{suffix}" for suffix in SUFFIXES]
-    found = [path for path in found if path.is_file()]
-    if len(found) > 1:
-        raise InvDiffError(
-            f"{folder} holds both {found[0].name} and {found[1].name}: name the one to read with "
-            "--data.table=, or remove the other."
-        )
-    return found[0] if found else None
-
-
-def _column(path: Path, column: str) -> pd.Series:
-    return read_table(path, [column])[column]
+def prompt_map_path(root: Path, name: str) -> Path:
+    """Where a mapping of captions lies: in the data folder, else as the name says."""
+    inside = root / name
+    return inside if inside.is_file() else Path(name)
 
 
 def deal_splits(files: Sequence[str], val_share: float, test_share: float) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,12 +20,15 @@ class Environments:
     Attributes:
         memberships: float32 ``[N, G]``, rows with sum 1: of one 1 where assignments are hard.
         bias_found: whether the inference found a bias at all; ``None`` if it did not test.
+        withheld: why nothing should be trained on them: the inference found no bias, or could not
+            test for one; ``None`` where it found one, or nothing is told.
         timesteps: at which images were scored, ascending; empty if not told.
         timestep_weights: how well each tells the environments apart; empty if not told.
     """
 
     memberships: Tensor
     bias_found: bool | None = None
+    withheld: str | None = None
     timesteps: tuple[int, ...] = ()
     timestep_weights: tuple[float, ...] = ()
 
@@ -78,9 +82,22 @@ def read_environments(folder: Path, count: int, soft: bool = False) -> Environme
     return Environments(
         memberships,
         bias_found=None if found is None else bool(found),
+        withheld=_withheld(told) if "bias_found" in told else None,
         timesteps=tuple(told.get("timesteps") or ()),
         timestep_weights=tuple(told.get("timestep_weights") or ()),
     )
+
+
+def _withheld(told: dict[str, Any]) -> str | None:
+    if told["bias_found"]:
+        return None
+    reason = (told.get("evidence") or {}).get("reason")
+    verdict = (
+        "the inference did not test for a bias"
+        if told["bias_found"] is None
+        else "the inference found no bias"
+    )
+    return f"{verdict} ({reason})" if reason else verdict
 
 
 def held_out(prompt_ids: Tensor, assignments: Tensor, share: float, seed: int) -> Tensor:

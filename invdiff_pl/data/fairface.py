@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from invdiff_pl.data.index import SPLITS
+from invdiff_pl.data.layouts.find import probe
 from invdiff_pl.data.ratios import LabelledImages, RatioDataModule
 from invdiff_pl.data.tables import encode, read_table, refuse_repeated
 from invdiff_pl.utils.errors import InvDiffError
@@ -75,19 +76,21 @@ class FairFaceDataModule(RatioDataModule):
         splits[len(train) :] = _deal(val)
         names = pd.concat(tables)
         return LabelledImages(
-            files=(self._prefix(str(names.iloc[0])) + names).to_numpy(),
+            files=(self._prefix(names.tolist()) + names).to_numpy(),
             prompts=PROMPTS,
             prompt_ids=np.concatenate(genders),
             attributes=np.concatenate(races),
             splits=splits,
         )
 
-    def _prefix(self, first: str) -> str:
-        for folder in _FOLDERS:
-            if (self.root / folder / first).is_file():
-                return "" if folder == "." else f"{folder}/"
+    def _prefix(self, names: list[str]) -> str:
+        probed = probe(names)
+        hits = {f: sum((self.root / f / name).is_file() for name in probed) for f in _FOLDERS}
+        folder = max(hits, key=lambda each: hits[each])
+        if hits[folder] > 0:
+            return "" if folder == "." else f"{folder}/"
         raise InvDiffError(
-            f"{self.root} has no image {first}, which fairface_label_train.csv lists, nor has "
+            f"{self.root} has no image {names[0]}, which fairface_label_train.csv lists, nor has "
             f"{_FOLDERS[1]}/ or {_FOLDERS[2]}/: unpack the images there."
         )
 

@@ -68,6 +68,18 @@ class ImageIndex:
             self, files=files, prompt_ids=self.prompt_ids[rows], splits=self.splits[rows]
         )
 
+    def of_prompts(self, kept: Tensor) -> tuple["ImageIndex", Tensor]:
+        """The index of the images of some prompts, and their rows.
+
+        Args:
+            kept: which prompts to keep, bool ``[P]``.
+        """
+        rows = kept[self.prompt_ids].nonzero().squeeze(1)
+        numbers = kept.cumsum(0) - 1
+        index = self.subset(rows)
+        prompts = tuple(p for p, keep in zip(self.prompts, kept.tolist(), strict=True) if keep)
+        return replace(index, prompts=prompts, prompt_ids=numbers[index.prompt_ids]), rows
+
     def require_training_images(self) -> None:
         """Refuse a prompt that cannot be trained on.
 
@@ -96,8 +108,10 @@ def index_images(
     prompts: Sequence[str] | pd.Series,
     splits: Sequence[int] | NDArray[np.int64],
     table: Path,
+    *,
+    repeats: bool = False,
 ) -> ImageIndex:
-    """Build an index from one prompt and one split a file.
+    """Build an index from one prompt and one split a row.
 
     Args:
         root: folder of the data set.
@@ -106,6 +120,7 @@ def index_images(
         prompts: of each file.
         splits: of each file, into ``SPLITS``.
         table: where they come from, to be named.
+        repeats: whether a file may have several rows, each with another prompt.
 
     Raises:
         InvDiffError: if there is no file, one is named twice, or one lies outside the root.
@@ -124,7 +139,8 @@ def index_images(
     odd = names.str.contains(_UNTIDY, regex=True)
     if odd.any():
         names[odd] = names[odd].map(posixpath.normpath)
-    _refuse_duplicates(names, table)
+    if not repeats:
+        _refuse_duplicates(names, table)
     codes, found = pd.factorize(pd.Series(prompts, dtype="str"))
     distinct = sorted(found)
     number = {prompt: position for position, prompt in enumerate(distinct)}
@@ -172,16 +188,19 @@ def _refuse_duplicates(names: pd.Series, table: Path) -> None:
     )
 
 
-def content_digest(root: Path, files: Sequence[str], memo_folder: Path) -> str:
+def content_digest(
+    root: Path, files: Sequence[str], memo_folder: Path, *, follow_links: bool = False
+) -> str:
     """Digest of the contents of files below a root.
 
     Reading gigabytes at every start would be slow, so the digest is remembered for as long as
     every file keeps its size and modification time.
 
     Raises:
-        InvDiffError: if a file is missing, or is a link to something outside the root.
+        InvDiffError: if a file is missing, or is a link to something outside the root that is not
+            to be followed.
     """
-    memo = memo_folder / f"{state_digest(root, files)}.json"
+    memo = memo_folder / f"{state_digest(root, files, follow_links=follow_links)}.json"
     with suppress(InvDiffError):  # no memo, or a damaged one
         return str(read_object(memo, content=str)["content"])
     content = digest_json(list(map_in_threads(lambda name: digest_file(root / name), files)))
@@ -189,18 +208,22 @@ def content_digest(root: Path, files: Sequence[str], memo_folder: Path) -> str:
     return content
 
 
-def state_digest(root: Path, files: Sequence[str], *, missing_ok: bool = False) -> str:
+def state_digest(
+    root: Path, files: Sequence[str], *, missing_ok: bool = False, follow_links: bool = False
+) -> str:
     """Digest of the names, sizes and modification times of files below a root.
 
     Args:
         root: folder.
         files: relative paths.
         missing_ok: count a file that cannot be reached as one of no size, rather than refuse.
+        follow_links: read what a link outside the root leads to.
 
     Raises:
-        InvDiffError: if a file is missing, or is a link to something outside the root.
+        InvDiffError: if a file is missing, or is a link to something outside the root that is not
+            to be followed.
     """
-    inside = InsideRoot(root)
+    inside = InsideRoot(root, follow_links=follow_links)
     hasher = hashlib.blake2b(digest_size=16)
     for name in files:
         try:
@@ -225,9 +248,14 @@ class InsideRoot:
 
     A folder is resolved once, so that a million files cost a million calls of ``lstat`` and no
     more.
+
+    Args:
+        root: folder.
+        follow_links: refuse nothing.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, follow_links: bool = False) -> None:
+        self.follow_links = follow_links
         self.root = str(root)
         self._real_root = os.path.realpath(root)
         self._folders: dict[str, bool] = {}
@@ -240,6 +268,8 @@ class InsideRoot:
             OSError: if there is no such file.
         """
         path = os.path.join(self.root, name)
+        if self.follow_links:
+            return os.stat(path)
         folder = os.path.dirname(path)
         if folder not in self._folders:
             self._folders[folder] = self._holds(folder)
@@ -248,8 +278,8 @@ class InsideRoot:
         if not self._folders[folder] or (linked and not self._holds(path)):
             raise InvDiffError(
                 f"image {path} is a link to {os.path.realpath(path)}, outside the data folder, "
-                "where nothing is read: put the file itself there, or give the folder that holds "
-                "both."
+                "where nothing is read: read it with --data.links=follow, or put the file itself "
+                "there."
             )
         return os.stat(path) if linked else stat
 

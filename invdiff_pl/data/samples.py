@@ -11,6 +11,32 @@ from invdiff_pl.utils.errors import InvDiffError
 MANIFEST = "manifest.jsonl"
 
 
+def require_few_samples(prompts: int, per_prompt: int, scales: int, most: int | None) -> str:
+    """How many samples will be drawn, for people.
+
+    Args:
+        prompts: that are sampled.
+        per_prompt: samples of each at each scale.
+        scales: at which each is drawn.
+        most: samples that may be drawn; any number if not given.
+
+    Raises:
+        InvDiffError: if that would be more.
+    """
+    total = prompts * per_prompt * scales
+    told = (
+        f"{prompts} prompts × {per_prompt} samples × {scales} invariant scales: {total:,} samples"
+    )
+    if most is not None and total > most:
+        fits = most // (prompts * scales)
+        lower = f"--scale.samples_per_prompt={fits}" if fits else "fewer prompts"
+        raise InvDiffError(
+            f"{told} would be drawn, more than --scale.max_samples={most}: give {lower}, or allow "
+            f"them with --scale.max_samples={total}."
+        )
+    return told
+
+
 @dataclass(frozen=True)
 class Sample:
     """One image and all that it takes to draw it again.

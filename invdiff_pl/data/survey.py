@@ -10,6 +10,7 @@ from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.data.broken import inspect_files
 from invdiff_pl.data.images import ImageFacts
 from invdiff_pl.data.index import SPLITS, ImageIndex
+from invdiff_pl.data.scarce import ONE_PROMPT, without_rare_prompts
 from invdiff_pl.utils.errors import InvDiffError
 
 # Problems by kind: how they are called, in the order in which they are told.
@@ -76,15 +77,16 @@ def survey(data: BiasedDataModule) -> Survey:
     """
     index, attributes = data.read_index(), data.read_attributes()
     classes = () if attributes is None else tuple(data.attribute_names)
-    found = Survey(len(index), index.prompts, classes)
+    found = Survey(len(index), index.prompts, classes, notes=list(data.told))
     usable = torch.ones(len(index), dtype=torch.bool)
-    for row, facts in enumerate(inspect_files(index, "reading images")):
+    inspected = inspect_files(index, "reading images", follow_links=data.follow_links)
+    for row, facts in enumerate(inspected):
         usable[row] = facts.problem is None
         _count(found, index.files[row], facts, data.resolution)
     codes = torch.zeros(len(index), dtype=torch.int64) if attributes is None else attributes
     found.groups = group_counts(index, codes, max(1, len(classes)), usable)
     _judge_files(found, data)
-    _judge_groups(found, index.subset(usable.nonzero().squeeze(1)))
+    _judge_groups(found, index.subset(usable.nonzero().squeeze(1)), data.min_images_per_prompt)
     return found
 
 
@@ -122,7 +124,8 @@ def _judge_files(found: Survey, data: BiasedDataModule) -> None:
     total = sum(tally.count for tally in found.broken.values())
     for kind, tally in found.broken.items():
         if tally.count and data.broken == "fail":
-            found.mend.append(f"{tally.count} {KINDS[kind]}: {tally}")
+            follow = ". Read them with --data.links=follow" if kind == "outside" else ""
+            found.mend.append(f"{tally.count} {KINDS[kind]}: {tally}{follow}")
     if total and data.broken == "fail":
         found.mend[-1] += (
             ". Restore the files, remove their rows, or leave them out with --data.broken=skip"
@@ -138,17 +141,18 @@ def _judge_files(found: Survey, data: BiasedDataModule) -> None:
         found.notes.append(f"{found.turned.count} images are turned upright, as EXIF says")
 
 
-def _judge_groups(found: Survey, usable: ImageIndex) -> None:
+def _judge_groups(found: Survey, usable: ImageIndex, least: int) -> None:
+    if not len(usable):
+        return  # told of the files
     try:
-        usable.require_training_images()
+        rest, _, told = without_rare_prompts(usable, least)
     except InvDiffError as error:
         found.mend.append(str(error).rstrip("."))
-    in_train = found.groups[0].sum(1)
-    single = int((in_train == 1).sum())
-    if single:
-        found.notes.append(
-            f"{single} prompts have a single image to train on, which is no ground for environments"
-        )
+    else:
+        if told is not None:
+            found.notes.append(told)
+        if len(rest.prompts) == 1:
+            found.notes.append(ONE_PROMPT)
     if not found.classes:
         found.notes.append("there is no attribute: nothing will be scored")
         return

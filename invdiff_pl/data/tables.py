@@ -1,13 +1,12 @@
-"""Reading the tables of data sets: CSV, TSV, Parquet and JSON lines, as people have them on disk.
+"""Reading the tables of data sets: CSV, TSV, Parquet and JSON, as people have them on disk.
 
 Every cell is read as text, stripped of surrounding whitespace, so that a file called ``NA`` or a
 prompt ``None`` stays what it is. Whatever is wrong is told with file, line and column.
 """
 
 import csv
-import json
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from invdiff_pl.data.table_formats import read_csv, read_json, read_parquet, separator_of
 from invdiff_pl.utils.errors import InvDiffError
-
-SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl")
-# Wide tables are cut down to the wanted columns a chunk at a time, which bounds memory.
-_CHUNK_ROWS = 100_000
 
 
 def read_table(
@@ -33,14 +29,16 @@ def read_table(
 ) -> pd.DataFrame:
     r"""The wanted columns of a table, as text.
 
-    The format follows the file's ending: ``.parquet`` (needs pyarrow), ``.jsonl``, ``.tsv``, and
-    CSV for any other. Text is UTF-8, with or without a byte order mark, with any line endings.
+    The format follows the file's ending: ``.parquet`` (needs pyarrow), ``.jsonl``, ``.json`` (an
+    array of objects), ``.tsv``, and CSV for any other. Text is UTF-8, with or without a byte order
+    mark, with any line endings.
 
     Args:
         path: the table.
         columns: that must be there, without an empty cell.
         optional: that are read where they are there; cells may be empty.
-        separator: of a CSV table's fields, if not a comma; ``r"\s+"`` for any whitespace.
+        separator: of a CSV table's fields, such as ``r"\s+"`` for any whitespace; told by its
+            header line, a comma, semicolon, tab or bar, if not given.
         names: of all columns of a CSV table that has no header line.
         skip_lines: of a CSV table, before its header or first row.
 
@@ -54,14 +52,32 @@ def read_table(
     """
     wanted = [*columns, *optional]
     suffix = path.suffix.lower()
-    try:
+    with reading(path):
         if suffix == ".parquet":
-            table = _read_parquet(path, wanted)
-        elif suffix == ".jsonl":
-            table = _read_json_lines(path, wanted)
+            table = read_parquet(path, wanted)
+        elif suffix in (".jsonl", ".json"):
+            table = read_json(path, wanted)
         else:
-            separator = separator or ("\t" if suffix == ".tsv" else ",")
-            table = _read_csv(path, wanted, separator, names, skip_lines)
+            table = read_csv(path, wanted, separator or separator_of(path), names, skip_lines)
+    for column in columns:
+        if column not in table.columns:
+            raise InvDiffError(f"{path} lacks the column {column!r}.")
+    if table.empty:
+        raise InvDiffError(f"{path} has no row.")
+    for column in columns:
+        refuse(table[column] == "", table[column], column, "a value", path)
+    return table
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Tell in one line what the system or the decoder refuses of a table.
+
+    Raises:
+        InvDiffError: naming the file, and the line that is not UTF-8.
+    """
+    try:
+        yield
     except FileNotFoundError:
         raise InvDiffError(
             f"{path} is missing: DATA must be the folder that holds {path.name}."
@@ -72,14 +88,6 @@ def read_table(
         ) from None
     except OSError as error:
         raise InvDiffError(f"{path} cannot be read ({error.strerror or error}).") from None
-    for column in columns:
-        if column not in table.columns:
-            raise InvDiffError(f"{path} lacks the column {column!r}.")
-    if table.empty:
-        raise InvDiffError(f"{path} has no row.")
-    for column in columns:
-        refuse(table[column] == "", table[column], column, "a value", path)
-    return table
 
 
 def check_codes(values: pd.Series, column: str, largest: int, path: Path) -> NDArray[np.int64]:
@@ -142,116 +150,14 @@ def place(path: Path, row: int) -> str:
         path: the table.
         row: from 1, as the index of :func:`read_table` counts.
     """
-    suffix = path.suffix.lower()
-    if suffix in (".parquet", ".jsonl"):
-        return f"{'row' if suffix == '.parquet' else 'line'} {row}"
+    words = {".parquet": "row", ".jsonl": "line", ".json": "entry"}
+    if path.is_dir() or path.suffix.lower() in words:
+        return f"{words.get(path.suffix.lower(), 'image')} {row}"
     # Quoted cells may hold line breaks, so lines are counted as a CSV reader meets them.
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, delimiter="\t" if suffix == ".tsv" else ",")
+        reader = csv.reader(stream, delimiter=separator_of(path))
         before = next((reader.line_num for number, _ in enumerate(reader, 2) if number == row), 0)
     return f"line {before + 1}"
-
-
-def _read_csv(
-    path: Path, wanted: list[str], separator: str, names: Sequence[str] | None, skip_lines: int
-) -> pd.DataFrame:
-    options: dict[str, Any] = {
-        "sep": separator,
-        "dtype": str,
-        "keep_default_na": False,
-        "encoding": "utf-8-sig",
-        "index_col": False,
-        "skip_blank_lines": False,
-        "skipinitialspace": True,
-        "skiprows": skip_lines,
-        "chunksize": _CHUNK_ROWS,
-    }
-    if names is not None:
-        options |= {"header": None, "names": list(names)}
-    first_row = skip_lines + (1 if names is not None else 2)
-    chunks = []
-    try:
-        with warnings.catch_warnings():
-            # The only sign that rows are longer than the header: they would be cut.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            with pd.read_csv(path, **options) as reader:
-                chunks = [_tidy(chunk, wanted) for chunk in reader]
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, pd.errors.ParserWarning) as error:
-        reason = str(error).replace("Error tokenizing data. C error: ", "").strip().split("\n")[0]
-        if isinstance(error, pd.errors.ParserWarning):
-            reason = "a row has more fields than the header"
-        raise InvDiffError(
-            f"{path} is not a readable table: {reason}; a cell that holds the separator must stand "
-            'in double quotes, "a, b".'
-        ) from None
-    table = pd.concat(chunks)
-    table.index += first_row
-    return table
-
-
-def _tidy(chunk: pd.DataFrame, wanted: list[str]) -> pd.DataFrame:
-    """The wanted columns, stripped, without the rows of blank lines."""
-    if chunk.shape[1] == 0:  # a header of nothing but blanks
-        return chunk
-    chunk = chunk.rename(columns=lambda name: str(name).strip())
-    present = [name for name in wanted if name in chunk.columns]
-    first = chunk.iloc[:, 0].fillna("")
-    if (first == "").any():  # a blank line is empty in every column, wanted or not
-        chunk = chunk[~(chunk.fillna("").eq("").all(axis=1))]
-    return chunk[present].fillna("").apply(lambda column: column.str.strip())
-
-
-def _read_json_lines(path: Path, wanted: list[str]) -> pd.DataFrame:
-    cells: dict[str, list[str]] = {name: [] for name in wanted}
-    rows: list[int] = []
-    present: set[str] = set()
-    with path.open(encoding="utf-8-sig") as stream:
-        for row, line in enumerate(stream, start=1):
-            if line.isspace():
-                continue
-            try:
-                entry = json.loads(line)
-                values = [_json_text(entry.get(name)) for name in wanted]
-            except (json.JSONDecodeError, AttributeError, TypeError) as error:
-                raise InvDiffError(
-                    f"{path}, line {row} is not a JSON object of plain values ({error})."
-                ) from None
-            rows.append(row)
-            present.update(name for name in wanted if name in entry)
-            for name, value in zip(wanted, values, strict=True):
-                cells[name].append(value)
-    chosen = {name: cells[name] for name in wanted if name in present or not rows}
-    return pd.DataFrame(chosen, index=rows, dtype="str")
-
-
-def _json_text(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, list | dict):
-        raise TypeError(f"{value!r} is no single value")
-    return str(value).strip()
-
-
-def _read_parquet(path: Path, wanted: list[str]) -> pd.DataFrame:
-    try:
-        import pyarrow as pa  # noqa: PLC0415 - only this format needs it
-        from pyarrow import parquet  # noqa: PLC0415
-    except ImportError:
-        raise InvDiffError(
-            f"{path} needs the package pyarrow: install it (pip install pyarrow), or save the "
-            "table as CSV."
-        ) from None
-    try:
-        present = [name for name in wanted if name in parquet.read_schema(path).names]
-        table = parquet.read_table(path, columns=present)
-        texts = {n: table[n].cast(pa.string()).fill_null("").to_pandas() for n in present}
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise InvDiffError(
-            f"{path} is not a readable Parquet table of plain values: {error}."
-        ) from None
-    frame = pd.DataFrame(texts, dtype="str")
-    frame.index += 1
-    return frame.apply(lambda column: column.str.strip())
 
 
 def _undecodable_line(path: Path) -> int:

@@ -117,7 +117,8 @@ def environment_report(
         prompts: int64 ``[N]``.
         attributes: int64 ``[N]``, for scoring only.
         losses: mean denoising loss of each image under its own prompt ``[N]``.
-        memberships: soft ones ``[N, G]``; their mean maximum is told as each prompt's confidence.
+        memberships: soft ones ``[N, G]``; their mean maximum is told as the confidence of
+            each prompt that has several environments.
 
     Returns:
         JSON-ready; ``auc``, ``worst_group_precision``, ``worst_group_recall`` and
@@ -138,7 +139,8 @@ def environment_report(
         }
         if here.any():
             entry["two_groups_explain"] = float(best_cut(scores[here]).share)
-            if memberships is not None:
+            # Where a prompt is left whole there is nothing to be sure of.
+            if memberships is not None and sum(size > 0 for size in entry["sizes"]) > 1:
                 entry["confidence"] = float(memberships[here].max(1).values.mean())
             if positives is not None:
                 entry |= _matches(scores[here], assignments[here], positives[here])

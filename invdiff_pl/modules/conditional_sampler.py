@@ -12,7 +12,13 @@ from invdiff_pl.adapters import load_adapter
 from invdiff_pl.backbones.pipeline import load_pipeline, sample_images, set_scheduler
 from invdiff_pl.data.datasets import PromptBatch
 from invdiff_pl.data.images import read_images
-from invdiff_pl.data.samples import MANIFEST, Sample, manifest_text, sample_file
+from invdiff_pl.data.samples import (
+    MANIFEST,
+    Sample,
+    manifest_text,
+    require_few_samples,
+    sample_file,
+)
 from invdiff_pl.modules.common import data_module, output_folder
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import write_text
@@ -43,6 +49,7 @@ class ConditionalSampler(pl.LightningModule):
         steps: denoising steps.
         guidance_scale: of classifier-free guidance; 1 is none.
         seed: of the noises.
+        max_samples: most samples to draw, of all prompts and scales; any number if not given.
     """
 
     embeddings: Tensor
@@ -57,6 +64,7 @@ class ConditionalSampler(pl.LightningModule):
         steps: int = 20,
         guidance_scale: float = 2.0,
         seed: int = 0,
+        max_samples: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -65,6 +73,7 @@ class ConditionalSampler(pl.LightningModule):
         self.steps = steps
         self.guidance_scale = guidance_scale
         self.seed = seed
+        self.max_samples = max_samples
         self.pipeline = load_pipeline(backbone)
         set_scheduler(self.pipeline, scheduler)
         self.adapter = None if adapter is None else load_adapter(Path(adapter), self.pipeline.unet)
@@ -77,7 +86,11 @@ class ConditionalSampler(pl.LightningModule):
         self.register_buffer("embeddings", embeddings, persistent=False)
 
     def setup(self, stage: str) -> None:
-        """Make ready to write."""
+        """Refuse too many samples; make ready to write."""
+        data = data_module(self)
+        require_few_samples(
+            len(data.prompts), data.samples_per_prompt, len(self.scales), self.max_samples
+        )
         self._writer = ImageWriter()
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> SampledBatch:

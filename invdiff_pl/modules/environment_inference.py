@@ -19,6 +19,8 @@ from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import write_json
 from invdiff_pl.utils.tensors import write_tensors
 
+_PROMPTS_TOLD = 20
+
 
 class EnvironmentInference(pl.LightningModule):
     """Scores every training image and partitions the images of each prompt; run with ``predict``.
@@ -176,7 +178,7 @@ class EnvironmentInference(pl.LightningModule):
                 prompts,
                 attributes,
                 losses.own.mean((1, 2)),
-                memberships=inferred.soft,
+                memberships=None if evidence.bias_found is None else inferred.soft,
             ),
         }
         write_json(folder / "environments.json", report)
@@ -190,11 +192,14 @@ def summary(report: dict[str, Any]) -> str:
     lines = [f"{verdict}: {evidence['reason']}"]
     if report["second_attribute"] is not None:
         lines.append(f"a second attribute beside it: {report['second_attribute']['reason']}")
-    for prompt, entry in zip(report["prompts"], report["quality"]["per_prompt"], strict=True):
+    entries = list(zip(report["prompts"], report["quality"]["per_prompt"], strict=True))
+    for prompt, entry in entries[:_PROMPTS_TOLD]:
         sizes = " + ".join(map(str, entry["sizes"]))
         sure = f", confidence {entry['confidence']:.2f}" if "confidence" in entry else ""
         auc = "" if entry.get("auc") is None else f", AUC {entry['auc']:.4f}"
         lines.append(f"{prompt}: {sizes} images{sure}{auc}")
+    if len(entries) > _PROMPTS_TOLD:
+        lines.append(f"… and {len(entries) - _PROMPTS_TOLD} more prompts")
     if report["quality"].get("auc") is not None:
         lines.append(f"conflict-image AUC over all prompts: {report['quality']['auc']:.4f}")
     return "\n".join(lines)

@@ -38,9 +38,9 @@ from invdiff_pl.utils.errors import InvDiffError
 
 DEFAULT_ADAPTER = "lora"
 WEIGHTINGS = ("none", "min_snr")
-NO_BIAS = (
-    "the inference found no bias, so the adapter is left untrained, a no-op; "
-    "--model.train_without_bias=true trains it all the same"
+UNTRAINED = (
+    "{why}, so the adapter is left untrained, a no-op; --model.train_without_bias=true trains it "
+    "all the same"
 )
 
 
@@ -69,7 +69,7 @@ class InvariantAdapter(pl.LightningModule):
     ``[B, G]``). Those of :class:`~invdiff_pl.data.training.LatentDataModule` are balanced over
     (prompt, environment), and their pairs share timestep and noise by ``draw``. Nothing is written;
     :class:`~invdiff_pl.callbacks.SaveAdapter` does that. Checkpoints hold the adapter only. Where
-    the inference says that it found no bias nothing is trained.
+    the inference found no bias, or could not test for one, nothing is trained.
 
     Args:
         backbone: a loaded pipeline, whose denoiser the adapter is attached to; or a pipeline
@@ -92,7 +92,7 @@ class InvariantAdapter(pl.LightningModule):
         loss_weighting: ``none``, or ``min_snr``.
         min_snr_gamma: of ``min_snr``.
         gradient_checkpointing: recompute activations, for less memory and more time.
-        train_without_bias: train although the inference found no bias.
+        train_without_bias: train although the inference found no bias or could not test for one.
         seed: of the adapter's weights and of all draws.
 
     Example::
@@ -182,8 +182,13 @@ class InvariantAdapter(pl.LightningModule):
             inferred.timesteps,
             inferred.timestep_weights,
         )
-        self.trains = inferred.bias_found is not False or chosen.train_without_bias
+        self.withheld = None if chosen.train_without_bias else inferred.withheld
         self._sums: tuple[int, Tensor | None] = (-1, None)
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train on; known from :meth:`setup` on."""
+        return self.withheld is None
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """What is trained, and averaged by the EMA callback."""
@@ -191,8 +196,8 @@ class InvariantAdapter(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Stop at once where there is no bias to mitigate."""
-        if not self.trains:
-            rank_zero_only(print)(NO_BIAS)
+        if self.withheld is not None:
+            rank_zero_only(print)(UNTRAINED.format(why=self.withheld))
             self.trainer.should_stop = True
 
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:

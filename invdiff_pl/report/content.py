@@ -24,7 +24,7 @@ def report_blocks(report: dict[str, Any], pictures: dict[str, Sequence[str]]) ->
     return [
         Heading(f"InvDiff on {report['experiment']} ({report['scale']}, seed {report['seed']})", 1),
         *(_scores(report) if scored else [Text(f"**Not scored:** {report['bias']['reason']}.")]),
-        Text(_adapter(report["adapter"])),
+        *_adapter(report["adapter"]),
         *(_bias_by_prompt(report, pictures["bias"]) if scored else []),
         *_shown(
             "Bias against quality",
@@ -69,11 +69,17 @@ def _shown(title: str, files: Sequence[str], caption: str) -> list[Block]:
     return [Heading(title), *(Picture(file, caption) for file in files)] if files else []
 
 
-def _adapter(adapter: dict[str, Any]) -> str:
-    return (
+def _adapter(adapter: dict[str, Any]) -> list[Block]:
+    size = (
         f"Adapter: {adapter['kind']}, {adapter['parameters']:,} parameters, "
         f"{100 * adapter['share']:.2f} % of the denoiser's."
     )
+    if adapter.get("trained", True):
+        return [Text(size)]
+    return [
+        Text(f"**Nothing was trained:** {adapter['reason']}. Before and after are the same."),
+        Text(size),
+    ]
 
 
 def _scores(report: dict[str, Any]) -> list[Block]:
@@ -215,8 +221,8 @@ def _augmentation(report: dict[str, Any]) -> list[Block]:
 def _environments(environments: dict[str, Any]) -> Table:
     auc, agreement = environments["auc"], environments["split_half_rank_correlation"]
     rows = [["groups", str(environments["groups"])], ["score", environments["score"]]]
-    if environments.get("bias_found") is not None:
-        verdict = "yes" if environments["bias_found"] else "no"
+    if environments.get("evidence") is not None:
+        verdict = {True: "yes", False: "no", None: "not tested"}[environments["bias_found"]]
         rows.append(["bias found", f"{verdict}: {environments['evidence']['reason']}"])
     if environments.get("second_attribute") is not None:
         second = environments["second_attribute"]

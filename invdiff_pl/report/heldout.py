@@ -13,9 +13,6 @@ def read_held_out(run_dir: Path) -> dict[str, Any]:
     if not file.is_file():
         return {"reason": "the adapter stage measured no held-out risks (HeldOutSelection is off)"}
     held: dict[str, Any] = read_json(file)
-    adapter = read_json(run_dir / "adapter" / "adapter" / "adapter.json")
-    if not adapter.get("trained", True):
-        held["untrained"] = adapter["reason"]
     return held
 
 
@@ -40,12 +37,8 @@ def held_out_section(held: dict[str, Any]) -> list[Block]:
     ]
     chosen = held["selection"]["chosen_step"]
     steps = ", ".join(str(candidate["step"]) for candidate in held["selection"]["candidates"])
-    untrained = (
-        [Text(f"**Nothing was trained:** {held['untrained']}.")] if "untrained" in held else []
-    )
     return [
         title,
-        *untrained,
         Table(header, rows),
         Text(
             "Mean and worst denoising risk of the inferred environments on training images that "

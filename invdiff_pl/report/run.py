@@ -103,6 +103,8 @@ def collect(
             "settings": adapter["settings"],
             "parameters": adapter["parameters"],
             "share": adapter["share"],
+            "trained": adapter.get("trained", True),
+            "reason": adapter.get("reason"),
         },
         "held_out": read_held_out(run_dir),
         "calibration": read_calibration(run_dir),

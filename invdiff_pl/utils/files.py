@@ -60,6 +60,24 @@ def _force_to_disk(path: Path) -> None:
             os.close(descriptor)
 
 
+def walk(root: Path, *, follow_links: bool = False) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Folders below a root with the names of folders and of files in each, as ``os.walk``.
+
+    Args:
+        root: folder.
+        follow_links: look into linked folders, too; each folder once, wherever links lead.
+    """
+    seen: set[str] = set()
+    for at, folders, files in os.walk(root, followlinks=follow_links):
+        if follow_links:
+            real = os.path.realpath(at)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+        yield Path(at), folders, files
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder with all that is in it, if it is there; links are not followed."""
     if path.is_dir() and not path.is_symlink():

@@ -9,7 +9,7 @@ from typing import Any
 
 from invdiff_pl.backbones.assets import resolve_backbone
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.utils.files import digest_file, digest_folder, digest_json, remove_leftovers
+from invdiff_pl.utils.files import digest_file, digest_folder, digest_json, remove_leftovers, walk
 from invdiff_pl.workflow.experiment import Experiment
 from invdiff_pl.workflow.records import (
     FILES,
@@ -66,7 +66,8 @@ def _drop_how_it_is_cut(config: dict[str, Any], stage: Stage) -> None:
     data = config.get("data", {}).get("init_args", {})
     for name in (*_HELD, *(("batch_size",) if stage.command == "predict" else ())):
         data.pop(name, None)
-    config.get("model", {}).get("init_args", {}).pop("gradient_checkpointing", None)
+    for name in ("gradient_checkpointing", "max_samples"):
+        config.get("model", {}).get("init_args", {}).pop(name, None)
     for callback in config.get("trainer", {}).get("callbacks", []):
         callback.get("init_args", {}).pop("batch_size", None)
 
@@ -100,18 +101,30 @@ def _drop_what_only_watches(trainer: dict[str, Any]) -> None:
 
 def _input_digest(experiment: Experiment, stage: Stage) -> str:
     if stage.name == "data" and not experiment.rendered:
-        return _listing_digest(Path(experiment.settings["experiment"]["data_root"]))
+        return _data_digest(experiment.settings)
     if stage.name == "autoencoder" and experiment.fine_tunes:
         return _pipeline_digest(experiment.settings["experiment"]["start"])
     return fingerprint(experiment, stage)
 
 
-def _listing_digest(root: Path) -> str:
+def _data_digest(config: dict[str, Any]) -> str:
+    """Digest of the data folder's listing, and of files elsewhere that its settings name."""
+    root = Path(config["experiment"]["data_root"])
+    data = config.get("data", {})
+    chosen = {**data.get("init_args", {}), **data}
+    listing = _listing_digest(root, follow_links=chosen.get("links") == "follow")
+    named = [Path(chosen[key]) for key in ("table", "prompt_map") if chosen.get(key)]
+    elsewhere = [digest_file(path) for path in named if path.is_file()]
+    return digest_json([listing, *elsewhere]) if elsewhere else listing
+
+
+def _listing_digest(root: Path, *, follow_links: bool) -> str:
     if not root.is_dir():
         raise InvDiffError(
             f"data folder {root} does not exist: give the data set's folder with DATA=."
         )
-    files = sorted(path for path in root.rglob("*") if path.is_file())
+    walked = walk(root, follow_links=follow_links)
+    files = sorted(p for at, _, names in walked for name in names if (p := at / name).is_file())
     stats = [(str(path.relative_to(root)), path.stat()) for path in files]
     return digest_json([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 

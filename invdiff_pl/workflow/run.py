@@ -37,6 +37,8 @@ def run(command: str, arguments: Sequence[str]) -> None:
     _check_backbone(command, experiment, due)
     if overrides and any(stage.command in LIGHTNING for stage in due):
         _check_arguments(experiment, due)
+    if not experiment.rendered and any(stage.command in LIGHTNING for stage in due):
+        _check_data(experiment, due)
     with run_lock(experiment.run_dir, shlex.join([command, *arguments])) as lock:
         _record_run(command, experiment, options, overrides)
         started = time.monotonic()
@@ -182,6 +184,14 @@ def _check_arguments(experiment: Experiment, due: Sequence[Stage]) -> None:
             check(experiment.arguments(stage))
 
 
+def _check_data(experiment: Experiment, due: Sequence[Stage]) -> None:
+    """Tell what the data set gives, and refuse what cannot be used, before the first stage."""
+    from invdiff_pl.workflow.preflight import check_data  # noqa: PLC0415 - takes seconds
+
+    for line in check_data(experiment, due):
+        print(f"data: {line}", flush=True)
+
+
 def _record_run(
     command: str, experiment: Experiment, options: argparse.Namespace, overrides: Sequence[str]
 ) -> None:
@@ -271,6 +281,7 @@ def _tell_results(experiment: Experiment, last: Stage) -> None:
     else:
         print((folder / "card.md").read_text(encoding="utf-8"))
         print(f"backbone:            {run_dir / 'backbone' / 'pipeline'}")
-    print(f"dashboard:           tensorboard --logdir {run_dir / 'tensorboard'}")
+    logs = shlex.quote(str(run_dir / "tensorboard"))
+    print(f"dashboard:           tensorboard --logdir {logs}")
     print(f"check every file:    python -m invdiff_pl verify {shlex.quote(str(run_dir))}")
     print(f"make it anew:        {replay_command(run_dir)}")

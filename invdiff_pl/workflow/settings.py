@@ -69,6 +69,7 @@ class ScaleSettings:
         checkpoint_every: optimizer steps between checkpoints.
         sampling_batch: images drawn together.
         samples_per_prompt: samples drawn of each prompt at each invariant scale.
+        max_samples: most samples of all prompts and scales; more are refused beforehand.
         sampling_steps: denoising steps.
         guidance_scale: of classifier-free guidance.
     """
@@ -104,6 +105,7 @@ class ScaleSettings:
     checkpoint_every: int = 100
     sampling_batch: int = 64
     samples_per_prompt: int = 256
+    max_samples: int = 120_000
     sampling_steps: int = 20
     guidance_scale: float = 2.0
 

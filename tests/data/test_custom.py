@@ -17,8 +17,8 @@ PROMPTS = ("a photo of a mallard", "a photo of a raven")
 
 
 def _module(root: Path, **settings) -> TableDataModule:
-    settings = {"backbone": "", "resolution": 32, "cache_dir": str(root / "cache"), **settings}
-    return TableDataModule(root=str(root), **settings)
+    shared = {"backbone": "", "resolution": 32, "cache_dir": str(root / "cache")}
+    return TableDataModule(root=str(root), **{**shared, "min_images_per_prompt": 1, **settings})
 
 
 def _rows(count: int = 12) -> pd.DataFrame:
@@ -148,7 +148,10 @@ def test_the_attribute_column_is_not_looked_at_for_the_index(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda rows: rows.drop(columns="text"), r"metadata\.csv lacks the column 'text'"),
+        (
+            lambda rows: rows.drop(columns="text"),
+            r"usual name \(text, caption, .*: its columns are 'file_name', 'split', 'weather'; ",
+        ),
         (lambda rows: rows.replace("val", "later"), r"line 4: split is 'later', expected train,"),
         (lambda rows: rows.replace("sunny", ""), r"line 3: weather is empty"),
         (lambda rows: rows.replace("sunny", "cloudy"), r"every weather is 'cloudy'"),
@@ -171,7 +174,7 @@ def test_values_out_of_the_given_classes_are_named(tmp_path) -> None:
 
 
 def test_a_folder_without_a_table_or_with_two_is_told(tmp_path) -> None:
-    with pytest.raises(InvDiffError, match=r"holds no metadata\.EXT"):
+    with pytest.raises(InvDiffError, match="holds neither a table"):
         _ = _module(tmp_path).index
     _save(_rows(), tmp_path / "metadata.csv")
     (tmp_path / "metadata.jsonl").write_text(json.dumps({}))

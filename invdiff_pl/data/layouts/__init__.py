@@ -1,0 +1,5 @@
+"""How data sets of one's own lie on disk: tables, caption files and class folders."""
+
+from invdiff_pl.data.layouts.listing import Listing, Reading, read_listings
+
+__all__ = ["Listing", "Reading", "read_listings"]

@@ -1,0 +1,47 @@
+"""Which columns of a table name the image and its caption."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from invdiff_pl.utils.errors import InvDiffError
+
+# How tables call them; of several the first in this order is taken.
+FILE_COLUMNS = (
+    *("file_name", "filename", "file", "image", "image_path", "img_path", "image_file", "img"),
+    *("image_name", "path", "filepath", "file_path", "img_filename", "image_id"),
+)
+CAPTION_COLUMNS = (
+    *("text", "caption", "prompt", "description", "captions", "sentence", "comment", "title"),
+)
+
+
+def choose_column(
+    path: Path, columns: Sequence[str], given: str | None, usual: Sequence[str], setting: str
+) -> str:
+    """The column that a setting names or, without it, the first that has a usual name.
+
+    Args:
+        path: of the table, to be named.
+        columns: of the table.
+        given: value of the setting.
+        usual: names that are looked for, whatever their case.
+        setting: that names a column, without its dashes, such as ``data.file_column``.
+
+    Raises:
+        InvDiffError: naming the table's columns, if there is no such column.
+    """
+    if given is not None:
+        if given in columns:
+            return given
+        lacks = f"lacks the column {given!r}"
+    else:
+        by_name = {name.lower(): name for name in reversed(columns)}
+        for name in usual:
+            if name in by_name:
+                return by_name[name]
+        lacks = f"has no column of a usual name ({', '.join(usual[:4])}, …)"
+    there = ", ".join(map(repr, columns[:12])) + (", …" if len(columns) > 12 else "")
+    raise InvDiffError(
+        f"{path} {lacks}: its columns are {there or 'none'}; name the one to read with "
+        f"--{setting}=."
+    )

@@ -1,0 +1,152 @@
+"""Folders without a table: a caption file beside each picture, or a folder for each class."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from invdiff_pl.data.layouts.find import SPLIT_NAMES
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import walk
+
+IMAGES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".avif"),
+)
+CAPTIONS = (".txt", ".caption")
+# Folders of these names hold pictures of anything.
+_OF_ANYTHING = ("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "data")
+# Where the cache of the Hugging Face hub holds the files of a data set.
+_SNAPSHOTS = ("snapshots/*/", "datasets--*/snapshots/*/", "hub/datasets--*/snapshots/*/")
+# Trainers by kohya repeat a folder's images as often as its name says: 10_dog.
+_REPEATS = re.compile(r"\d+_(.+)")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The image files below a folder.
+
+    Attributes:
+        names: relative paths, sorted.
+        captions: of each, from the file beside it or by its folder's name; empty where neither
+            tells one.
+        splits: of each by its topmost folder, ``None`` unless folders of several splits hold all.
+        told_by: where captions come from, for people.
+    """
+
+    names: list[str]
+    captions: list[str]
+    splits: list[int] | None
+    told_by: str
+
+
+def read_pictures(root: Path, template: str, *, follow_links: bool, captioned: bool) -> Pictures:
+    """The images below a folder, and the caption of each.
+
+    Captions are the first line of ``NAME.txt`` or ``NAME.caption`` beside the image; an image
+    without one, and every image where there are none, is of the class that its folder is named
+    after: ``dog``, or ``10_dog`` in folders for kohya's trainers.
+
+    Args:
+        root: folder of the data set.
+        template: makes a caption of a class, in the place of ``{}``.
+        follow_links: look into linked folders, too.
+        captioned: whether every image needs a caption.
+
+    Raises:
+        InvDiffError: if there is no image, or one without the caption that it needs.
+    """
+    if snapshots := [path for form in _SNAPSHOTS for path in sorted(root.glob(form))]:
+        raise InvDiffError(
+            f"{root} is a cache of the Hugging Face hub: give the folder of one snapshot, "
+            f"{snapshots[-1]}, and --data.links=follow, since its files are links."
+        )
+    names, others, links = _walk(root, follow_links)
+    if not names:
+        raise InvDiffError(_nothing_in(root, links))
+    beside = {_stem(name): name for name in others if Path(name).suffix.lower() in CAPTIONS}
+    beside = {name: beside[_stem(name)] for name in names if _stem(name) in beside}
+    captions = [_first_line(root / beside[name]) if name in beside else "" for name in names]
+    captions = [
+        caption or _of_class(name, template) for name, caption in zip(names, captions, strict=True)
+    ]
+    if captioned and not all(captions):
+        raise InvDiffError(_uncaptioned(root, names, captions))
+    told_by = "the files beside the images" if beside else "the names of their folders"
+    return Pictures(names, captions, _splits(names), told_by)
+
+
+def _walk(root: Path, follow_links: bool) -> tuple[list[str], set[str], list[Path]]:
+    """Relative paths of images and of other files, and linked folders not looked into."""
+    images, others, links = [], set(), []
+    for at, folders, files in walk(root, follow_links=follow_links):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if not follow_links:
+            links += [at / name for name in folders if (at / name).is_symlink()]
+        prefix = at.relative_to(root).as_posix()
+        for name in files:
+            path = name if prefix == "." else f"{prefix}/{name}"
+            if name.startswith("."):
+                continue
+            if Path(name).suffix.lower() in IMAGES:
+                images.append(path)
+            else:
+                others.add(path)
+    return sorted(images), others, links
+
+
+def _stem(name: str) -> str:
+    return name.rsplit(".", 1)[0]
+
+
+def _first_line(path: Path) -> str:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise InvDiffError(f"{path} is not UTF-8 text: save it as UTF-8.") from None
+    return next((line.strip() for line in lines if line.strip()), "")
+
+
+def _of_class(name: str, template: str) -> str:
+    """The caption by an image's folder; empty where the folder names no class."""
+    folders = Path(name).parts[:-1]
+    folder = folders[-1] if folders else ""
+    repeated = _REPEATS.fullmatch(folder)
+    unnamed = folder.lower() in SPLIT_NAMES or folder.lower() in _OF_ANYTHING
+    if not folder or (unnamed and not repeated):
+        return ""
+    label = repeated[1] if repeated else folder
+    return template.replace("{}", " ".join(label.replace("_", " ").split()))
+
+
+def _splits(names: Sequence[str]) -> list[int] | None:
+    tops = pd.Series([Path(name).parts[0].lower() if "/" in name else "" for name in names])
+    splits = tops.map(SPLIT_NAMES)
+    if splits.isna().any() or splits.nunique() < 2:
+        return None
+    return [int(split) for split in splits]
+
+
+def _uncaptioned(root: Path, names: Sequence[str], captions: Sequence[str]) -> str:
+    lacking = [name for name, caption in zip(names, captions, strict=True) if not caption]
+    return (
+        f"{root} holds no table, and {len(lacking)} of its {len(names)} images have no caption "
+        f"(the first is {lacking[0]}): expected a table such as metadata.csv (file_name, text), a "
+        "file of the image's name ending in .txt beside it, or a folder for each class; or give "
+        'one prompt for all with --data.prompt="a photo of a …".'
+    )
+
+
+def _nothing_in(root: Path, links: Sequence[Path]) -> str:
+    linked = (
+        f", and {links[0]} is a link, which is followed with --data.links=follow only"
+        if links
+        else ""
+    )
+    return (
+        f"{root} holds neither a table (metadata.csv, .tsv, .jsonl, .json or .parquet, or "
+        f"captions.txt) nor an image{linked}: DATA must be the folder that holds them; a table of "
+        "another name or place is named with --data.table=."
+    )
