@@ -129,6 +129,16 @@ def check(args: Sequence[str]) -> None:
     _call(_CheckingCLI, args)
 
 
+def settings(args: Sequence[str]) -> dict[str, Any]:
+    """The resolved settings of a subcommand's arguments, without running it.
+
+    Raises:
+        InvDiffError: if a key or a value is wrong.
+    """
+    resolved: dict[str, Any] = _call(_CheckingCLI, args).config[args[0]].as_dict()
+    return resolved
+
+
 def build(args: Sequence[str]) -> InvDiffCLI:
     """Model, data and trainer of a subcommand's arguments, not yet run.
 

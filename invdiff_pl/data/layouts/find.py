@@ -136,7 +136,9 @@ def _split_folders(root: Path) -> dict[int, Path]:
 
 
 def _in_folders(folders: dict[int, Path], tables: dict[int, Path | None]) -> list[Found]:
-    found = [(path, split) for split in sorted(folders) if (path := tables[split]) is not None]
+    found: list[Found] = [
+        (path, split) for split in sorted(folders) if (path := tables[split]) is not None
+    ]
     # A single folder, such as train, tells nothing of the other splits.
     return found if len(found) > 1 else [(path, None) for path, _ in found]
 
