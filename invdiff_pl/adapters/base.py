@@ -174,6 +174,8 @@ def build_adapter(kind: str, unet: UNet2DConditionModel, **settings: Any) -> Ada
         )
     try:
         return adapter(unet, **settings)
+    except InvDiffError:
+        raise
     except (TypeError, ValueError) as error:
         raise InvDiffError(f"--model.adapter_settings: {error} (adapter {kind!r}).") from None
 

@@ -28,7 +28,7 @@ class PromptedImages(Dataset[tuple[Image.Image, str]]):
         prompts: one an image, or a single text that is the prompt of all.
 
     Attributes:
-        prompts: the P distinct prompts, in the order in which they first occur.
+        prompts: the P distinct prompts, sorted.
         prompt_ids: int64 ``[N]``, the number of each image's prompt.
 
     Raises:
@@ -60,10 +60,9 @@ class PromptedImages(Dataset[tuple[Image.Image, str]]):
             raise InvDiffError(
                 f"prompts: that of image {wrong} is {texts[wrong]!r}; expected a text."
             )
-        numbers: dict[str, int] = {}
-        ids = [numbers.setdefault(text, len(numbers)) for text in texts]
-        self.prompts = tuple(numbers)
-        self.prompt_ids = torch.tensor(ids, dtype=torch.int64)
+        self.prompts = tuple(sorted(set(texts)))
+        numbers = {text: number for number, text in enumerate(self.prompts)}
+        self.prompt_ids = torch.tensor([numbers[text] for text in texts], dtype=torch.int64)
         self._image = image
 
     @classmethod
@@ -94,7 +93,11 @@ class PromptedImages(Dataset[tuple[Image.Image, str]]):
         """
         from invdiff_pl.data.custom import TableDataModule  # noqa: PLC0415 - Lightning takes seconds
 
-        index = TableDataModule(root=str(folder), backbone="", resolution=1, **settings).index
+        if not Path(folder).is_dir():
+            raise InvDiffError(f"folder={str(folder)!r}: there is no such folder.")
+        index = TableDataModule(
+            root=str(folder), backbone="", resolution=1, **settings
+        ).read_index()
         texts = [index.prompts[number] for number in index.prompt_ids.tolist()]
         return cls([index.root / file for file in index.files], texts)
 

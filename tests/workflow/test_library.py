@@ -1,0 +1,277 @@
+"""The library on a pipeline and images at hand: no run folder, no YAML, any Trainer."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from birds_data import birds_data
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+from trainers import adapter_trainer
+
+import invdiff_pl as inv
+from invdiff_pl.backbones.pipeline import load_pipeline
+from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection
+from invdiff_pl.data.environments import Environments
+from invdiff_pl.data.latents import encoded
+from invdiff_pl.metrics.readers import FunctionReader
+
+PROMPTS = ("a photo of a mallard", "a photo of a raven")
+FILE = "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture
+def pipe(tiny_backbone: Path) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline.from_pretrained(tiny_backbone, safety_checker=None)
+
+
+def _images(count: int = 24) -> tuple[inv.PromptedImages, torch.Tensor]:
+    """Pictures of two prompts, and environments of which every third image is in the second."""
+    pixels = torch.rand((count, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    numbers = torch.arange(count)
+    return inv.PromptedImages(pixels, [PROMPTS[n % 2] for n in range(count)]), numbers % 3 // 2
+
+
+def _state(pipe: StableDiffusionPipeline) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+
+
+def test_a_stock_trainer_on_latents_in_memory_ends_at_the_weights_of_the_stage(
+    birds, tiny_backbone, tmp_path
+) -> None:
+    data = birds_data(birds, tiny_backbone, tmp_path / "cache")
+    data.prepare_data()
+    assignments = (torch.arange(len(data.train_prompts())) % 4 == 0).long()
+    groups = Environments(torch.nn.functional.one_hot(assignments, 2).float())
+    data.environments, data._inferred = tmp_path, groups
+    settings: dict[str, Any] = {"learning_rate": 0.01, "warmup_steps": 1}
+
+    def callbacks() -> list[pl.Callback]:
+        return [ExponentialMovingAverage(0.5), HeldOutSelection(2, images=12)]
+
+    module = inv.InvariantAdapter(str(tiny_backbone), **settings)
+    adapter_trainer(tmp_path / "stage", max_steps=3, callbacks=callbacks()).fit(
+        module, datamodule=data
+    )
+
+    pipe = load_pipeline(str(tiny_backbone))
+    index = data.index
+    paths = index.paths(index.rows("train"))
+    images = inv.PromptedImages(paths, [index.prompts[n] for n in data.train_prompts().tolist()])
+    held = inv.LatentsInMemory(
+        torch.cat(list(encoded(pipe.vae, images, 32))),
+        images.prompts,
+        images.prompt_ids,
+        data.prompt_embeddings(),
+        groups,
+        batch_size=data.batch_size,
+    )
+    module = inv.InvariantAdapter(pipe, **settings)
+    trainer = pl.Trainer(
+        max_steps=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        callbacks=callbacks(),
+    )
+    trainer.fit(module, datamodule=held)
+    module.adapter.save(tmp_path / "library")
+    expected = load_file(tmp_path / "stage" / "adapter" / FILE)
+    found = load_file(tmp_path / "library" / FILE)
+    assert any(value.any() for name, value in expected.items() if "lora_B" in name)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_any_loader_with_texts_and_environment_numbers_trains(pipe, tmp_path) -> None:
+    rows = [
+        {"latents": torch.randn(4, 16, 16), "prompt": PROMPTS[n % 2], "environment": n % 3 // 2}
+        for n in range(24)
+    ]
+    module = inv.InvariantAdapter(pipe, learning_rate=0.01, warmup_steps=1)
+    start = {name: value.clone() for name, value in module.trainable_parameters().items()}
+    trainer = pl.Trainer(
+        max_steps=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, DataLoader(rows, batch_size=8))  # type: ignore[arg-type]
+    assert trainer.global_step == 3
+    trained = module.trainable_parameters()
+    assert any(not torch.equal(trained[name], value) for name, value in start.items())
+
+
+@pytest.mark.parametrize(
+    ("batch", "settings", "message"),
+    [
+        ({"prompt": ["a"]}, {}, "neither 'latents' nor 'moments'"),
+        ({"latents": torch.zeros(1, 4, 16, 16)}, {}, "lack 'prompt'"),
+        ({"latents": torch.zeros(1, 4, 16, 16), "prompt": ["a"]}, {}, "neither 'environment'"),
+        (
+            {
+                "latents": torch.zeros(1, 4, 16, 16),
+                "prompt": ["a"],
+                "environment": torch.tensor([2]),
+            },
+            {},
+            "groups=2: a batch holds environment 2",
+        ),
+        (
+            {
+                "latents": torch.zeros(1, 4, 16, 16),
+                "prompt": ["a"],
+                "environment": torch.tensor([0]),
+            },
+            {"accumulate_grad_batches": 2},
+            "accumulate_grad_batches=2 needs a loader whose sampler",
+        ),
+    ],
+)
+def test_loaders_that_lack_something_are_refused_by_name(
+    batch, settings, message, pipe, tmp_path
+) -> None:
+    trainer = pl.Trainer(
+        max_steps=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+        **settings,
+    )
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(inv.InvariantAdapter(pipe), DataLoader([batch], batch_size=None))  # type: ignore[arg-type]
+
+
+def test_debiasing_gives_the_pipeline_back_as_it_was_and_an_adapter_to_keep(pipe, tmp_path) -> None:
+    images, environments = _images()
+    before, drawn = _state(pipe), _draw(pipe)
+    pipe.unet.train()
+    lora = inv.debias(
+        pipe,
+        images,
+        environments,
+        steps=2,
+        batch_size=8,
+        learning_rate=0.05,
+        warmup_steps=1,
+        calibration_samples=0,
+        progress=False,
+    )
+    assert pipe.unet.training
+    assert all(value.requires_grad for value in pipe.unet.parameters())
+    after = _state(pipe)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert torch.equal(_draw(pipe), drawn)
+    assert lora.trained
+    assert lora.reports["heldout"]["selection"]["candidates"]
+
+    folder = lora.save(tmp_path / "even")
+    with pytest.raises(ValueError, match="is not empty"):
+        lora.save(folder)
+    own = inv.InvDiffPipeline.from_pipe(pipe, lora)
+    with_lora = _draw(own)
+    assert torch.equal(_draw(own, invariant_scale=0.0), drawn)
+    assert not torch.equal(with_lora, drawn)
+    stock = StableDiffusionPipeline.from_pretrained(pipe.config._name_or_path, safety_checker=None)
+    stock.load_lora_weights(folder)
+    torch.testing.assert_close(_draw(stock), with_lora, rtol=1e-4, atol=1e-4)
+
+
+def _draw(pipe: Any, **settings: Any) -> torch.Tensor:
+    pipe.unet.eval()
+    pipe.set_progress_bar_config(disable=True)
+    source = torch.Generator().manual_seed(3)
+    called = pipe(PROMPTS[0], num_inference_steps=2, output_type="pt", generator=source, **settings)
+    return called.images
+
+
+@pytest.mark.parametrize(
+    ("environments", "message"),
+    [
+        (torch.zeros(3), "they are of 3 images, not of 24"),
+        (torch.zeros(24), "at least two environments"),
+    ],
+)
+def test_environments_of_other_images_are_refused(environments, message, pipe) -> None:
+    with pytest.raises(ValueError, match=f"environments: .*{message}"):
+        inv.debias(pipe, _images()[0], environments, progress=False)
+
+
+def test_a_trainer_of_ones_own_trains_as_it_is_set(pipe, tmp_path) -> None:
+    images, environments = _images()
+    trainer = pl.Trainer(
+        max_steps=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+        use_distributed_sampler=False,
+    )
+    inv.debias(
+        pipe, images, environments, trainer=trainer, batch_size=8, calibration_samples=0, steps=99
+    )
+    assert trainer.global_step == 1
+
+
+def test_generated_images_are_those_of_their_seeds_whatever_the_batch(pipe) -> None:
+    settings: dict[str, Any] = {"per_prompt": 3, "steps": 2, "progress": False}
+    whole = inv.generate(pipe, PROMPTS, batch_size=6, **settings)
+    parts = inv.generate(pipe, PROMPTS, batch_size=4, **settings)
+    assert (len(whole), whole.prompts) == (6, PROMPTS)
+    assert whole.prompt_ids.tolist() == [0, 0, 0, 1, 1, 1]
+    difference = whole.pixels(range(6), 32).int() - parts.pixels(range(6), 32).int()
+    assert difference.abs().max() <= 1
+
+
+def test_an_audit_counts_each_class_before_and_after(pipe, tmp_path) -> None:
+    images, environments = _images()
+    lora = inv.debias(
+        pipe,
+        images,
+        environments,
+        steps=1,
+        batch_size=8,
+        learning_rate=0.05,
+        calibration_samples=0,
+        progress=False,
+    )
+    calls = []
+
+    def every_third(pictures: torch.Tensor) -> torch.Tensor:
+        calls.append(len(pictures))
+        return (torch.arange(len(pictures)) % 3 == 0).long()
+
+    reader = FunctionReader(every_third, ["dark", "bright"], name="light")
+    before = _state(pipe)
+    found = inv.audit(
+        pipe, PROMPTS, readers=[reader], lora=lora, per_prompt=6, steps=1, progress=False
+    )
+    assert calls == [12, 12]
+    assert all(torch.equal(value, before[name]) for name, value in _state(pipe).items())
+    table = found.to_pandas()
+    assert len(table) == 2 * 2 * 2
+    row = table[(table["when"] == "after") & (table["class"] == "bright")].iloc[0]
+    assert (row["count"], row["share"]) == (2, pytest.approx(1 / 3))
+    assert row["low"] < 1 / 3 < row["high"]
+    assert found.statistics("light")["bias"].tolist() == pytest.approx([1 / 3, 1 / 3])
+    folder = found.save(tmp_path / "audit")
+    assert {path.name for path in folder.iterdir()} == {"audit.csv", "audit.json"}
+    first, second = (found.images[when].pixels(range(12), 32) for when in ("before", "after"))
+    assert not torch.equal(first, second)
+
+
+def test_an_audit_refuses_no_reader_and_numbers_outside_its_classes(pipe) -> None:
+    with pytest.raises(ValueError, match="readers: expected at least one"):
+        inv.audit(pipe, PROMPTS, readers=[], progress=False)
+    wrong = FunctionReader(lambda images: torch.full((len(images),), 5), ["a", "b"])
+    with pytest.raises(ValueError, match="numbers from 5 to 5"):
+        inv.audit(pipe, PROMPTS, readers=[wrong], per_prompt=2, steps=1, progress=False)
