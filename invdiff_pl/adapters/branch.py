@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import ModelMixin, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -18,13 +18,13 @@ from invdiff_pl.utils.tensors import read_tensors
 WEIGHTS_FILE = "adapter.safetensors"
 
 
-class BranchedDenoiser(nn.Module):
+class BranchedDenoiser(ModelMixin):
     """Frozen denoiser and branch as one, called as the UNet is and put in its place in pipelines.
 
     The prediction is ``(1 - s shrink) f_theta + s weight G_psi``: with ``shrink`` 0 and ``weight``
     1 that is additive, with both ``r`` it is the reference's blending. At s = 0 the branch is not
     computed, and the prediction is the frozen one, bit for bit. What else is asked of a UNet
-    (its configuration, dtype, attention processors) the frozen one answers.
+    (its configuration, attention processors, LoRAs) the frozen one answers.
 
     Args:
         unet: the frozen denoiser.

@@ -102,7 +102,8 @@ class InvDiffPipeline(StableDiffusionPipeline):
         """
         if not kwargs.keys() & {"dtype", "torch_dtype"}:
             kwargs["dtype"] = pipeline.unet.dtype
-        made = super().from_pipe(pipeline, **kwargs)
+        # Named, for it may be a denoiser with a branch, of a class that diffusers does not expect.
+        made = super().from_pipe(pipeline, **{"unet": pipeline.unet, **kwargs})
         made.adapter = getattr(pipeline, "adapter", None)
         limit_tokens(made)
         if lora is not None:

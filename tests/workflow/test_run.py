@@ -133,6 +133,27 @@ def test_a_mistyped_key_is_refused_before_any_stage_runs(
     assert "lamda_" in message
 
 
+@pytest.mark.parametrize("command", ["train", "augment", "backbone"])
+def test_a_backbone_that_cannot_be_used_is_refused_before_any_stage_runs(
+    command: str,
+    workspace: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runner, "run_stage", lambda *_: pytest.fail("a stage ran"))
+    words = [command, "--experiment", "waterbirds", "--backbone"]
+    index = workspace / "pipeline" / "model_index.json"
+    index.write_text(index.read_text().replace('"StableDiffusionPipeline"', '"FluxPipeline"'))
+    for backbone, told in (
+        ("pipeline", "its class is FluxPipeline"),
+        ("/nowhere", "does not exist"),
+    ):
+        assert main([*words, backbone]) == 2
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1
+        assert told in message
+
+
 def test_a_missing_data_folder_is_told_in_one_line(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
