@@ -1,5 +1,6 @@
 """Phase 2: the adapter, trained to lower mean and spread of the environments' risks."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from invdiff_pl.adapters import Adapter, build_adapter
+from invdiff_pl.adapters.base import require_adapter
 from invdiff_pl.backbones.draws import generator, on_device
 from invdiff_pl.backbones.noising import ForwardProcess, sample_losses, sample_posterior
 from invdiff_pl.backbones.pipeline import load_pipeline
@@ -31,11 +33,11 @@ from invdiff_pl.objectives import (
     group_sums,
     min_snr_weights,
 )
-from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.objectives.densities import require_density
 from invdiff_pl.utils.files import atomic_path
+from invdiff_pl.utils.names import WEIGHTINGS, require_name
 
 DEFAULT_ADAPTER = "lora"
-WEIGHTINGS = ("none", "min_snr")
 NO_BIAS = (
     "the inference found no bias, so the adapter is left untrained, a no-op; "
     "--model.train_without_bias=true trains it all the same"
@@ -112,11 +114,8 @@ class InvariantAdapter(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if loss_weighting not in WEIGHTINGS:
-            raise InvDiffError(
-                f"--model.loss_weighting={loss_weighting}: expected one of {', '.join(WEIGHTINGS)}."
-            )
         self.save_hyperparameters()
+        self.require_settings(self.hparams)
         self.strict_loading = False
         self.output = output
         self.conditioning_dropout = conditioning_dropout
@@ -135,6 +134,26 @@ class InvariantAdapter(pl.LightningModule):
         # Registered so that Lightning moves the weights to the device.
         self.denoiser = self.adapter.denoiser
         self.pipeline.unet = self.adapter.denoiser
+
+    @staticmethod
+    def require_settings(settings: Mapping[str, Any]) -> None:
+        """Refuse settings before a network is loaded.
+
+        Args:
+            settings: all of the constructor's arguments.
+
+        Raises:
+            InvDiffError: naming the first that is wrong.
+        """
+        require_name("--model.loss_weighting", settings["loss_weighting"], WEIGHTINGS)
+        require_adapter(settings["adapter"], settings["adapter_settings"] or {})
+        build_rule(
+            settings["objective"],
+            groups=2,
+            penalty=settings["lambda_"],
+            **(settings["objective_settings"] or {}),
+        )
+        require_density(settings["timestep_density"], settings["high_noise_exponent"])
 
     def setup(self, stage: str) -> None:
         """Fetch the prompt embeddings, and what hangs on the environments."""

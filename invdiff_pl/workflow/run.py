@@ -5,13 +5,15 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from invdiff_pl.utils import processes
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import atomic_path, read_object, write_json
 from invdiff_pl.utils.locks import run_lock
+from invdiff_pl.utils.names import require_names
 from invdiff_pl.workflow.due import begin, finish, is_current
 from invdiff_pl.workflow.experiment import Experiment
 from invdiff_pl.workflow.provenance import provenance
@@ -33,8 +35,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
     experiment = _experiment(command, options, overrides)
     plan = experiment.plan(command)
     due = [stage for stage in plan if not is_current(experiment, stage)]
-    if overrides and any(stage.command in LIGHTNING for stage in due):
-        _check_arguments(experiment, due)
+    _check_arguments(experiment, due, bool(overrides))
     with run_lock(experiment.run_dir, shlex.join([command, *arguments])) as lock:
         _record_run(command, experiment, options, overrides)
         started = time.monotonic()
@@ -172,13 +173,36 @@ def _joined(overrides: Sequence[str]) -> list[str]:
     return flags
 
 
-def _check_arguments(experiment: Experiment, due: Sequence[Stage]) -> None:
-    """Parse every due stage's arguments first: a mistyped key should not wait for its stage."""
-    from invdiff_pl.cli.lightning import check  # noqa: PLC0415 - takes seconds, and only overrides need it
+def _check_arguments(experiment: Experiment, due: Sequence[Stage], overridden: bool) -> None:
+    """Check every due stage's arguments first: a wrong one should not wait for its stage.
 
-    for stage in due:
-        if stage.command in LIGHTNING:
+    Args:
+        experiment: that the stages are of.
+        due: stages.
+        overridden: whether there are flags beside the YAML files, whose keys may be mistyped, too.
+
+    Raises:
+        InvDiffError: naming the stage and what is wrong.
+    """
+    stages = [stage for stage in due if stage.command in LIGHTNING]
+    for stage in stages:
+        with _told_of(stage):
+            require_names(experiment.config(stage), experiment.overrides.get(stage.name, ()))
+    if not (stages and overridden):
+        return
+    from invdiff_pl.cli.lightning import check  # noqa: PLC0415 - takes seconds
+
+    for stage in stages:
+        with _told_of(stage):
             check(experiment.arguments(stage))
+
+
+@contextmanager
+def _told_of(stage: Stage) -> Iterator[None]:
+    try:
+        yield
+    except InvDiffError as error:
+        raise InvDiffError(f"stage {stage.name}: {error}") from None
 
 
 def _record_run(
