@@ -10,7 +10,7 @@ from invdiff_pl.callbacks.grids import SampleGrid
 from invdiff_pl.callbacks.heldout import HeldOutSelection
 from invdiff_pl.callbacks.local_batch import LocalBatch
 from invdiff_pl.callbacks.per_variant import PerVariant
-from invdiff_pl.callbacks.progress import ProgressBar
+from invdiff_pl.callbacks.progress import ProgressBar, ProgressLines
 from invdiff_pl.callbacks.safety import StopOnDivergence, StopOnSigterm
 from invdiff_pl.callbacks.sheets import EnvironmentSheets
 from invdiff_pl.callbacks.stage_plan import StagePlan
@@ -25,6 +25,7 @@ __all__ = [
     "LocalBatch",
     "PerVariant",
     "ProgressBar",
+    "ProgressLines",
     "SampleEvaluation",
     "SampleGrid",
     "ScaleCalibration",

@@ -23,7 +23,8 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from safetensors import SafetensorError
 
-from invdiff_pl.callbacks import ProgressBar, StopOnDivergence, StopOnSigterm
+from invdiff_pl.callbacks import StopOnDivergence, StopOnSigterm
+from invdiff_pl.callbacks.progress import progress_callback
 from invdiff_pl.cli.account import one_line
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.utils.errors import InvDiffError
@@ -97,7 +98,7 @@ class InvDiffCLI(LightningCLI):
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         for place, callback in enumerate(callbacks):
             if type(callback) is RichProgressBar:  # Lightning's default
-                callbacks[place] = ProgressBar()
+                callbacks[place] = progress_callback()
         return trainer
 
     def _set_seed(self) -> None:

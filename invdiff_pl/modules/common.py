@@ -20,6 +20,11 @@ def data_module(module: pl.LightningModule) -> BiasedDataModule:
     return cast(BiasedDataModule, module.trainer.datamodule)  # type: ignore[attr-defined]
 
 
+def stage_name(module: pl.LightningModule) -> str:
+    """The stage that a module is trained or run in: its output folder's name."""
+    return Path(str(getattr(module, "output", ""))).name or type(module).__name__
+
+
 def hold_frozen(module: pl.LightningModule, *others: nn.Module) -> None:
     """Make what is not trained cheap to hold: call it in ``setup``.
 
@@ -143,7 +148,7 @@ def diverged(
         step: the optimizer step; the present one if not given.
     """
     trainer = module.trainer
-    stage = Path(str(getattr(module, "output", ""))).name or type(module).__name__
+    stage = stage_name(module)
     wrong = [n for n, risk in (risks or {}).items() if not bool(torch.isfinite(risk).all())]
     environments = f" (environment {', '.join(wrong)})" if wrong else ""
     return InvDiffError(
