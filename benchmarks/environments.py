@@ -28,7 +28,7 @@ import invdiff_pl.environments
 from invdiff_pl.backbones.draws import generator
 from invdiff_pl.cli.lightning import build, data_module
 from invdiff_pl.data.base import BiasedDataModule
-from invdiff_pl.environments.assignment import METHODS, assign
+from invdiff_pl.environments.assignment import assign
 from invdiff_pl.environments.evidence import weigh
 from invdiff_pl.environments.quality import auc, conflicting, worst_group_precision_recall
 from invdiff_pl.environments.refine import by_group
@@ -40,6 +40,7 @@ from invdiff_pl.environments.scores import (
     standardise,
 )
 from invdiff_pl.utils.files import digest_file, digest_json, read_json, write_json
+from invdiff_pl.utils.names import PARTITIONS
 from invdiff_pl.utils.tensors import read_tensors
 
 CACHE = Path(".cache/environments-bench")
@@ -239,7 +240,7 @@ def figures_of(
     return {
         "evidence": weigh(found, refined, prompts).to_json(),
         "scores": {name: told(values) for name, values in scores.items()},
-        "partitions": {method: told(pursued, method) for method in METHODS},
+        "partitions": {method: told(pursued, method) for method in PARTITIONS},
         "bias_found": verdicts.count(True),
         "resamplings": resamplings,
     }

@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -165,6 +165,21 @@ def build_adapter(kind: str, unet: UNet2DConditionModel, **settings: Any) -> Ada
     Raises:
         InvDiffError: if there is no such kind, or a setting is not of this kind.
     """
+    require_adapter(kind, settings)
+    try:
+        return adapter_class(kind)(unet, **settings)
+    except InvDiffError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InvDiffError(f"--model.adapter_settings: {error} (adapter {kind!r}).") from None
+
+
+def require_adapter(kind: str, settings: Mapping[str, Any]) -> None:
+    """Refuse a kind of adapter or a setting's name before a network is there to attach it to.
+
+    Raises:
+        InvDiffError: if there is no such kind, or a setting is not of this kind.
+    """
     adapter = adapter_class(kind)
     known = [name for name in inspect.signature(adapter).parameters if name != "unet"]
     if unknown := sorted(set(settings) - set(known)):
@@ -172,12 +187,6 @@ def build_adapter(kind: str, unet: UNet2DConditionModel, **settings: Any) -> Ada
             f"--model.adapter_settings: adapter {kind!r} has no setting {unknown[0]!r}; expected "
             f"some of {', '.join(known)}."
         )
-    try:
-        return adapter(unet, **settings)
-    except InvDiffError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise InvDiffError(f"--model.adapter_settings: {error} (adapter {kind!r}).") from None
 
 
 def load_adapter(folder: Path, unet: UNet2DConditionModel) -> Adapter:

@@ -138,15 +138,23 @@ def set_scheduler(pipeline: StableDiffusionPipeline, name: str | None) -> None:
     Raises:
         InvDiffError: if diffusers has no scheduler of that name.
     """
-    if name is None:
-        return
+    if name is not None:
+        pipeline.scheduler = scheduler_class(name).from_config(pipeline.scheduler.config)
+
+
+def scheduler_class(name: str) -> Any:
+    """The diffusers scheduler class of a name.
+
+    Raises:
+        InvDiffError: if there is none.
+    """
     scheduler = getattr(diffusers, name, None)
     if scheduler is None or not hasattr(scheduler, "add_noise"):
         raise InvDiffError(
             f"--model.scheduler={name}: diffusers has no scheduler of that name; try DDIMScheduler,"
             " DPMSolverMultistepScheduler, UniPCMultistepScheduler or PNDMScheduler."
         )
-    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+    return scheduler
 
 
 def initial_latents(

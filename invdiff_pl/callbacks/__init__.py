@@ -9,7 +9,7 @@ from invdiff_pl.callbacks.fit_evaluation import FitEvaluation
 from invdiff_pl.callbacks.grids import SampleGrid
 from invdiff_pl.callbacks.heldout import HeldOutSelection
 from invdiff_pl.callbacks.local_batch import LocalBatch
-from invdiff_pl.callbacks.progress import ProgressBar
+from invdiff_pl.callbacks.progress import ProgressBar, ProgressLines
 from invdiff_pl.callbacks.safety import StopOnDivergence, StopOnSigterm
 from invdiff_pl.callbacks.save import SaveAdapter
 from invdiff_pl.callbacks.sheets import EnvironmentSheets
@@ -24,6 +24,7 @@ __all__ = [
     "HeldOutSelection",
     "LocalBatch",
     "ProgressBar",
+    "ProgressLines",
     "SampleEvaluation",
     "SampleGrid",
     "SaveAdapter",

@@ -15,10 +15,12 @@ from invdiff_pl.backbones.noising import sample_posterior
 from invdiff_pl.backbones.pipeline import sample_antithetic_latents
 from invdiff_pl.data.training import LatentDataModule, training_data
 from invdiff_pl.environments.reader import Counts, EnvironmentReader, even_scale, fit_reader
+from invdiff_pl.modules.common import stage_name
 from invdiff_pl.modules.invariant_adapter import InvariantAdapter
 from invdiff_pl.objectives.heldout import round_robin
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import write_json
+from invdiff_pl.utils.progress import track
 
 # Samples of numbers that no run draws for its figures, so that those are of other noises.
 FIRST_SAMPLE = 2**31
@@ -251,7 +253,8 @@ class ScaleCalibration(pl.Callback):
         width = feature_width(module.adapter.unet)
         everybody = torch.zeros((count, width), device=module.device)
         mine = torch.arange(trainer.global_rank, count, trainer.world_size)
-        for part in mine.split(self.batch_size):
+        what = f"{stage_name(module)}, calibration"
+        for part in track(mine.split(self.batch_size), what, unit="batch", bar=False):
             if len(part) > 0:
                 everybody[part] = features(part)
         gathered: Tensor = trainer.strategy.reduce(everybody, reduce_op="sum")

@@ -12,7 +12,9 @@ from invdiff_pl.callbacks.evaluation import start_scoring
 from invdiff_pl.callbacks.live import live_pipeline
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.metrics.sample_scores import SampleScores
+from invdiff_pl.modules.common import stage_name
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.progress import track
 from invdiff_pl.workflow.settings import EvaluationSettings
 
 _LIVE = 0.0
@@ -97,7 +99,8 @@ class FitEvaluation(pl.Callback):
         count = len(data.prompts) * self.samples_per_prompt
         mine = torch.arange(trainer.global_rank, count, trainer.world_size)
         with live_pipeline(trainer, pl_module) as pipeline, torch.no_grad():
-            for indices in mine.split(self.batch_size):
+            what = f"{stage_name(pl_module)}, quick look"
+            for indices in track(mine.split(self.batch_size), what, unit="batch", bar=False):
                 prompts = indices // self.samples_per_prompt
                 images = self._draw(pipeline, pl_module, indices, prompts)
                 device = pl_module.device

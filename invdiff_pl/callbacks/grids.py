@@ -9,7 +9,9 @@ from torch import Tensor
 
 from invdiff_pl.backbones.pipeline import sample_images
 from invdiff_pl.callbacks.live import live_pipeline
+from invdiff_pl.modules.common import stage_name
 from invdiff_pl.utils.images import image_grid
+from invdiff_pl.utils.progress import track
 
 
 class SampleGrid(pl.Callback):
@@ -83,6 +85,11 @@ class SampleGrid(pl.Callback):
                 steps=self.steps,
                 guidance_scale=self.guidance_scale,
             )
-            for indices in numbers.split(self.batch_size or len(numbers))
+            for indices in track(
+                numbers.split(self.batch_size or len(numbers)),
+                f"{stage_name(module)}, sample grid",
+                unit="batch",
+                bar=False,
+            )
         ]
         return torch.cat(images)

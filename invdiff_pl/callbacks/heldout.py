@@ -12,6 +12,7 @@ from invdiff_pl.backbones.draws import generator
 from invdiff_pl.callbacks.ema import ExponentialMovingAverage
 from invdiff_pl.data.datasets import LatentBatch
 from invdiff_pl.data.training import training_data
+from invdiff_pl.modules.common import stage_name
 from invdiff_pl.modules.invariant_adapter import InvariantAdapter
 from invdiff_pl.objectives.heldout import (
     HeldOutObjective,
@@ -22,6 +23,7 @@ from invdiff_pl.objectives.heldout import (
 )
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import write_json
+from invdiff_pl.utils.progress import track
 
 CRITERION = (
     "the objective of the held-out group risks in each timestep bin, averaged over bins as often "
@@ -170,7 +172,8 @@ class HeldOutSelection(pl.Callback):
         losses = torch.zeros(self._timesteps.shape, device=module.device)
         own = torch.arange(trainer.global_rank, len(self.rows), trainer.world_size)
         with trainer.precision_plugin.val_step_context(), module.adapter.folded():
-            for mine in own.split(self.batch_size):
+            what = f"{stage_name(module)}, held-out losses"
+            for mine in track(own.split(self.batch_size), what, unit="batch", bar=False):
                 batch = trainer.strategy.batch_to_device(data.training_latents(self.rows[mine]))
                 for column in range(self.bins):
                     losses[mine, column] = self._losses_in_bin(module, batch, mine, column)

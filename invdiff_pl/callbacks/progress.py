@@ -1,9 +1,13 @@
-"""The progress bar, which does not wait for the device at every step."""
+"""How far a stage has come: a bar that does not wait for the device at every step, or lines."""
 
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.utilities import rank_zero_only
+
+from invdiff_pl.modules.common import stage_name
+from invdiff_pl.utils.progress import Loop, shows_bars, start
 
 
 class ProgressBar(RichProgressBar):
@@ -28,3 +32,65 @@ class ProgressBar(RichProgressBar):
             # The logger's version is the stage's name here, cut to four letters: it tells nothing.
             self._figures.pop("v_num", None)
         return self._figures
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Lightning's, but for "/-2" where training is counted in steps."""
+        epochs = self.trainer.max_epochs
+        if epochs is not None and epochs > 0:
+            return super()._get_train_description(current_epoch)
+        return f"{'Training':{len(self.validation_description)}}"
+
+
+class ProgressLines(pl.Callback):
+    """A line now and then, for output that is no terminal; see :mod:`invdiff_pl.utils.progress`."""
+
+    def __init__(self) -> None:
+        self._loop: Loop | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start to count optimizer steps."""
+        total = trainer.max_steps if trainer.max_steps > 0 else None
+        self._start(pl_module, total, "step", trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *unused: Any
+    ) -> None:
+        """Tell of the steps."""
+        self._reach(trainer.global_step)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start to count batches."""
+        self._start(pl_module, int(sum(trainer.num_predict_batches)), "batch")
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start to count batches."""
+        self._start(pl_module, int(sum(trainer.num_test_batches)), "batch")
+
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        *unused: Any,
+    ) -> None:
+        """Tell of the batches."""
+        self._reach(batch_idx + 1)
+
+    on_test_batch_end = on_predict_batch_end
+
+    @rank_zero_only
+    def _start(
+        self, module: pl.LightningModule, total: int | None, unit: str, done: int = 0
+    ) -> None:
+        self._loop = start(stage_name(module), total, unit, done)
+
+    def _reach(self, done: int) -> None:
+        if self._loop is not None:
+            self._loop.reach(done)
+
+
+def progress_callback() -> pl.Callback:
+    """The bar where output is a terminal, else lines."""
+    return ProgressBar() if shows_bars() else ProgressLines()

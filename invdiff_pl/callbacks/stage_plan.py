@@ -15,13 +15,13 @@ from invdiff_pl.backbones.noising import predict
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.modules import Backbone, ConditionalSampler, InvariantAdapter
 from invdiff_pl.modules.common import data_module, denoiser_of
+from invdiff_pl.utils.progress import in_time
 from invdiff_pl.utils.resources import (
     ADAMW_COPIES,
     Plan,
     activations,
     free_memory,
     image_bytes,
-    in_time,
     in_units,
     require_room,
     weights_of,

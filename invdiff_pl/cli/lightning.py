@@ -1,8 +1,10 @@
 """The Lightning command line: ``fit``, ``predict`` and ``test`` of stages, from YAML and flags."""
 
 import argparse
+import functools
 import os
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,15 @@ import transformers
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.rank_zero import _get_rank
+from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from safetensors import SafetensorError
 
-from invdiff_pl.callbacks import ProgressBar, StopOnDivergence, StopOnSigterm
+from invdiff_pl.callbacks import StopOnDivergence, StopOnSigterm
+from invdiff_pl.callbacks.progress import progress_callback
+from invdiff_pl.cli.account import one_line
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.locks import run_lock
@@ -41,6 +46,30 @@ _GROUPS: dict[str, type] = {
 }
 
 
+class _BuildingError(BaseException):
+    """Carries what a constructor raised past jsonargparse.
+
+    It takes every ``Exception`` for a sign that a value is of another type, tries them all, and
+    raises an account of the types in its place.
+    """
+
+
+class _Parser(LightningArgumentParser):
+    """Lightning's parser; what a constructor raises leaves it unchanged (:func:`_told`)."""
+
+    def add_instantiator(self, instantiator: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Register a way to build a class."""
+
+        @functools.wraps(instantiator)
+        def build(class_type: type, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return instantiator(class_type, *args, **kwargs)
+            except Exception as error:
+                raise _BuildingError(class_type) from error
+
+        super().add_instantiator(build, *args, **kwargs)
+
+
 class InvDiffCLI(LightningCLI):
     """Model and data are chosen by class path; shared settings are groups of their own.
 
@@ -53,16 +82,34 @@ class InvDiffCLI(LightningCLI):
         for group, settings in _GROUPS.items():
             parser.add_argument(f"--{group}", type=settings, default=settings())
 
+    def _add_instantiators(self) -> None:
+        """Let callbacks and all else be built as model and data are: errors come out unchanged."""
+        super()._add_instantiators()
+        self.parser.add_instantiator(_construct, object)
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build the trainer; its checkpoints are written and read safely."""
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except Exception as error:
+            raise _BuildingError(pl.Trainer) from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         for place, callback in enumerate(callbacks):
             if type(callback) is RichProgressBar:  # Lightning's default
-                callbacks[place] = ProgressBar()
+                callbacks[place] = progress_callback()
         return trainer
+
+    def _set_seed(self) -> None:
+        """Seed everything; refuse what is no seed."""
+        try:
+            super()._set_seed()
+        except ValueError:
+            seed = self.config[self.subcommand]["seed_everything"]
+            raise InvDiffError(
+                f"--seed_everything={seed}: expected a whole number from 0 to 2^32 - 1."
+            ) from None
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it, as the only one that writes to the run folder."""
@@ -79,14 +126,19 @@ class InvDiffCLI(LightningCLI):
         """Keep files' and flags' settings; Lightning would let a checkpoint's override them."""
 
 
-class _CheckingCLI(InvDiffCLI):
-    """Parses and stops there."""
+def _construct(class_type: type, *args: Any, **kwargs: Any) -> Any:
+    return class_type(*args, **kwargs)
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run nothing."""
 
-    def instantiate_classes(self) -> None:
-        """Build nothing."""
+def _construct_own(class_type: type, *args: Any, **kwargs: Any) -> Any:
+    """Build what is ours, which reads no file; others' loggers may start an experiment."""
+    return class_type(*args, **kwargs) if class_type.__module__.startswith("invdiff_pl.") else None
+
+
+def _require_settings(class_type: type, **settings: Any) -> None:
+    """Let a module refuse settings, without the networks that building it would load."""
+    if (require := getattr(class_type, "require_settings", None)) is not None:
+        require(settings)
 
 
 class _BuildingCLI(InvDiffCLI):
@@ -94,6 +146,26 @@ class _BuildingCLI(InvDiffCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run nothing."""
+
+
+class _ParsingCLI(_BuildingCLI):
+    """Parses and stops there."""
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+
+class _CheckingCLI(_BuildingCLI):
+    """Parses, and asks every class that is ours whether it takes its settings."""
+
+    def _add_instantiators(self) -> None:
+        self.parser.add_instantiator(_require_settings, pl.LightningModule)
+        self.parser.add_instantiator(_construct, BiasedDataModule)
+        self.parser.add_instantiator(_construct_own, object)
+
+    def instantiate_classes(self) -> None:
+        """Build data and callbacks, which only keep their settings, and no network."""
+        self.parser.instantiate_classes(self.config)
 
 
 def run(args: Sequence[str]) -> None:
@@ -109,6 +181,8 @@ def run(args: Sequence[str]) -> None:
             _call(InvDiffCLI, args)
     except SIGTERMException:  # Lightning's has exit status 0, as if all were done
         raise Terminated from None
+    except MisconfigurationException as error:  # what Lightning refuses once it starts
+        raise InvDiffError(str(error)) from None
     except SafetensorError as error:  # from libraries that write such files
         raise system_error(error) from None
     except torch.OutOfMemoryError as error:
@@ -121,7 +195,9 @@ def run(args: Sequence[str]) -> None:
 
 
 def check(args: Sequence[str]) -> None:
-    """Parse the arguments of a subcommand without running it.
+    """Parse the arguments of a subcommand and refuse settings as the stage itself would.
+
+    No file but YAML is read, and no network built.
 
     Raises:
         InvDiffError: if a key or a value is wrong.
@@ -135,7 +211,7 @@ def settings(args: Sequence[str]) -> dict[str, Any]:
     Raises:
         InvDiffError: if a key or a value is wrong.
     """
-    resolved: dict[str, Any] = _call(_CheckingCLI, args).config[args[0]].as_dict()
+    resolved: dict[str, Any] = _call(_ParsingCLI, args).config[args[0]].as_dict()
     return resolved
 
 
@@ -155,7 +231,8 @@ def data_module(args: Sequence[str]) -> BiasedDataModule:
         InvDiffError: if a key or a value is wrong.
     """
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    parser = LightningArgumentParser(**_OPTIONS)
+    parser = _Parser(**_OPTIONS)
+    parser.add_instantiator(_construct, object)
     parser.add_argument("--config", action="config")
     for group, settings in _GROUPS.items():
         parser.add_argument(f"--{group}", type=settings, default=settings())
@@ -165,8 +242,11 @@ def data_module(args: Sequence[str]) -> BiasedDataModule:
     try:
         config = parser.parse_args(list(args))
     except argparse.ArgumentError as error:
-        raise InvDiffError(_one_line(error)) from None
-    data = parser.instantiate_classes(config).data
+        raise InvDiffError(one_line(str(error))) from None
+    try:
+        data = parser.instantiate_classes(config).data
+    except _BuildingError as error:
+        raise _told(error) from None
     assert isinstance(data, BiasedDataModule)
     return data
 
@@ -184,24 +264,29 @@ def _call(cli: type[InvDiffCLI], args: Sequence[str]) -> InvDiffCLI:
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"callbacks": [StopOnDivergence(), StopOnSigterm()]},
+            parser_class=_Parser,
             parser_kwargs=dict.fromkeys(("fit", "predict", "test"), _OPTIONS) | _OPTIONS,
             args=list(args),
         )
     except argparse.ArgumentError as error:
-        raise InvDiffError(_one_line(error)) from None
+        raise InvDiffError(one_line(str(error))) from None
+    except _BuildingError as error:
+        raise _told(error) from None
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise InvDiffError(f"the settings cannot be resolved: {reason}.") from None
 
 
-def _one_line(error: argparse.ArgumentError) -> str:
-    """What is wrong, without the parser's account of the types it tried."""
-    lines = str(error).splitlines()
-    problems = [n for n, line in enumerate(lines) if "Problem with given class_path" in line]
-    if not problems:
-        return " ".join(line.strip() for line in lines[:2])
-    first = problems[0]
-    depth = len(lines[first]) - len(lines[first].lstrip())
-    told = [lines[0].strip(" :"), lines[first].split("class_path ")[1].strip(":")]
-    for line in lines[first + 1 :]:
-        if len(line) - len(line.lstrip()) <= depth:
-            break
-        told.append(line.strip(" :"))
-    return ": ".join(told)
+def _told(failure: _BuildingError) -> Exception:
+    """What a constructor raised, as an error that is told in one line."""
+    error = failure.__cause__
+    # The others are told by whoever runs the command.
+    if isinstance(error, InvDiffError | OSError | SafetensorError | torch.OutOfMemoryError):
+        return error
+    assert isinstance(error, Exception)
+    (class_type,) = failure.args
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return InvDiffError(
+        f"{class_type.__name__} cannot be built ({type(error).__name__}: {error}; "
+        f"{Path(last.filename).name}, line {last.lineno})."
+    )

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from invdiff_pl.data.images import ImageFacts, inspect_image
@@ -12,6 +11,7 @@ from invdiff_pl.data.index import ImageIndex, InsideRoot, state_digest
 from invdiff_pl.data.threads import map_in_threads
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import read_json, read_object, write_json
+from invdiff_pl.utils.progress import track
 
 _NAMED = 10
 
@@ -35,7 +35,7 @@ def inspect_files(
         return inspect_image(index.root / name)
 
     facts = map_in_threads(inspect, index.files)
-    yield from track(facts, description=description, total=len(index))
+    yield from track(facts, description, len(index))
 
 
 def readable_rows(

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from invdiff_pl.backbones.draws import on_device
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import digest_file, read_object, write_json
 from invdiff_pl.utils.locks import build_lock
+from invdiff_pl.utils.progress import telling
 from invdiff_pl.utils.tensors import write_tensors
 
 SHARD_ROWS = 1024
+_PART_ROWS = 128  # computed at a time
 _HEADER = "shards.json"
 _MOST_ROWS = 1 << 40
 _DTYPES = {"U8": torch.uint8, "F16": torch.float16, "F32": torch.float32, "I64": torch.int64}
@@ -43,14 +44,19 @@ def build_shards(
     with build_lock(folder, description):
         if is_complete(folder):  # by another run, meanwhile
             return
-        starts = range(0, rows, SHARD_ROWS)
         digests = []
-        for number, start in enumerate(track(starts, description=description)):
-            path = folder / f"{number:05d}.safetensors"
-            if not _is_whole(path):
-                values = compute(range(start, min(start + SHARD_ROWS, rows)))
-                write_tensors(path, {"values": values})
-            digests.append(digest_file(path))
+        with telling(description, rows, "row") as reach:
+            for number, start in enumerate(range(0, rows, SHARD_ROWS)):
+                path = folder / f"{number:05d}.safetensors"
+                end = min(start + SHARD_ROWS, rows)
+                if not _is_whole(path):
+                    values = []
+                    for first in range(start, end, _PART_ROWS):
+                        values.append(compute(range(first, min(first + _PART_ROWS, end))))
+                        reach(min(first + _PART_ROWS, end))
+                    write_tensors(path, {"values": torch.cat(values)})
+                digests.append(digest_file(path))
+                reach(end)
         header = {"rows": rows, "shard_rows": SHARD_ROWS, "digests": digests}
         write_json(folder / _HEADER, header)
 

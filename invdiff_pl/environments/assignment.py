@@ -13,8 +13,7 @@ from invdiff_pl.environments.soft import (
     vector_memberships,
 )
 from invdiff_pl.utils.errors import InvDiffError
-
-METHODS = ("exact", "mixture", "vector", "gradient")
+from invdiff_pl.utils.names import PARTITIONS, require_name
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,7 @@ def assign(
         InvDiffError: if there is no such method, a setting is out of range, or ``vector`` has no
             table.
     """
-    if method not in METHODS:
-        raise InvDiffError(f"--model.partition={method}: expected one of {', '.join(METHODS)}.")
+    require_name("--model.partition", method, PARTITIONS)
     exact = partition(scores, prompts, groups, minimum_share, objective)
     if method == "exact":
         hard = one_hot(exact.assignments, groups).float()

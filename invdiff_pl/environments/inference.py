@@ -7,9 +7,10 @@ from torch import Tensor
 from invdiff_pl.environments.assignment import Assignment, assign, cross
 from invdiff_pl.environments.cuts import cells_of, upper_groups
 from invdiff_pl.environments.evidence import Evidence, weigh
-from invdiff_pl.environments.partition import partition
+from invdiff_pl.environments.partition import partition, require_partition
 from invdiff_pl.environments.refine import by_group
 from invdiff_pl.environments.scores import (
+    SCORES,
     Losses,
     attribute_scores,
     score,
@@ -17,6 +18,7 @@ from invdiff_pl.environments.scores import (
     standardise,
 )
 from invdiff_pl.environments.soft import choose_groups, mixture_memberships
+from invdiff_pl.utils.names import PARTITIONS, require_name
 
 # The largest number of environments that is tried where it is to be chosen.
 MOST_GROUPS = 4
@@ -44,6 +46,16 @@ class Settings:
     objective: str = "between"
     minimum_share: float = 0.01
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what no losses could be split by.
+
+        Raises:
+            InvDiffError: naming the setting.
+        """
+        require_name("--model.score", self.score, tuple(SCORES))
+        require_name("--model.partition", self.partition, PARTITIONS)
+        require_partition(self.groups or 2, self.minimum_share, self.objective)
 
     @property
     def seeks_second(self) -> bool:

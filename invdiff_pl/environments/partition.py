@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from invdiff_pl.utils.errors import InvDiffError
-
-OBJECTIVES = ("between", "std")
+from invdiff_pl.utils.names import SPREADS, require_name
 
 
 @dataclass(frozen=True)
@@ -53,17 +52,7 @@ def partition(
     Raises:
         InvDiffError: if a setting is out of range.
     """
-    if objective not in OBJECTIVES:
-        raise InvDiffError(
-            f"--model.objective={objective}: expected one of {', '.join(OBJECTIVES)}."
-        )
-    if objective == "std" and groups > 2:
-        raise InvDiffError("--model.objective=std is exact for --model.groups=2 only: use between.")
-    if groups < 1 or not 0 <= minimum_share * groups <= 1:
-        raise InvDiffError(
-            f"--model.minimum_share={minimum_share} with --model.groups={groups}: expected at least"
-            " one group, and a share from 0 to 1/groups."
-        )
+    require_partition(groups, minimum_share, objective)
     assignments = torch.zeros(len(scores), dtype=torch.int64)
     for prompt in prompts.unique().tolist():
         rows = (prompts == prompt).nonzero().squeeze(1)
@@ -77,6 +66,22 @@ def partition(
         numbers = torch.bucketize(torch.arange(len(rows)), torch.tensor(cuts), right=True)
         assignments[rows[order]] = numbers
     return Partition(assignments, group_spread(scores, prompts, assignments, objective))
+
+
+def require_partition(groups: int, minimum_share: float, objective: str) -> None:
+    """Refuse settings of :func:`partition`.
+
+    Raises:
+        InvDiffError: if one is out of range.
+    """
+    require_name("--model.objective", objective, SPREADS)
+    if objective == "std" and groups > 2:
+        raise InvDiffError("--model.objective=std is exact for --model.groups=2 only: use between.")
+    if groups < 1 or not 0 <= minimum_share * groups <= 1:
+        raise InvDiffError(
+            f"--model.minimum_share={minimum_share} with --model.groups={groups}: expected at least"
+            " one group, and a share from 0 to 1/groups."
+        )
 
 
 def group_spread(scores: Tensor, prompts: Tensor, assignments: Tensor, objective: str) -> float:

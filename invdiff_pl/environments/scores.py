@@ -15,7 +15,7 @@ from invdiff_pl.environments.cuts import best_cut, prompt_means, upper_groups
 from invdiff_pl.environments.evidence import group_likeness
 from invdiff_pl.environments.pursuit import HiddenAttribute, hidden_attributes
 from invdiff_pl.environments.refine import Refined, by_group, discriminant, refine
-from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.names import require_name
 
 
 @dataclass(frozen=True)
@@ -256,8 +256,7 @@ def score(losses: Losses, prompts: Tensor, name: str) -> Tensor:
     Raises:
         InvDiffError: if there is no score of that name.
     """
-    if name not in SCORES:
-        raise InvDiffError(f"--model.score={name}: expected one of {', '.join(SCORES)}.")
+    require_name("--model.score", name, tuple(SCORES))
     return SCORES[name](losses, prompts)
 
 

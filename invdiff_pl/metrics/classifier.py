@@ -92,12 +92,21 @@ class _MeanAndMaximum(nn.Module):
         return torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1)
 
 
-def _torchvision_trunk(name: str) -> tuple[nn.Module, int]:
-    if name not in models.list_models(module=models):
+def require_trunk(name: str) -> None:
+    """Refuse a name that stands for no trunk.
+
+    Raises:
+        InvDiffError: naming the flag.
+    """
+    if name != SMALL and name not in models.list_models(module=models):
         raise InvDiffError(
             f"--model.trunk={name}: torchvision has no such classification model; use {SMALL!r}, "
             "'resnet18' or another of torchvision.models."
         )
+
+
+def _torchvision_trunk(name: str) -> tuple[nn.Module, int]:
+    require_trunk(name)
     network = models.get_model(name, weights=None)
     last_name, last = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear)][-1]
     parent = network.get_submodule(last_name.rpartition(".")[0])

@@ -18,6 +18,7 @@ from torchmetrics.image.fid import NoTrainInceptionV3
 from transformers import Dinov2Model
 
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.names import require_name
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
@@ -229,9 +230,7 @@ def build_extractor(
         MissingWeightsError: if the weights are not given or not there.
         InvDiffError: if the name is unknown or the arguments do not suit the extractor.
     """
-    if name not in _BUILDERS:
-        known = ", ".join(sorted(_BUILDERS))
-        raise InvDiffError(f"there is no feature extractor {name!r}: choose one of {known}.")
+    require_name("--evaluation.extractor", name, sorted(_BUILDERS))
     return _BUILDERS[name](weights, input_size)
 
 

@@ -1,5 +1,8 @@
 """The classifier that scores samples, trained on labelled held-out data."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -9,7 +12,7 @@ from torch.nn import functional
 from invdiff_pl.backbones.draws import generator
 from invdiff_pl.data.datasets import LabelledBatch
 from invdiff_pl.data.images import to_float
-from invdiff_pl.metrics.classifier import CONFIG_FILE, SMALL, SampleClassifier
+from invdiff_pl.metrics.classifier import CONFIG_FILE, SMALL, SampleClassifier, require_trunk
 from invdiff_pl.modules.common import (
     check_finite,
     data_module,
@@ -45,6 +48,7 @@ class AttributeClassifier(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        self.require_settings(self.hparams)
         self.output = output
         self.trunk = trunk
         self.learning_rate = learning_rate
@@ -54,6 +58,18 @@ class AttributeClassifier(pl.LightningModule):
         self.labelled = True
         self.confusion: Tensor
         self.correct: Tensor
+
+    @staticmethod
+    def require_settings(settings: Mapping[str, Any]) -> None:
+        """Refuse settings before a network is built.
+
+        Args:
+            settings: all of the constructor's arguments.
+
+        Raises:
+            InvDiffError: naming the first that is wrong.
+        """
+        require_trunk(settings["trunk"])
 
     def configure_model(self) -> None:
         """Build the network once the classes are known."""

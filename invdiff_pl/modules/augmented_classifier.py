@@ -1,6 +1,6 @@
 """What debiased samples are good for: a classifier trained on them, too, in its worst group."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from invdiff_pl.data.datasets import LabelledBatch
 from invdiff_pl.data.images import read_images, to_float
 from invdiff_pl.data.samples import Sample, read_manifest
 from invdiff_pl.metrics import wilson_interval
-from invdiff_pl.metrics.classifier import SMALL, SampleClassifier
+from invdiff_pl.metrics.classifier import SMALL, SampleClassifier, require_trunk
 from invdiff_pl.modules.attribute_classifier import augment
 from invdiff_pl.modules.common import (
     check_finite,
@@ -61,10 +61,7 @@ class AugmentedClassifier(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        if not 0 < generated_share < 1:
-            raise InvDiffError(
-                f"--model.generated_share must lie between 0 and 1, not {generated_share}."
-            )
+        self.require_settings(self.hparams)
         self.output = output
         self.samples_folder = Path(samples)
         self.generated_share = generated_share
@@ -73,6 +70,22 @@ class AugmentedClassifier(pl.LightningModule):
         self.weight_decay = weight_decay
         self.seed = seed
         self.networks: nn.ModuleDict | None = None
+
+    @staticmethod
+    def require_settings(settings: Mapping[str, Any]) -> None:
+        """Refuse settings before a network is built.
+
+        Args:
+            settings: all of the constructor's arguments.
+
+        Raises:
+            InvDiffError: naming the first that is wrong.
+        """
+        require_trunk(settings["trunk"])
+        if not 0 < (share := settings["generated_share"]) < 1:
+            raise InvDiffError(
+                f"--model.generated_share={share}: expected a share between 0 and 1."
+            )
 
     def configure_model(self) -> None:
         """Build two equal networks once the prompts are known."""

@@ -20,6 +20,12 @@ def data_module(module: pl.LightningModule) -> BiasedDataModule:
     return cast(BiasedDataModule, module.trainer.datamodule)  # type: ignore[attr-defined]
 
 
+def stage_name(module: pl.LightningModule) -> str:
+    """The stage that a module is trained or run in, as it or its output folder names it."""
+    named = getattr(module, "stage", "") or Path(str(getattr(module, "output", ""))).name
+    return named or type(module).__name__
+
+
 def hold_frozen(module: pl.LightningModule, *others: nn.Module) -> None:
     """Make what is not trained cheap to hold: call it in ``setup``.
 
@@ -143,8 +149,7 @@ def diverged(
         step: the optimizer step; the present one if not given.
     """
     trainer = module.trainer
-    stage = getattr(module, "stage", "") or Path(str(getattr(module, "output", ""))).name
-    stage = stage or type(module).__name__
+    stage = stage_name(module)
     wrong = [n for n, risk in (risks or {}).items() if not bool(torch.isfinite(risk).all())]
     environments = f" (environment {', '.join(wrong)})" if wrong else ""
     return InvDiffError(

@@ -1,15 +1,20 @@
 """Phase 3: guided sampling, prompts by seeds, at one or several invariant scales."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from invdiff_pl.adapters import load_adapter
-from invdiff_pl.backbones.pipeline import load_pipeline, sample_images, set_scheduler
+from invdiff_pl.backbones.pipeline import (
+    load_pipeline,
+    sample_images,
+    scheduler_class,
+    set_scheduler,
+)
 from invdiff_pl.data.datasets import PromptBatch
 from invdiff_pl.data.images import read_images
 from invdiff_pl.data.samples import (
@@ -68,6 +73,7 @@ class ConditionalSampler(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        self.require_settings(self.hparams)
         self.output = output
         self.scales = invariant_scales if adapter is not None else (0.0,)
         self.steps = steps
@@ -84,6 +90,21 @@ class ConditionalSampler(pl.LightningModule):
     def use_prompts(self, embeddings: Tensor) -> None:
         """Take embeddings of the prompts and, last, of the empty one."""
         self.register_buffer("embeddings", embeddings, persistent=False)
+
+    @staticmethod
+    def require_settings(settings: Mapping[str, Any]) -> None:
+        """Refuse settings before a network is loaded.
+
+        Args:
+            settings: all of the constructor's arguments.
+
+        Raises:
+            InvDiffError: naming the first that is wrong.
+        """
+        if settings["scheduler"] is not None:
+            scheduler_class(settings["scheduler"])
+        if settings["steps"] < 1:
+            raise InvDiffError(f"--model.steps={settings['steps']}: expected at least 1.")
 
     def setup(self, stage: str) -> None:
         """Refuse too many samples; make ready to write."""

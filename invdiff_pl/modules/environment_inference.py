@@ -1,5 +1,7 @@
 """Phase 1: environments from the frozen model's per-sample denoising losses."""
 
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import pytorch_lightning as pl
@@ -72,6 +74,7 @@ class EnvironmentInference(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.output = output
+        self.require_settings(self.hparams)
         self.settings = Settings(score, groups, partition, objective, minimum_share, seed)
         self.seed = seed
         pipeline = load_pipeline(backbone)
@@ -80,12 +83,25 @@ class EnvironmentInference(pl.LightningModule):
         self.process = ForwardProcess(pipeline.scheduler.config)
         self.grid = stratified_timesteps(timesteps, self.process.train_timesteps, earliest, latest)
         self.noise_draws = noise_draws
+        self.own_draws = own_draws
+
+    @staticmethod
+    def require_settings(settings: Mapping[str, Any]) -> None:
+        """Refuse settings before a network is loaded.
+
+        Args:
+            settings: all of the constructor's arguments.
+
+        Raises:
+            InvDiffError: naming the first that is wrong.
+        """
+        Settings(**{field.name: settings[field.name] for field in fields(Settings)})
+        own_draws, noise_draws = settings["own_draws"], settings["noise_draws"]
         if not 1 <= own_draws <= noise_draws:
             raise InvDiffError(
                 f"--model.own_draws={own_draws}: expected from 1 to --model.noise_draws="
                 f"{noise_draws}."
             )
-        self.own_draws = own_draws
 
     def use_prompts(self, embeddings: Tensor) -> None:
         """Take embeddings of the prompts and, last, of the empty one."""

@@ -1,6 +1,6 @@
 """Phase 2: the adapter, trained to lower mean and spread of the environments' risks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from invdiff_pl.adapters import Adapter, build_adapter
+from invdiff_pl.adapters.base import require_adapter
 from invdiff_pl.backbones.draws import generator, on_device
 from invdiff_pl.backbones.noising import ForwardProcess, sample_losses, sample_posterior
 from invdiff_pl.backbones.pipeline import frozen, load_pipeline
@@ -34,10 +35,10 @@ from invdiff_pl.objectives import (
     group_sums,
     min_snr_weights,
 )
-from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.objectives.densities import require_density
+from invdiff_pl.utils.names import WEIGHTINGS, require_name
 
 DEFAULT_ADAPTER = "lora"
-WEIGHTINGS = ("none", "min_snr")
 UNTRAINED = (
     "{why}, so the adapter is left untrained, a no-op; --model.train_without_bias=true trains it "
     "all the same"
@@ -129,11 +130,8 @@ class InvariantAdapter(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if loss_weighting not in WEIGHTINGS:
-            raise InvDiffError(
-                f"--model.loss_weighting={loss_weighting}: expected one of {', '.join(WEIGHTINGS)}."
-            )
         self.save_hyperparameters(ignore=[] if isinstance(backbone, str) else ["backbone"])
+        self.require_settings(self.hparams)
         self.strict_loading = False
         self.conditioning_dropout = conditioning_dropout
         self.min_snr_gamma = min_snr_gamma if loss_weighting == "min_snr" else None
@@ -162,6 +160,26 @@ class InvariantAdapter(pl.LightningModule):
     def use_environments(self, environments: Environments) -> None:
         """Take the environments of the images that batches are drawn from."""
         self._environments = environments
+
+    @staticmethod
+    def require_settings(settings: Mapping[str, Any]) -> None:
+        """Refuse settings before a network is loaded.
+
+        Args:
+            settings: all of the constructor's arguments.
+
+        Raises:
+            InvDiffError: naming the first that is wrong.
+        """
+        require_name("--model.loss_weighting", settings["loss_weighting"], WEIGHTINGS)
+        require_adapter(settings["adapter"], settings["adapter_settings"] or {})
+        build_rule(
+            settings["objective"],
+            groups=2,
+            penalty=settings["lambda_"],
+            **(settings["objective_settings"] or {}),
+        )
+        require_density(settings["timestep_density"], settings["high_noise_exponent"])
 
     def setup(self, stage: str) -> None:
         """Make what hangs on prompts and environments."""

@@ -9,8 +9,8 @@ from torch import Tensor
 from invdiff_pl.backbones.draws import sample_timesteps, stratified_uniform
 from invdiff_pl.backbones.noising import ForwardProcess
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.names import DENSITIES, require_name
 
-DENSITIES = ("uniform", "high_noise", "separation")
 # The part of separation-weighted draws that stays uniform, so that no timestep goes untrained.
 UNIFORM_SHARE = 0.2
 
@@ -67,10 +67,7 @@ def build_density(
     Raises:
         InvDiffError: if there is no such density, or ``separation`` lacks its weights.
     """
-    if name not in DENSITIES:
-        raise InvDiffError(
-            f"--model.timestep_density={name}: expected one of {', '.join(DENSITIES)}."
-        )
+    require_density(name, exponent)
     if name == "separation":
         if not timesteps or not weights or len(timesteps) != len(weights):
             raise InvDiffError(
@@ -79,13 +76,22 @@ def build_density(
                 "high_noise."
             )
         return _separation(train_timesteps, timesteps, weights)
-    if exponent <= 0:
-        raise InvDiffError(f"--model.high_noise_exponent={exponent}: expected more than 0.")
     exponent = 1.0 if name == "uniform" else exponent
     edges = (torch.arange(train_timesteps + 1, dtype=torch.float64) / train_timesteps) ** (
         1 / exponent
     )
     return Density(edges.diff(), exponent)
+
+
+def require_density(name: str, exponent: float) -> None:
+    """Refuse a name or an exponent of :func:`build_density`.
+
+    Raises:
+        InvDiffError: naming the setting.
+    """
+    require_name("--model.timestep_density", name, DENSITIES)
+    if exponent <= 0:
+        raise InvDiffError(f"--model.high_noise_exponent={exponent}: expected more than 0.")
 
 
 def _separation(

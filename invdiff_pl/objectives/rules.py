@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.names import require_name
 
 
 class Rule(nn.Module, ABC):
@@ -159,8 +160,7 @@ def build_rule(name: str, groups: int, penalty: float, **settings: Any) -> Rule:
     Raises:
         InvDiffError: if there is no such rule, it has no such setting, or lambda is negative.
     """
-    if name not in RULES:
-        raise InvDiffError(f"--model.objective={name}: expected one of {', '.join(RULES)}.")
+    require_name("--model.objective", name, tuple(RULES))
     if penalty < 0:
         raise InvDiffError(f"--model.lambda_={penalty}: expected at least 0.")
     try:

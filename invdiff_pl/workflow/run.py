@@ -5,7 +5,8 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from invdiff_pl.backbones.check import check_backbone
@@ -13,6 +14,7 @@ from invdiff_pl.utils import processes
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import atomic_path, read_object, write_json
 from invdiff_pl.utils.locks import run_lock
+from invdiff_pl.utils.names import require_names
 from invdiff_pl.workflow.due import begin, finish, is_current
 from invdiff_pl.workflow.experiment import Experiment
 from invdiff_pl.workflow.provenance import provenance
@@ -35,8 +37,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
     plan = experiment.plan(command)
     due = [stage for stage in plan if not is_current(experiment, stage)]
     _check_backbone(command, experiment, due)
-    if overrides and any(stage.command in LIGHTNING for stage in due):
-        _check_arguments(experiment, due)
+    _check_arguments(experiment, due, bool(overrides))
     if not experiment.rendered and any(stage.command in LIGHTNING for stage in due):
         _check_data(experiment, due)
     with run_lock(experiment.run_dir, shlex.join([command, *arguments])) as lock:
@@ -175,12 +176,27 @@ def _check_backbone(command: str, experiment: Experiment, due: Sequence[Stage]) 
         check_backbone(settings["start"])
 
 
-def _check_arguments(experiment: Experiment, due: Sequence[Stage]) -> None:
-    """Parse every due stage's arguments first: a mistyped key should not wait for its stage."""
-    from invdiff_pl.cli.lightning import check  # noqa: PLC0415 - takes seconds, and only overrides need it
+def _check_arguments(experiment: Experiment, due: Sequence[Stage], overridden: bool) -> None:
+    """Check every due stage's arguments first: a wrong one should not wait for its stage.
 
-    for stage in due:
-        if stage.command in LIGHTNING:
+    Args:
+        experiment: that the stages are of.
+        due: stages.
+        overridden: whether there are flags beside the YAML files, whose keys may be mistyped, too.
+
+    Raises:
+        InvDiffError: naming the stage and what is wrong.
+    """
+    stages = [stage for stage in due if stage.command in LIGHTNING]
+    for stage in stages:
+        with _told_of(stage):
+            require_names(experiment.config(stage), experiment.overrides.get(stage.name, ()))
+    if not (stages and overridden):
+        return
+    from invdiff_pl.cli.lightning import check  # noqa: PLC0415 - takes seconds
+
+    for stage in stages:
+        with _told_of(stage):
             check(experiment.arguments(stage))
 
 
@@ -190,6 +206,14 @@ def _check_data(experiment: Experiment, due: Sequence[Stage]) -> None:
 
     for line in check_data(experiment, due):
         print(f"data: {line}", flush=True)
+
+
+@contextmanager
+def _told_of(stage: Stage) -> Iterator[None]:
+    try:
+        yield
+    except InvDiffError as error:
+        raise InvDiffError(f"stage {stage.name}: {error}") from None
 
 
 def _record_run(

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import yaml
 
 from invdiff_pl.cli import lightning as cli
 from invdiff_pl.cli.main import main
+from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.workflow.settings import ScaleSettings
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -101,6 +103,60 @@ def test_wrong_flags_are_told_in_one_line(flag: str, named: str, capsys) -> None
     assert message.startswith("error: ")
     assert message.count("\n") == 1
     assert named in message
+
+
+@pytest.mark.parametrize(
+    ("stage", "flag", "named"),
+    [
+        ("adapter", "--experiment.backbone=/nowhere", "/nowhere"),
+        ("adapter", "--model.adapter=loraa", "expected one of bottleneck, lora"),
+        ("adapter", "--model.loss_weighting=snr", "expected one of none, min_snr"),
+        ("adapter", "--model.objective_settings.size=1", "step_size"),
+        ("adapter", "--scale.local_batch=0", "expected at least 1"),
+        ("adapter", "--scale.calibration_samples=-1", "expected 0 or more"),
+        ("adapter", "--trainer.max_steps=-5", "Trainer cannot be built (MisconfigurationExc"),
+        ("adapter", "--model.lambda_=${nope}", "nope"),
+        ("adapter", "--seed_everything=-1", "2^32"),
+        ("environments", "--model.score=x", "prompt_pursuit"),
+        ("environments", "--model.own_draws=9", "noise_draws"),
+        ("samples", "--model.scheduler=x", "DDIMScheduler"),
+        ("classifier", "--model.trunk=x", "resnet18"),
+    ],
+)
+def test_what_a_constructor_refuses_is_told_in_one_line(
+    stage: str, flag: str, named: str, capsys, tmp_path
+) -> None:
+    assert main(_arguments(stage, flag, f"--experiment.run_dir={tmp_path}/run")) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    assert named in message
+    assert "Union" not in message
+    assert not (tmp_path / "run").exists()
+
+
+class Failing(pl.Callback):
+    """A callback of somebody's own, with a bug in it."""
+
+    def __init__(self) -> None:
+        raise KeyError("something")
+
+
+def test_any_exception_of_a_constructor_is_told_with_its_place(capsys, tmp_path) -> None:
+    flags = (f"--trainer.callbacks+={__name__}.Failing", f"--experiment.run_dir={tmp_path}/run")
+    assert main(_arguments("classifier", *flags)) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: Failing cannot be built (KeyError: 'something'; test_cli.py,")
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["--data.val_share=2", "--model.lambda_=-1"])
+def test_checking_refuses_what_building_would(flag: str) -> None:
+    files = ["custom.yaml", "base.yaml", "scales/mini.yaml", "stages/adapter.yaml"]
+    configs = [f"--config={EXPERIMENTS / name}" for name in files]
+    cli.check(["fit", *configs])
+    with pytest.raises(InvDiffError, match=flag.partition("=")[0]):
+        cli.check(["fit", *configs, flag])
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from invdiff_pl.environments.assignment import METHODS, Assignment, assign, cross
+from invdiff_pl.environments.assignment import Assignment, assign, cross
 from invdiff_pl.environments.partition import group_spread, soft_spread
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.names import PARTITIONS
 
 
 def _two_groups(count: int = 300, seed: int = 0):
@@ -17,7 +18,7 @@ def _two_groups(count: int = 300, seed: int = 0):
     return scores, prompts, upper, table
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PARTITIONS)
 def test_every_method_finds_two_groups_that_are_far_apart(method: str) -> None:
     scores, _, upper, table = _two_groups()
     prompts = torch.zeros(len(scores), dtype=torch.int64)

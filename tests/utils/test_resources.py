@@ -14,7 +14,6 @@ from invdiff_pl.utils.resources import (
     Plan,
     activations,
     free_memory,
-    in_time,
     in_units,
     place_for,
     require_room,
@@ -148,8 +147,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkey
     assert not (tmp_path / "new").exists()
 
 
-def test_sizes_and_times_are_told_in_readable_units() -> None:
+def test_sizes_are_told_in_readable_units() -> None:
     assert [in_units(n) for n in (7, 1536, 5 << 20, 3 << 40)] == [
         "7 B", "1.5 KiB", "5.0 MiB", "3072.0 GiB",
     ]  # fmt: skip
-    assert [in_time(n) for n in (45, 600, 9000)] == ["45 s", "10 min", "2.5 h"]

@@ -154,6 +154,43 @@ def test_a_backbone_that_cannot_be_used_is_refused_before_any_stage_runs(
         assert told in message
 
 
+@pytest.mark.parametrize(
+    ("flag", "stage"),
+    [
+        ("--model.adapter=loraa", "adapter"),
+        ("--environments.model.score=x", "environments"),
+        ("--evaluation.extractor=x", "classifier"),
+        ("--environments.model.own_draws=9", "environments"),
+        ("--data.residence=x", "classifier"),
+    ],
+)
+def test_a_wrong_name_or_value_is_refused_before_any_stage_runs(
+    workspace: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flag: str,
+    stage: str,
+) -> None:
+    monkeypatch.setattr(runner, "run_stage", lambda *_: pytest.fail("a stage ran"))
+    words = ["train", "--experiment", "waterbirds", "--backbone", "pipeline"]
+    assert main([*words, flag]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: stage {stage}: --")
+    assert message.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_a_wrong_name_in_a_file_is_refused_before_any_stage_runs(
+    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "run_stage", lambda *_: pytest.fail("a stage ran"))
+    file = workspace / "experiments" / "stages" / "environments.yaml"
+    file.write_text(file.read_text().replace("partition: exact", "partition: exat"))
+    assert main(["train", "--experiment", "waterbirds", "--backbone", "pipeline"]) == 2
+    message = capsys.readouterr().err
+    assert "stage environments: --model.partition=exat: expected one of exact" in message
+
+
 def test_a_missing_data_folder_is_told_in_one_line(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.progress import track
 
 from invdiff_pl.data.synthetic.faces import FEMININE, MASCULINE, Face, draw_face
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import atomic_path
+from invdiff_pl.utils.progress import track
 
 # The forty names of list_attr_celeba.txt, in their order.
 _NAMES = """
@@ -82,7 +82,7 @@ def render_celeba(root: Path, settings: RenderedCelebA, progress: bool = True) -
         folder = partial / "img_align_celeba"
         folder.mkdir(parents=True)
         for number, (split, cell) in enumerate(
-            track(rows, "drawing faces", disable=not progress), start=1
+            track(rows, "drawing faces") if progress else rows, start=1
         ):
             hair, style = cells[cell]
             own = np.random.default_rng((settings.seed, 1, number))

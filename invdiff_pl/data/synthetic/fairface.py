@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.progress import track
 
 from invdiff_pl.data.synthetic.faces import FEMININE, MASCULINE, Face, draw_face
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import atomic_path
+from invdiff_pl.utils.progress import track
 
 # An arbitrary tone for each of the four groups of labels: the drawings need something that tells
 # the groups apart, and make no claim about people.
@@ -83,7 +83,7 @@ def _draw_split(
         writer = csv.writer(stream)
         writer.writerow(("file", "age", "gender", "race", "service_test"))
         for number, cell in enumerate(
-            track(order, f"drawing {name} faces", disable=not progress), start=1
+            track(order, f"drawing {name} faces") if progress else order, start=1
         ):
             style, group = cells[cell]
             own = np.random.default_rng((settings.seed, 1, split, number))

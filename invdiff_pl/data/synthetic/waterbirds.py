@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
-from rich.progress import track
 
 from invdiff_pl.data.synthetic.scenes import LAND, WATER, draw_scene
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import atomic_path
+from invdiff_pl.utils.progress import track
 
 _OVERSAMPLING = 4
 # Images of landbirds and waterbirds in the published train, val and test splits (Sagawa et al.,
@@ -306,7 +306,7 @@ def render_waterbirds(root: Path, settings: RenderedWaterbirds, progress: bool =
     with atomic_path(root, durable=False) as partial:
         for number, species in enumerate(SPECIES):
             (partial / f"{number + 1:03d}.{species.name}").mkdir(parents=True)
-        for picture in track(pictures, "drawing birds", disable=not progress):
+        for picture in track(pictures, "drawing birds") if progress else pictures:
             draw_picture(picture, settings).save(partial / picture.file)
         with (partial / "metadata.csv").open("w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)

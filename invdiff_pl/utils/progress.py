@@ -1,0 +1,167 @@
+"""How far a long loop has come: a bar on a terminal, a line now and then elsewhere.
+
+Under SLURM, in CI, or with ``| tee``, a bar shows nothing; there a line tells stage, step of steps
+and the time that is left.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from rich import get_console
+from rich.progress import Progress as RichProgress
+
+T = TypeVar("T")
+
+EVERY = 30.0
+SOON = 5.0
+
+
+def shows_bars() -> bool:
+    """Whether output is a terminal, or a notebook, where bars can be drawn."""
+    return sys.stdout.isatty() or get_console().is_jupyter
+
+
+@dataclass
+class Lines:
+    """Writes the lines of a process's loops, one at most every so many seconds over all of them.
+
+    Attributes:
+        every: seconds between lines.
+        soon: seconds that a loop has run before its first line; shorter ones are not told of.
+        clock: seconds since some moment.
+        write: takes a line.
+    """
+
+    every: float = EVERY
+    soon: float = SOON
+    clock: Callable[[], float] = time.monotonic
+    write: Callable[[str], object] = field(default=lambda line: print(line, flush=True))
+    _next: float = field(default=float("-inf"), init=False)
+
+    def loop(self, what: str, total: int | None, unit: str = "step", done: int = 0) -> "Loop":
+        """Start telling of a loop.
+
+        Args:
+            what: it does, or the stage's name.
+            total: steps; ``None`` if nobody knows.
+            unit: of what its steps are.
+            done: steps that an earlier run has done.
+        """
+        return Loop(self, what, total, unit, done, self.clock())
+
+
+@dataclass
+class Loop:
+    """A loop that lines are written of.
+
+    Attributes:
+        lines: that write them.
+        what: it does.
+        total: steps.
+        unit: of what its steps are.
+        told: steps that were done when it was told of last, or started.
+        told_at: when that was.
+    """
+
+    lines: Lines
+    what: str
+    total: int | None
+    unit: str
+    told: int
+    told_at: float
+
+    def reach(self, done: int) -> None:
+        """Tell, if it is time to, that so many steps are done."""
+        now = self.lines.clock()
+        spent = now - self.told_at
+        if done <= self.told or spent < self.lines.soon or now < self.lines._next:
+            return
+        of = "" if self.total is None else f" of {self.total}"
+        left = ""
+        if self.total is not None and done < self.total:
+            # By the latest steps: what an earlier run has left is passed over in no time.
+            seconds = spent / (done - self.told) * (self.total - done)
+            left = f", about {in_time(seconds)} left"
+        self.lines.write(f"{self.what}: {self.unit} {done}{of}{left}")
+        self.told, self.told_at, self.lines._next = done, now, now + self.lines.every
+
+
+def _silent(line: str) -> None:
+    """On all ranks but the first."""
+
+
+_lines = Lines()
+
+
+def start(what: str, total: int | None, unit: str = "step", done: int = 0) -> Loop:
+    """Start telling of a loop in lines, see :meth:`Lines.loop`; on a terminal nothing is told.
+
+    Example:
+        >>> loop = start("held-out losses", 2, "batch")
+        >>> for number in range(2):
+        ...     loop.reach(number + 1)
+    """
+    if shows_bars() or not _first_rank():
+        return Lines(write=_silent).loop(what, total, unit, done)
+    return _lines.loop(what, total, unit, done)
+
+
+@contextmanager
+def telling(what: str, total: int | None, unit: str = "step") -> Iterator[Callable[[int], object]]:
+    """Tell how far a loop is: a bar on a terminal, lines elsewhere.
+
+    Args:
+        what: the loop does.
+        total: steps; ``None`` if nobody knows.
+        unit: of what its steps are.
+
+    Yields:
+        a function to be called with the number of steps done.
+    """
+    if shows_bars() and _first_rank():
+        with RichProgress() as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda done: bar.update(task, completed=done)
+    else:
+        yield start(what, total, unit).reach
+
+
+def track(
+    items: Iterable[T], what: str, total: int | None = None, unit: str = "image", bar: bool = True
+) -> Iterator[T]:
+    """Go through items, and tell how far one is.
+
+    Args:
+        items: to go through.
+        what: is done with them.
+        total: their number, where they are no sequence.
+        unit: what an item is.
+        bar: draw a bar on a terminal; not beneath another one.
+
+    Example:
+        >>> list(track([1, 2], "counting"))
+        [1, 2]
+    """
+    if total is None and isinstance(items, Sequence):
+        total = len(items)
+    told = telling(what, total, unit) if bar else nullcontext(start(what, total, unit).reach)
+    with told as reach:
+        for number, item in enumerate(items, start=1):
+            yield item
+            reach(number)
+
+
+def _first_rank() -> bool:
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+def in_time(seconds: float) -> str:
+    """Seconds as ``40 s``, ``12 min`` or ``3.5 h``."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
