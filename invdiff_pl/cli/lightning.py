@@ -15,6 +15,7 @@ import transformers
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.rank_zero import _get_rank
+from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import SIGTERMException
@@ -166,6 +167,8 @@ def data_module(args: Sequence[str]) -> BiasedDataModule:
         config = parser.parse_args(list(args))
     except argparse.ArgumentError as error:
         raise InvDiffError(_one_line(error)) from None
+    except OmegaConfBaseException as error:
+        raise InvDiffError(_unresolved(error)) from None
     data = parser.instantiate_classes(config).data
     assert isinstance(data, BiasedDataModule)
     return data
@@ -189,6 +192,14 @@ def _call(cli: type[InvDiffCLI], args: Sequence[str]) -> InvDiffCLI:
         )
     except argparse.ArgumentError as error:
         raise InvDiffError(_one_line(error)) from None
+    except OmegaConfBaseException as error:
+        raise InvDiffError(_unresolved(error)) from None
+
+
+def _unresolved(error: OmegaConfBaseException) -> str:
+    """Which setting refers to one that is not there."""
+    key = f"{error.full_key}: " if error.full_key else ""
+    return f"{key}{str(error).splitlines()[0]}: ${{…}} stands for another setting."
 
 
 def _one_line(error: argparse.ArgumentError) -> str:
