@@ -243,6 +243,8 @@ def data_module(args: Sequence[str]) -> BiasedDataModule:
         config = parser.parse_args(list(args))
     except argparse.ArgumentError as error:
         raise InvDiffError(one_line(str(error))) from None
+    except OmegaConfBaseException as error:
+        raise InvDiffError(_unresolved(error)) from None
     try:
         data = parser.instantiate_classes(config).data
     except _BuildingError as error:
@@ -273,8 +275,13 @@ def _call(cli: type[InvDiffCLI], args: Sequence[str]) -> InvDiffCLI:
     except _BuildingError as error:
         raise _told(error) from None
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise InvDiffError(f"the settings cannot be resolved: {reason}.") from None
+        raise InvDiffError(_unresolved(error)) from None
+
+
+def _unresolved(error: OmegaConfBaseException) -> str:
+    """Which setting refers to one that is not there."""
+    key = f"{error.full_key}: " if error.full_key else ""
+    return f"{key}{str(error).splitlines()[0]}: ${{…}} stands for another setting."
 
 
 def _told(failure: _BuildingError) -> Exception:

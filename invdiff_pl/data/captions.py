@@ -23,7 +23,7 @@ class PromptRule:
     """How prompts are made of captions; at most one of the first three is given.
 
     Attributes:
-        prompt: of every image, whatever its caption.
+        prompt: of every image, whatever its caption, if not empty.
         prompt_map: file that gives the prompt of each caption: a JSON object, or a table whose
             first two columns are caption and prompt. Other captions are left out.
         prompts_from: ``captions``, or ``words:nurse,doctor``: an image is of the prompt of the one
@@ -34,7 +34,7 @@ class PromptRule:
             ``all`` takes each of them.
     """
 
-    prompt: str | None = None
+    prompt: str = ""
     prompt_map: Path | None = None
     prompts_from: str = "captions"
     template: str = "a photo of a {}"
@@ -48,15 +48,13 @@ class PromptRule:
         """
         words = self.prompts_from != "captions"
         given = {
-            "prompt": self.prompt is not None,
+            "prompt": bool(self.prompt),
             "prompt_map": self.prompt_map is not None,
             "prompts_from": words,
         }
         flags = [f"--data.{name}" for name, there in given.items() if there]
         if len(flags) > 1:
             raise InvDiffError(f"{flags[0]} and {flags[1]} exclude each other: give one of them.")
-        if self.prompt is not None and not self.prompt.strip():
-            raise InvDiffError("--data.prompt is empty: give the prompt of all images.")
         if words and not self.words:
             raise InvDiffError(
                 f"--data.prompts_from={self.prompts_from}: expected captions, or words: and the "
@@ -109,7 +107,7 @@ def prompted(files: pd.Series, captions: pd.Series, rule: PromptRule, source: Pa
     images = files.nunique()
     table = pd.DataFrame({"file": files.to_numpy(), "caption": captions.to_numpy()})
     repeated = table["file"].duplicated()
-    if repeated.any() and rule.captions == "one" and rule.prompt is None:
+    if repeated.any() and rule.captions == "one" and not rule.prompt:
         _refuse_several(files, captions, source)
     if rule.captions == "first":
         table = table[~repeated]
@@ -134,7 +132,7 @@ _SEVERAL = " "
 
 def _prompts_of(captions: pd.Series, rule: PromptRule) -> pd.Series:
     """The prompt of each caption, missing where it has none."""
-    if rule.prompt is not None:
+    if rule.prompt:
         return pd.Series(rule.prompt.strip(), index=captions.index)
     if rule.prompt_map is not None:
         return captions.map(read_prompt_map(rule.prompt_map))

@@ -45,7 +45,7 @@ class TableDataModule(BiasedDataModule):
             ``path``, …) if not given.
         prompt_column: its caption, which is its prompt unless the following say otherwise; the
             first column of a usual name (``text``, ``caption``, ``prompt``, …) if not given.
-        prompt: of all images; captions are not read.
+        prompt: of all images, if given; captions are not read.
         prompt_map: file, relative to ``root`` or the working directory, that gives the prompt of
             each caption: a JSON object, or a table whose first two columns are caption and prompt.
             Images of other captions are left out and counted.
@@ -74,7 +74,7 @@ class TableDataModule(BiasedDataModule):
         table: str | None = None,
         file_column: str | None = None,
         prompt_column: str | None = None,
-        prompt: str | None = None,
+        prompt: str = "",
         prompt_map: str | None = None,
         prompts_from: str = "captions",
         prompt_template: str = "a photo of a {}",
@@ -101,7 +101,7 @@ class TableDataModule(BiasedDataModule):
             prompt_column,
             split_column,
             prompt_template,
-            captioned=prompt is None,
+            captioned=not prompt,
             follow_links=self.follow_links,
         )
         self.attribute_column = attribute_column

@@ -52,6 +52,11 @@ def without_rare_prompts(
 
 def _too_few(index: ImageIndex, counts: torch.Tensor, least: int) -> str:
     total, prompts = int(counts.sum()), len(index.prompts)
+    if prompts == 1:
+        return (
+            f"{index.root} has {total} images to train on of its one prompt {index.prompts[0]!r}, "
+            f"fewer than --data.min_images_per_prompt={least}: add images, or lower it."
+        )
     enough = int((counts >= least).sum())
     if total >= _REPEATED * prompts:
         most = int(counts.argmax())

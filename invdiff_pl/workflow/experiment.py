@@ -12,6 +12,16 @@ from omegaconf.errors import OmegaConfBaseException
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.workflow.stages import LIGHTNING, ONE_DEVICE, PLANS, STAGES, Stage
 
+# Flags whose value is text, even where it looks like YAML, as a folder called "birds: 2024" does.
+_TEXT = (
+    *(f"experiment.{key}" for key in ("run_dir", "data_root", "backbone", "start", "cache_dir")),
+    *(
+        f"data.{key}"
+        for key in ("prompt", "prompt_map", "prompts_from", "prompt_template", "table")
+    ),
+    *(f"data.{key}_column" for key in ("file", "prompt", "split", "attribute")),
+)
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -108,7 +118,7 @@ def _resolved(states: tuple[tuple[Path, int], ...], flags: tuple[str, ...]) -> d
                 # Merged, an empty group would change nothing; the command line takes it as given.
                 OmegaConf.update(merged, flag.removesuffix("={}"), {}, merge=False)
             else:
-                merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([flag]))  # type: ignore[assignment]
+                merged = OmegaConf.merge(merged, _of_flag(flag))  # type: ignore[assignment]
         resolved = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
@@ -117,6 +127,16 @@ def _resolved(states: tuple[tuple[Path, int], ...], flags: tuple[str, ...]) -> d
     config = {str(key): value for key, value in resolved.items()}
     _require_form(config, states[-1][0])
     return config
+
+
+def _of_flag(flag: str) -> DictConfig:
+    """A flag ``key=value`` as settings; text is taken as it is, all else as YAML."""
+    key, _, value = flag.partition("=")
+    if key not in _TEXT:
+        return OmegaConf.from_dotlist([flag])
+    settings = DictConfig({})
+    OmegaConf.update(settings, key, value, force_add=True)
+    return settings
 
 
 def _require_form(config: dict[str, Any], last: Path) -> None:
