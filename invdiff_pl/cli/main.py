@@ -93,7 +93,7 @@ def _system_error(error: OSError) -> str:
 def _dispatch(command: str, words: list[str]) -> int:
     # Imported late: torch and Lightning take seconds, which help and errors should not wait for.
     if command in ("train", "augment", "backbone"):
-        from invdiff_pl.workflow.run import run  # noqa: PLC0415
+        from invdiff_pl.cli.experiment import run  # noqa: PLC0415
 
         run(command, words)
     elif command in ("fit", "predict", "test"):
@@ -113,7 +113,7 @@ def _dispatch(command: str, words: list[str]) -> int:
 
         return run_verify(words)
     elif command == "replay":
-        from invdiff_pl.workflow.replay import run as run_replay  # noqa: PLC0415
+        from invdiff_pl.cli.replay import run as run_replay  # noqa: PLC0415
 
         return run_replay(words)
     elif command in ("report", "card"):

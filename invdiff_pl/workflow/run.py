@@ -1,235 +1,65 @@
 """Running an experiment: every stage that is not current, one visible command each."""
 
-import argparse
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from invdiff_pl.backbones.check import check_backbone
 from invdiff_pl.utils import processes
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import atomic_path, read_object, write_json
 from invdiff_pl.utils.locks import run_lock
-from invdiff_pl.utils.names import require_names
 from invdiff_pl.workflow.due import begin, finish, is_current
 from invdiff_pl.workflow.experiment import Experiment
 from invdiff_pl.workflow.provenance import provenance
-from invdiff_pl.workflow.stages import LIGHTNING, MAIN_STAGE, PLANS, STAGES, Stage
+from invdiff_pl.workflow.stages import LIGHTNING, Stage
 
 # Tells, in the run folder, the command that made it; beside it lie the YAML files of the time.
 RUN_RECORD = "run.json"
 EXPERIMENTS = "experiments"
-SHARED_GROUPS = ("data", "scale", "experiment", "evaluation", "seed_everything")
 
 
-def run(command: str, arguments: Sequence[str]) -> None:
-    """Run ``train`` or ``backbone``: the stages of the plan, in order.
+def run_plan(
+    experiment: Experiment,
+    command: str,
+    words: Sequence[str],
+    *,
+    launcher: Sequence[str] = (),
+    source: Path = Path(EXPERIMENTS),
+) -> None:
+    """Run the stages of a command that are not current, in order, and tell the results.
+
+    Args:
+        experiment: whose stages they are.
+        command: ``train``, ``augment`` or ``backbone``.
+        words: that the same results come from in another run folder; they are kept in this one.
+        launcher: words put before the command of a stage that runs on all devices.
+        source: folder of the experiment's YAML files, of which a copy is kept.
 
     Raises:
-        InvDiffError: if a setting is wrong or a stage fails.
+        InvDiffError: if a stage fails.
     """
-    options, overrides = _parser(command).parse_known_args(arguments)
-    experiment = _experiment(command, options, overrides)
     plan = experiment.plan(command)
-    due = [stage for stage in plan if not is_current(experiment, stage)]
-    _check_backbone(command, experiment, due)
-    _check_arguments(experiment, due, bool(overrides))
-    if not experiment.rendered and any(stage.command in LIGHTNING for stage in due):
-        _check_data(experiment, due)
-    with run_lock(experiment.run_dir, shlex.join([command, *arguments])) as lock:
-        _record_run(command, experiment, options, overrides)
+    with run_lock(experiment.run_dir, shlex.join([command, *words])) as lock:
+        _record(experiment, command, words, source)
         started = time.monotonic()
         for number, stage in enumerate(plan, start=1):
             print(f"[{number}/{len(plan)}] {stage.name}: {stage.explains}", flush=True)
             if is_current(experiment, stage):
                 print("      up to date", flush=True)
             else:
-                run_stage(experiment, stage, shlex.split(options.launcher or ""), lock)
+                run_stage(experiment, stage, launcher, lock)
         print(f"done in {time.monotonic() - started:.0f} s")
     _tell_results(experiment, plan[-1])
 
 
-def _parser(command: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m invdiff_pl {command}",
-        description=f"Run the stages: {', '.join(PLANS[command])}.",
-        epilog="Any other --key=value is a Lightning CLI override. "
-        f"--model.… and --trainer.… go to the {MAIN_STAGE[command]} stage, --STAGE.model.… to the "
-        "stage named, --data.…, --scale.…, --evaluation.… and --seed_everything to all.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--experiment", required=True, help="name of a file in experiments/")
-    parser.add_argument("--scale", default="mini", help="name of a file in experiments/scales/")
-    parser.add_argument("--experiments", type=Path, default=Path("experiments"), metavar="DIR")
-    parser.add_argument("--data", help="folder of the data set; drawn stand-ins if not given")
-    parser.add_argument(
-        "--backbone",
-        help="pipeline folder or hub id; the shipped one otherwise (backbone: what to fine-tune)",
-    )
-    parser.add_argument("--run-dir", help="run folder; runs/EXPERIMENT/SCALE otherwise")
-    parser.add_argument("--devices", help="devices a node, as Lightning takes them")
-    parser.add_argument("--num-nodes", type=int, default=1, help="machines; needs --launcher")
-    parser.add_argument(
-        "--launcher",
-        metavar="COMMAND",
-        help="put before the stages that run on all devices, such as srun; otherwise Lightning "
-        "starts the processes of one machine itself",
-    )
-    return parser
-
-
-def _experiment(command: str, options: argparse.Namespace, overrides: Sequence[str]) -> Experiment:
-    folder: Path = options.experiments
-    for kind, path in (
-        ("experiment", folder / f"{options.experiment}.yaml"),
-        ("scale", folder / "scales" / f"{options.scale}.yaml"),
-    ):
-        if not path.is_file():
-            known = sorted(p.stem for p in path.parent.glob("*.yaml") if p.stem != "base")
-            raise InvDiffError(
-                f"--{kind}: there is no {path}; expected one of: {', '.join(known) or 'none'}."
-            )
-    by_stage, shared = _sort_overrides(command, overrides)
-    run_dir = options.run_dir or f"runs/{options.experiment}/{options.scale}"
-    flags = [f"--experiment.run_dir={run_dir}"]
-    if options.data:
-        flags.append(f"--experiment.data_root={options.data}")
-    own_backbone = Path(run_dir) / "backbone" / "pipeline"
-    if options.backbone:
-        setting = "start" if command == "backbone" else "backbone"
-        flags.append(f"--experiment.{setting}={options.backbone}")
-    elif command in ("train", "augment") and own_backbone.is_dir():
-        flags.append(f"--experiment.backbone={own_backbone}")
-    if options.num_nodes > 1 and not options.launcher:
-        raise InvDiffError(
-            f"--num-nodes={options.num_nodes} needs --launcher=, the command that starts a stage "
-            "on every node, such as --launcher=srun; see experiments/cluster/."
-        )
-    devices = [f"--trainer.devices={options.devices}"] if options.devices else []
-    if options.num_nodes > 1:
-        devices.append(f"--trainer.num_nodes={options.num_nodes}")
-    return Experiment(
-        files=(
-            folder / f"{options.experiment}.yaml",
-            folder / "base.yaml",
-            folder / "scales" / f"{options.scale}.yaml",
-        ),
-        stage_folder=folder / "stages",
-        flags=(*flags, *shared),
-        overrides=by_stage,
-        rendered=not options.data,
-        fine_tunes=command == "backbone" and bool(options.backbone),
-        devices=tuple(devices),
-    )
-
-
-def _sort_overrides(
-    command: str, overrides: Sequence[str]
-) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """Overrides by the stage they name, and those that go to all stages."""
-    by_stage: dict[str, tuple[str, ...]] = {}
-    shared = []
-    for flag in _joined(overrides):
-        group = flag.removeprefix("--").split("=")[0].split(".")[0]
-        if group in SHARED_GROUPS:
-            shared.append(flag)
-        elif group in STAGES and group != "data":
-            rest = "--" + flag.removeprefix(f"--{group}.")
-            by_stage[group] = (*by_stage.get(group, ()), rest)
-        elif group in ("model", "trainer"):
-            main = MAIN_STAGE[command]
-            by_stage[main] = (*by_stage.get(main, ()), flag)
-        elif group == "render":
-            by_stage["data"] = (*by_stage.get("data", ()), "--" + flag.removeprefix("--render."))
-        else:
-            raise InvDiffError(
-                f"{flag}: expected --model.…, --trainer.…, --data.…, --scale.…, --evaluation.…, "
-                f"--seed_everything or --STAGE.… with STAGE one of {', '.join(PLANS[command])} "
-                "(render for the stand-in pictures)."
-            )
-    return by_stage, shared
-
-
-def _joined(overrides: Sequence[str]) -> list[str]:
-    """``--key value`` as ``--key=value``."""
-    flags: list[str] = []
-    for word in overrides:
-        if word.startswith("--"):
-            flags.append(word)
-        elif flags and "=" not in flags[-1]:
-            flags[-1] += f"={word}"
-        else:
-            raise InvDiffError(f"{word!r} is no flag: overrides have the form --key=value.")
-    return flags
-
-
-def _check_backbone(command: str, experiment: Experiment, due: Sequence[Stage]) -> None:
-    """Refuse a backbone that no stage could use before the first one runs."""
-    settings = experiment.settings["experiment"]
-    if any(stage.reads_backbone for stage in due):
-        check_backbone(settings["backbone"])
-    elif command == "backbone" and experiment.fine_tunes:
-        check_backbone(settings["start"])
-
-
-def _check_arguments(experiment: Experiment, due: Sequence[Stage], overridden: bool) -> None:
-    """Check every due stage's arguments first: a wrong one should not wait for its stage.
-
-    Args:
-        experiment: that the stages are of.
-        due: stages.
-        overridden: whether there are flags beside the YAML files, whose keys may be mistyped, too.
-
-    Raises:
-        InvDiffError: naming the stage and what is wrong.
-    """
-    stages = [stage for stage in due if stage.command in LIGHTNING]
-    for stage in stages:
-        with _told_of(stage):
-            require_names(experiment.config(stage), experiment.overrides.get(stage.name, ()))
-    if not (stages and overridden):
-        return
-    from invdiff_pl.cli.lightning import check  # noqa: PLC0415 - takes seconds
-
-    for stage in stages:
-        with _told_of(stage):
-            check(experiment.arguments(stage))
-
-
-def _check_data(experiment: Experiment, due: Sequence[Stage]) -> None:
-    """Tell what the data set gives, and refuse what cannot be used, before the first stage."""
-    from invdiff_pl.workflow.preflight import check_data  # noqa: PLC0415 - takes seconds
-
-    for line in check_data(experiment, due):
-        print(f"data: {line}", flush=True)
-
-
-@contextmanager
-def _told_of(stage: Stage) -> Iterator[None]:
-    try:
-        yield
-    except InvDiffError as error:
-        raise InvDiffError(f"stage {stage.name}: {error}") from None
-
-
-def _record_run(
-    command: str, experiment: Experiment, options: argparse.Namespace, overrides: Sequence[str]
-) -> None:
+def _record(experiment: Experiment, command: str, words: Sequence[str], source: Path) -> None:
     """Keep the command and its YAML files in the run folder, to replay it from."""
-    run_dir, source = experiment.run_dir, Path(options.experiments)
-    words = ["--experiment", options.experiment, "--scale", options.scale]
-    if options.data:
-        words += ["--data", options.data]
-    if command != "backbone":
-        words += ["--backbone", str(experiment.settings["experiment"]["backbone"])]
-    elif options.backbone:
-        words += ["--backbone", options.backbone]
+    run_dir = experiment.run_dir
     known = read_object(run_dir / RUN_RECORD) if (run_dir / RUN_RECORD).is_file() else {}
-    write_json(run_dir / RUN_RECORD, {**known, command: [*words, *_joined(overrides)]})
+    write_json(run_dir / RUN_RECORD, {**known, command: list(words)})
     kept = run_dir / EXPERIMENTS
     if kept.exists() and kept.samefile(source):
         return

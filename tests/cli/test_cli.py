@@ -55,7 +55,8 @@ def test_a_flag_reaches_every_interpolation_across_files(monkeypatch) -> None:
         "--seed_everything=5",
     )
     assert config["trainer"]["max_steps"] == 7
-    assert config["model"]["init_args"]["output"] == "elsewhere/adapter"
+    saving = [c for c in config["trainer"]["callbacks"] if c["class_path"].endswith("SaveAdapter")]
+    assert [c["init_args"]["output"] for c in saving] == ["elsewhere/adapter"]
     assert config["data"]["init_args"]["environments"] == "elsewhere/environments"
     assert config["data"]["init_args"]["root"] == "elsewhere/data/images"
     assert config["model"]["init_args"]["seed"] == 5

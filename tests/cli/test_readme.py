@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from invdiff_pl.cli import experiment as runner
 from invdiff_pl.cli.lightning import check
 from invdiff_pl.cli.main import main
-from invdiff_pl.workflow import run as runner
 from invdiff_pl.workflow.stages import LIGHTNING, PLANS, STAGES
 
 REPOSITORY = Path(__file__).parents[2]

@@ -31,14 +31,15 @@ from safetensors.torch import save_file
 
 from invdiff_pl.adapters import build_adapter, load_adapter
 from invdiff_pl.backbones.pipeline import load_pipeline
+from invdiff_pl.cli import replay
+from invdiff_pl.cli.experiment import experiment_of
 from invdiff_pl.data.cache import ShardedTensor, build_shards
 from invdiff_pl.data.samples import Sample, manifest_text, read_manifest
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
 from invdiff_pl.environments.table import LossTable
 from invdiff_pl.metrics.classifier import SampleClassifier
 from invdiff_pl.utils.locks import run_lock
-from invdiff_pl.workflow import replay, verify
-from invdiff_pl.workflow import run as runner
+from invdiff_pl.workflow import verify
 from invdiff_pl.workflow.checkpoints import SafeCheckpointIO
 from invdiff_pl.workflow.due import fingerprint
 from invdiff_pl.workflow.records import read_record, write_listing, write_record
@@ -127,8 +128,7 @@ def _make_experiments(folder: Path) -> None:
 def _read_experiments(folder: Path) -> None:
     words = ["--experiment", "waterbirds", "--experiments", str(folder / "experiments")]
     words += ["--backbone", str(folder / "pipeline"), "--run-dir", str(folder / "run")]
-    options, overrides = runner._parser("train").parse_known_args(words)
-    experiment = runner._experiment("train", options, overrides)
+    experiment = experiment_of("train", words)
     for stage in experiment.plan("train"):
         experiment.arguments(stage)
         fingerprint(experiment, stage)

@@ -12,8 +12,8 @@ import lives
 import pytest
 
 from invdiff_pl.cli.main import main
+from invdiff_pl.cli.replay import compare
 from invdiff_pl.utils.files import is_leftover, read_json
-from invdiff_pl.workflow.replay import compare
 from invdiff_pl.workflow.stages import PLANS
 
 CHANGES = {"train": lives.TRAIN, "backbone": lives.BACKBONE}

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from invdiff_pl.cli.experiment import experiment_of
+from invdiff_pl.cli.experiment import run as run_command
 from invdiff_pl.cli.main import main
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.workflow import run as runner
@@ -30,8 +32,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_backbone: Pa
 
 def _experiment(*arguments: str, command: str = "train") -> Experiment:
     words = ["--experiment", "waterbirds", "--backbone", "pipeline", *arguments]
-    options, overrides = runner._parser(command).parse_known_args(words)
-    return runner._experiment(command, options, overrides)
+    return experiment_of(command, words)
 
 
 def _stale(before: Experiment, after: Experiment) -> set[str]:
@@ -203,9 +204,9 @@ def test_a_missing_data_folder_is_told_in_one_line(
 
 def test_unknown_experiments_and_scales_list_the_known_ones(workspace: Path) -> None:
     with pytest.raises(InvDiffError, match="waterbirds"):
-        runner.run("train", ["--experiment", "waterbrids"])
+        run_command("train", ["--experiment", "waterbrids"])
     with pytest.raises(InvDiffError, match="mini"):
-        runner.run("train", ["--experiment", "waterbirds", "--scale", "huge"])
+        run_command("train", ["--experiment", "waterbirds", "--scale", "huge"])
 
 
 def test_a_stage_is_current_once_finished_and_no_longer_when_its_input_changes(
@@ -252,8 +253,7 @@ def test_a_new_backbone_fine_tunes_the_given_pipeline(workspace: Path) -> None:
 
 
 def test_a_new_backbone_without_one_given_starts_from_its_own_autoencoder(workspace: Path) -> None:
-    options, overrides = runner._parser("backbone").parse_known_args(["--experiment", "waterbirds"])
-    own = runner._experiment("backbone", options, overrides)
+    own = experiment_of("backbone", ["--experiment", "waterbirds"])
     assert "autoencoder" in [stage.name for stage in own.plan("backbone")]
     start = own.config(STAGES["backbone"])["model"]["init_args"]["backbone"]
     assert start == "runs/waterbirds/mini/autoencoder/pipeline"
@@ -316,7 +316,7 @@ def test_a_run_keeps_its_command_and_its_files_and_can_be_replayed_from_them(
         finish(experiment, stage, {"seconds": 1.0})
 
     monkeypatch.setattr(runner, "run_stage", wrote)
-    monkeypatch.setattr(runner, "_check_arguments", lambda *_: None)
+    monkeypatch.setattr("invdiff_pl.cli.experiment.check_arguments", lambda *_: None)
     words = ["train", "--experiment", "waterbirds", "--backbone", "pipeline", "--run-dir", "run"]
     assert main([*words, "--scale.adapter_steps", "7"]) == 0
     shutil.rmtree("experiments")  # what was kept is enough

@@ -5,11 +5,11 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from invdiff_pl.cli.experiment import run as run_experiment
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import read_object
 from invdiff_pl.workflow.records import RECORD, Listing, read_listing, read_record
 from invdiff_pl.workflow.run import EXPERIMENTS, RUN_RECORD
-from invdiff_pl.workflow.run import run as run_experiment
 from invdiff_pl.workflow.stages import PLANS
 
 # What carries a date or the place it was made at, and what is drawn from the rest.

@@ -1,0 +1,176 @@
+"""``train``, ``augment`` and ``backbone``: their flags, looked over and run."""
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from invdiff_pl.cli.preflight import check_arguments, check_backbones, check_data
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.workflow.due import is_current
+from invdiff_pl.workflow.experiment import Experiment
+from invdiff_pl.workflow.run import run_plan
+from invdiff_pl.workflow.stages import LIGHTNING, MAIN_STAGE, PLANS, STAGES
+
+SHARED_GROUPS = ("data", "scale", "experiment", "evaluation", "seed_everything")
+
+
+def run(command: str, arguments: Sequence[str]) -> None:
+    """Run the stages of a command that are not current, in order.
+
+    Raises:
+        InvDiffError: if a setting is wrong or a stage fails.
+    """
+    options, overrides = _parser(command).parse_known_args(arguments)
+    experiment = _experiment(command, options, overrides)
+    due = [stage for stage in experiment.plan(command) if not is_current(experiment, stage)]
+    check_backbones(command, experiment, due)
+    check_arguments(experiment, due, bool(overrides))
+    if not experiment.rendered and any(stage.command in LIGHTNING for stage in due):
+        for line in check_data(experiment, due):
+            print(f"data: {line}", flush=True)
+    run_plan(
+        experiment,
+        command,
+        _recorded(command, experiment, options, overrides),
+        launcher=shlex.split(options.launcher or ""),
+        source=Path(options.experiments),
+    )
+
+
+def experiment_of(command: str, arguments: Sequence[str]) -> Experiment:
+    """The experiment that the arguments of ``train``, ``augment`` or ``backbone`` describe.
+
+    Raises:
+        InvDiffError: if a file is missing or a flag is of no stage.
+    """
+    options, overrides = _parser(command).parse_known_args(arguments)
+    return _experiment(command, options, overrides)
+
+
+def _recorded(
+    command: str, experiment: Experiment, options: argparse.Namespace, overrides: Sequence[str]
+) -> list[str]:
+    """The words that the same results come from, in another run folder."""
+    words = ["--experiment", options.experiment, "--scale", options.scale]
+    if options.data:
+        words += ["--data", options.data]
+    if command != "backbone":
+        words += ["--backbone", str(experiment.settings["experiment"]["backbone"])]
+    elif options.backbone:
+        words += ["--backbone", options.backbone]
+    return [*words, *_joined(overrides)]
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m invdiff_pl {command}",
+        description=f"Run the stages: {', '.join(PLANS[command])}.",
+        epilog="Any other --key=value is a Lightning CLI override. "
+        f"--model.… and --trainer.… go to the {MAIN_STAGE[command]} stage, --STAGE.model.… to the "
+        "stage named, --data.…, --scale.…, --evaluation.… and --seed_everything to all.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--experiment", required=True, help="name of a file in experiments/")
+    parser.add_argument("--scale", default="mini", help="name of a file in experiments/scales/")
+    parser.add_argument("--experiments", type=Path, default=Path("experiments"), metavar="DIR")
+    parser.add_argument("--data", help="folder of the data set; drawn stand-ins if not given")
+    parser.add_argument(
+        "--backbone",
+        help="pipeline folder or hub id; the shipped one otherwise (backbone: what to fine-tune)",
+    )
+    parser.add_argument("--run-dir", help="run folder; runs/EXPERIMENT/SCALE otherwise")
+    parser.add_argument("--devices", help="devices a node, as Lightning takes them")
+    parser.add_argument("--num-nodes", type=int, default=1, help="machines; needs --launcher")
+    parser.add_argument(
+        "--launcher",
+        metavar="COMMAND",
+        help="put before the stages that run on all devices, such as srun; otherwise Lightning "
+        "starts the processes of one machine itself",
+    )
+    return parser
+
+
+def _experiment(command: str, options: argparse.Namespace, overrides: Sequence[str]) -> Experiment:
+    folder: Path = options.experiments
+    for kind, path in (
+        ("experiment", folder / f"{options.experiment}.yaml"),
+        ("scale", folder / "scales" / f"{options.scale}.yaml"),
+    ):
+        if not path.is_file():
+            known = sorted(p.stem for p in path.parent.glob("*.yaml") if p.stem != "base")
+            raise InvDiffError(
+                f"--{kind}: there is no {path}; expected one of: {', '.join(known) or 'none'}."
+            )
+    by_stage, shared = _sort_overrides(command, overrides)
+    run_dir = options.run_dir or f"runs/{options.experiment}/{options.scale}"
+    flags = [f"--experiment.run_dir={run_dir}"]
+    if options.data:
+        flags.append(f"--experiment.data_root={options.data}")
+    own_backbone = Path(run_dir) / "backbone" / "pipeline"
+    if options.backbone:
+        setting = "start" if command == "backbone" else "backbone"
+        flags.append(f"--experiment.{setting}={options.backbone}")
+    elif command in ("train", "augment") and own_backbone.is_dir():
+        flags.append(f"--experiment.backbone={own_backbone}")
+    if options.num_nodes > 1 and not options.launcher:
+        raise InvDiffError(
+            f"--num-nodes={options.num_nodes} needs --launcher=, the command that starts a stage "
+            "on every node, such as --launcher=srun; see experiments/cluster/."
+        )
+    devices = [f"--trainer.devices={options.devices}"] if options.devices else []
+    if options.num_nodes > 1:
+        devices.append(f"--trainer.num_nodes={options.num_nodes}")
+    return Experiment(
+        files=(
+            folder / f"{options.experiment}.yaml",
+            folder / "base.yaml",
+            folder / "scales" / f"{options.scale}.yaml",
+        ),
+        stage_folder=folder / "stages",
+        flags=(*flags, *shared),
+        overrides=by_stage,
+        rendered=not options.data,
+        fine_tunes=command == "backbone" and bool(options.backbone),
+        devices=tuple(devices),
+    )
+
+
+def _sort_overrides(
+    command: str, overrides: Sequence[str]
+) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Overrides by the stage they name, and those that go to all stages."""
+    by_stage: dict[str, tuple[str, ...]] = {}
+    shared = []
+    for flag in _joined(overrides):
+        group = flag.removeprefix("--").split("=")[0].split(".")[0]
+        if group in SHARED_GROUPS:
+            shared.append(flag)
+        elif group in STAGES and group != "data":
+            rest = "--" + flag.removeprefix(f"--{group}.")
+            by_stage[group] = (*by_stage.get(group, ()), rest)
+        elif group in ("model", "trainer"):
+            main = MAIN_STAGE[command]
+            by_stage[main] = (*by_stage.get(main, ()), flag)
+        elif group == "render":
+            by_stage["data"] = (*by_stage.get("data", ()), "--" + flag.removeprefix("--render."))
+        else:
+            raise InvDiffError(
+                f"{flag}: expected --model.…, --trainer.…, --data.…, --scale.…, --evaluation.…, "
+                f"--seed_everything or --STAGE.… with STAGE one of {', '.join(PLANS[command])} "
+                "(render for the stand-in pictures)."
+            )
+    return by_stage, shared
+
+
+def _joined(overrides: Sequence[str]) -> list[str]:
+    """``--key value`` as ``--key=value``."""
+    flags: list[str] = []
+    for word in overrides:
+        if word.startswith("--"):
+            flags.append(word)
+        elif flags and "=" not in flags[-1]:
+            flags[-1] += f"={word}"
+        else:
+            raise InvDiffError(f"{word!r} is no flag: overrides have the form --key=value.")
+    return flags
