@@ -1,8 +1,10 @@
 """The model card of a trained adapter: what it was trained on, what it changes, its limits."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+from invdiff_pl.report.blocks import cell
 from invdiff_pl.utils.files import read_json
 from invdiff_pl.workflow.records import RECORD
 
@@ -30,6 +32,7 @@ def adapter_card(run_dir: Path) -> str:
     config = record["config"]
     training, data = config["model"]["init_args"], config["data"]["init_args"]
     name = config["experiment"]["name"]
+    example = json.dumps(environments["prompts"][0], ensure_ascii=False)
     return f"""\
 # InvDiff: {name}
 
@@ -41,7 +44,7 @@ along with the prompts in the training data, found without labels \
 from invdiff_pl import InvDiffPipeline
 
 pipe = InvDiffPipeline.from_pretrained("THIS FOLDER")
-pipe("{environments["prompts"][0]}", {_call(run_dir)}, invariant_scale=1.0).images[0]
+pipe({example}, {_call(run_dir)}, invariant_scale=1.0).images[0]
 ```
 
 `invariant_scale=0` gives the backbone's images. {_stock(adapter["kind"])}
@@ -109,7 +112,7 @@ def _figures(metrics: dict[str, Any] | None) -> str:
         ("Bias, mean over prompts", *(_estimate(f["bias"]) for f in (before, after))),
         *(
             (
-                f"Bias of “{_escaped(prompt)}”",
+                f"Bias of “{cell(prompt)}”",
                 *(_estimate(f["bias"]["per_prompt"][prompt], "bias") for f in (before, after)),
             )
             for prompt in after["bias"]["per_prompt"]
@@ -139,7 +142,3 @@ def _estimate(figure: dict[str, Any], name: str = "mean") -> str:
 def _percent(figure: dict[str, Any]) -> str:
     low, high = figure["interval"]
     return f"{100 * figure['mean']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")
