@@ -78,7 +78,7 @@ class ProgressLines(pl.Callback):
         """Tell of the batches."""
         self._reach(batch_idx + 1)
 
-    on_test_batch_end = on_predict_batch_end
+    on_test_batch_end = on_predict_batch_end  # type: ignore[assignment]
 
     @rank_zero_only
     def _start(

@@ -14,12 +14,14 @@ from torch.utils.tensorboard import SummaryWriter
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.data.images import read_images
 from invdiff_pl.utils.files import atomic_path
+from invdiff_pl.utils.labels import font, prompt_label
 from invdiff_pl.utils.tensors import read_tensors
 
 _TILE = 64
 _LABEL_WIDTH = 190
-_FONT = 16  # pixels: still to be read when TensorBoard shows the sheet at half its size
+_FONT = 15  # pixels: still to be read when TensorBoard shows the sheet at half its size
 _HEAD = 28
+_MOST = 60  # characters of a prompt
 
 
 class EnvironmentSheets(pl.Callback):
@@ -65,7 +67,7 @@ class EnvironmentSheets(pl.Callback):
                     images = read_images(files, data.resolution) if files else ()
                     strips.append(_strip(images, self.columns))
                     names.append(f"environment {group}: {len(members)}")
-                sheet = _sheet(data.prompts[prompt], names, strips)
+                sheet = _sheet(prompt_label(data.prompts[prompt], prompt, _MOST), names, strips)
                 with atomic_path(self.output / f"sheet-{number:02d}.png") as partial:
                     Image.fromarray(sheet).save(partial, format="PNG")
                 writer.add_image(f"sheets/{data.prompts[prompt]}", sheet, dataformats="HWC")
@@ -91,16 +93,15 @@ def _strip(images: Iterable[Tensor], columns: int) -> NDArray[np.uint8]:
     return strip
 
 
-def _sheet(prompt: str, names: list[str], strips: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Strips below each other, named to their left, under the prompt."""
+def _sheet(label: str, names: list[str], strips: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Strips below each other, named to their left, under the prompt's label."""
     rows = np.concatenate(strips)
-    label = Image.new("RGB", (_LABEL_WIDTH, len(rows)), "white")
-    draw = ImageDraw.Draw(label)
+    side = Image.new("RGB", (_LABEL_WIDTH, len(rows)), "white")
+    draw = ImageDraw.Draw(side)
     for number, name in enumerate(names):
         place = (4, number * _TILE + _TILE // 2 - _FONT // 2)
-        draw.text(place, name, fill="black", font_size=_FONT)
-    body = np.concatenate([np.asarray(label), rows], axis=1)
+        draw.text(place, name, fill="black", font=font(_FONT))
+    body = np.concatenate([np.asarray(side), rows], axis=1)
     head = Image.new("RGB", (body.shape[1], _HEAD), "white")
-    words = prompt.encode("ascii", "replace").decode()
-    ImageDraw.Draw(head).text((4, 4), words, fill="black", font_size=_FONT)
+    ImageDraw.Draw(head).text((4, 4), label, fill="black", font=font(_FONT))
     return np.concatenate([np.asarray(head), body])

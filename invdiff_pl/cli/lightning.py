@@ -29,7 +29,7 @@ from invdiff_pl.cli.account import one_line
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.locks import run_lock
-from invdiff_pl.utils.processes import LOCKED, Terminated, raising_on_sigterm
+from invdiff_pl.utils.processes import LOCKED, Terminated, hide_idle_slurm, raising_on_sigterm
 from invdiff_pl.utils.tensors import system_error
 from invdiff_pl.workflow.checkpoints import SafeCheckpointIO
 from invdiff_pl.workflow.settings import EvaluationSettings, ExperimentSettings, ScaleSettings
@@ -174,6 +174,7 @@ def run(args: Sequence[str]) -> None:
     Raises:
         InvDiffError: if a key or a value is wrong, or the stage's input is.
     """
+    hide_idle_slurm(_devices(args))
     # Under SLURM Lightning saves on another signal and asks to be queued again.
     handling = nullcontext() if SLURMEnvironment.detect() else raising_on_sigterm()
     try:
@@ -192,6 +193,12 @@ def run(args: Sequence[str]) -> None:
             "--scale.scoring_batch or --scale.sampling_batch, or set "
             "--scale.gradient_checkpointing=true; finished steps and files are kept."
         ) from None
+
+
+def _devices(args: Sequence[str]) -> int:
+    """How many devices of this machine the arguments ask for; all that there are by default."""
+    asked = [arg.partition("=")[2] for arg in args if arg.startswith("--trainer.devices=")]
+    return int(asked[-1]) if asked and asked[-1].isdigit() else torch.cuda.device_count()
 
 
 def check(args: Sequence[str]) -> None:

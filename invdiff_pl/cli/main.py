@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from invdiff_pl import __version__
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.processes import TERMINATED, Terminated, end_with_parent
-from invdiff_pl.utils.quiet import silence
+from invdiff_pl.utils.quiet import silence, write_what_can_be_encoded
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HELP = """\
@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     silence()
+    write_what_can_be_encoded()
     end_with_parent()
     try:
         return _dispatch(command, words[1:])

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from invdiff_pl.report.blocks import cell
 from invdiff_pl.utils.files import read_json
 from invdiff_pl.workflow.records import RECORD
 
@@ -127,7 +128,7 @@ def _figures(metrics: dict[str, Any] | None) -> str:
         ("Bias, mean over prompts", *(_estimate(f["bias"]) for f in (before, after))),
         *(
             (
-                f"Bias of “{_escaped(prompt)}”",
+                f"Bias of “{cell(prompt)}”",
                 *(_estimate(f["bias"]["per_prompt"][prompt], "bias") for f in (before, after)),
             )
             for prompt in after["bias"]["per_prompt"]
@@ -157,7 +158,3 @@ def _estimate(figure: dict[str, Any], name: str = "mean") -> str:
 def _percent(figure: dict[str, Any]) -> str:
     low, high = figure["interval"]
     return f"{100 * figure['mean']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")

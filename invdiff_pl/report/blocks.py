@@ -115,12 +115,13 @@ def _markdown(block: Block) -> str:
 
 
 def _cells(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
+    return "| " + " | ".join(cell(text) for text in cells) + " |"
 
 
-def _cell(cell: str) -> str:
-    escaped = re.sub(r"([\\|<*`])", r"\\\1", cell).replace("](", "]\\(").replace("\n", " ")
-    return f"**{escaped}**" if isinstance(cell, Strong) else escaped
+def cell(text: str) -> str:
+    """Text as a cell of a Markdown table, on one line, with nothing in it taken for markup."""
+    escaped = re.sub(r"([\\|<*`])", r"\\\1", text).replace("](", "]\\(").replace("\n", " ")
+    return f"**{escaped}**" if isinstance(text, Strong) else escaped
 
 
 def _html(block: Block, folder: Path) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from invdiff_pl.report.blocks import Block, Heading, Picture, Table, Text
 from invdiff_pl.report.calibration import calibration_section
 from invdiff_pl.report.heldout import held_out_section
+from invdiff_pl.utils.labels import legend
 
 # Held-out accuracy below which the classifier's figures are called untrustworthy.
 TRUSTED_ACCURACY = 0.95
@@ -38,6 +39,7 @@ def report_blocks(report: dict[str, Any], pictures: dict[str, Sequence[str]]) ->
             "Each pair of rows is one prompt: above the backbone, below the adapted model, from "
             "the same noise.",
         ),
+        *_legend(report["environments"]["prompts"]),
         Heading("Environments"),
         _environments(report["environments"]),
         *_environments_by_prompt(report["environments"]),
@@ -67,6 +69,12 @@ def report_blocks(report: dict[str, Any], pictures: dict[str, Sequence[str]]) ->
 
 def _shown(title: str, files: Sequence[str], caption: str) -> list[Block]:
     return [Heading(title), *(Picture(file, caption) for file in files)] if files else []
+
+
+def _legend(prompts: Sequence[str]) -> list[Block]:
+    """What the numbers stand for that pictures show in the place of some prompts."""
+    rows = [[str(number), prompt] for number, prompt in legend(prompts)]
+    return [Table(["number in pictures", "prompt"], rows)] if rows else []
 
 
 def _adapter(adapter: dict[str, Any]) -> list[Block]:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from invdiff_pl.report.plots import plt, save_figure
+from invdiff_pl.utils.labels import plain
 
 Series = dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]]
 _SMOOTHING = 0.9
@@ -61,7 +62,7 @@ def plot_curves(folder: Path, attribute: str, path: Path) -> bool:
             (steps, low), (_, high) = (scalars[end] for end in ends)
             place.fill_between(steps, low, high, alpha=0.2)
             place.set_ylim(0, 1.05)
-        place.set_title(title, fontsize=10)
+        place.set_title(plain(title), fontsize=10)
         place.set_xlabel("step")
         if len(tags) > 1:
             place.legend(frameon=False, fontsize=8)

@@ -6,6 +6,7 @@ from typing import Any
 import matplotlib as mpl
 
 from invdiff_pl.utils.files import atomic_path
+from invdiff_pl.utils.labels import plain
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -83,7 +84,7 @@ def plot_sweep(points: list[dict[str, Any]], path: Path) -> None:
     for axes, (key, name) in zip(panels, COSTS.items(), strict=True):
         for (run, guidance), curve in curves.items():
             shown = [point for point in curve if point[key] is not None]
-            label = f"guidance {guidance:g}" + (f", {run}" if len(names) > 1 else "")
+            label = f"guidance {guidance:g}" + (f", {plain(run)}" if len(names) > 1 else "")
             values = [(point["bias"], point[key]) for point in shown]
             axes.plot(
                 *([list(v) for v in zip(*values, strict=True)] or [[], []]), "o-", ms=4, label=label

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from invdiff_pl.data.samples import Sample, read_manifest
 from invdiff_pl.utils.files import atomic_path
+from invdiff_pl.utils.labels import font, plain, prompt_label
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -20,7 +21,7 @@ _COLUMNS = 12
 _GAP = 6
 _ROW_NAMES = {1: ["samples"], 2: ["before", "after"]}
 LABEL_WIDTH = 210
-_FONT = 14  # pixels
+_FONT = 13  # pixels
 _ZOOM_TO = 64
 
 
@@ -41,7 +42,8 @@ def plot_bias(metrics: dict[str, Any], path: Path) -> None:
         errors = np.abs(ends - values) if name != "training data" else None
         places = np.arange(len(prompts)) + (offset - 1) * width
         axes.bar(places, values, width, yerr=errors, capsize=3, label=name)
-    axes.set_xticks(range(len(prompts)), [p.removeprefix("a photo of ") for p in prompts])
+    labels = [plain(prompt_label(prompt, number)) for number, prompt in enumerate(prompts)]
+    axes.set_xticks(range(len(prompts)), labels)
     axes.tick_params(axis="x", rotation=20)
     axes.set_ylim(0, 1.05)
     axes.set_ylabel("Bias")
@@ -80,24 +82,22 @@ def write_grids(samples: Path, path: Path, columns: int = _COLUMNS) -> None:
     blocks = []
     for prompt in sorted({sample.prompt_number for sample in manifest}):
         rows = [_row(samples, by_row[prompt, scale]) for scale in shown]
-        text = [by_row[prompt, shown[0]][0].prompt, *_ROW_NAMES[len(shown)]]
-        blocks.append(_labelled(np.concatenate(rows), text))
+        name = prompt_label(by_row[prompt, shown[0]][0].prompt, prompt)
+        blocks.append(_labelled(np.concatenate(rows), [name, *_ROW_NAMES[len(shown)]]))
         blocks.append(np.full((_GAP, blocks[-1].shape[1], 3), 255, dtype=np.uint8))
     with atomic_path(path) as partial:
         Image.fromarray(np.concatenate(blocks[:-1])).save(partial, format="PNG")
 
 
 def _labelled(block: NDArray[np.uint8], text: list[str]) -> NDArray[np.uint8]:
-    """The block with the prompt, and a name for each row, to its left."""
+    """The block with the prompt's label, and a name for each row, to its left."""
     label = Image.new("RGB", (LABEL_WIDTH, len(block)), "white")
     draw = ImageDraw.Draw(label)
     prompt, *names = text
-    words = prompt.removeprefix("a photo of ")
-    words = words if len(words) <= 26 else f"{words[:25]}…"
-    draw.text((4, 4), words, fill="black", font_size=_FONT)
+    draw.text((4, 4), prompt, fill="black", font=font(_FONT))
     for number, name in enumerate(names):
         place = (4, 26 + number * len(block) // len(names))
-        draw.text(place, name, fill="grey", font_size=_FONT)
+        draw.text(place, name, fill="grey", font=font(_FONT))
     return np.concatenate([np.asarray(label), block], axis=1)
 
 

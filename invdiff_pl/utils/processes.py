@@ -118,6 +118,23 @@ def call(command: Sequence[str], lock: int, *, tied: bool) -> int:
     return status
 
 
+def hide_idle_slurm(devices: int) -> None:
+    """Let Lightning take a job that SLURM runs for one process, where srun has started no more.
+
+    In a Jupyter or batch job SLURM's variables tell of all tasks that the job might start.
+    Lightning would take this process for the first of them and wait for others that nobody starts;
+    and it would not start processes for several devices itself.
+
+    Args:
+        devices: that this machine's processes are to use.
+    """
+    tasks, started = (
+        os.environ.get(name, "1") for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS")
+    )
+    if tasks != started or (tasks == "1" and devices > 1):
+        os.environ.pop("SLURM_NTASKS", None)
+
+
 def _wait(process: subprocess.Popen, received: threading.Event) -> int:
     deadline = None
     while True:

@@ -1,5 +1,6 @@
 """Library messages that would bury a stage's own: each is known and of no use to the user."""
 
+import io
 import logging
 import os
 import sys
@@ -32,6 +33,13 @@ def silence() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+
+def write_what_can_be_encoded() -> None:
+    """Write ``?`` for letters that the terminal's encoding lacks, rather than fail on them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _tell_thread_error(failed: threading.ExceptHookArgs) -> None:

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from lightning_fabric.plugins.environments import SLURMEnvironment
+from pytorch_lightning import Trainer
 
 from invdiff_pl.utils import processes
 
@@ -106,3 +108,34 @@ def test_a_stage_uses_freed_memory_again(tmp_path: Path, monkeypatch: pytest.Mon
     # A user's own settings win: these give every tensor back to the kernel.
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=65536")
     assert _faults(tmp_path) > 10_000
+
+
+@pytest.mark.parametrize(
+    ("variables", "devices", "hidden"),
+    [
+        ({"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "jupyter", "SLURM_PROCID": "0"}, 1, True),
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}, 1, True),
+        ({"SLURM_NTASKS": "1"}, 8, True),
+        ({"SLURM_NTASKS": "1"}, 1, False),
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}, 4, False),
+        ({}, 1, True),
+    ],
+)
+def test_slurm_is_hidden_where_it_has_started_no_other_process(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], devices: int, hidden: bool
+) -> None:
+    for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    processes.hide_idle_slurm(devices)
+    assert SLURMEnvironment.detect() is not hidden
+
+
+def test_a_jupyter_job_of_four_tasks_trains_in_one_process(monkeypatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_JOB_NAME", "jupyter")
+    with pytest.raises(RuntimeError, match="ntasks"):
+        Trainer(accelerator="cpu", devices=1, logger=False)
+    processes.hide_idle_slurm(devices=1)
+    assert Trainer(accelerator="cpu", devices=1, logger=False).world_size == 1
