@@ -111,7 +111,7 @@ class _Malicious:
 
 
 def _yaml(path: Path) -> None:
-    Experiment(files=(path,), stage_folder=path, flags=(), overrides={}, rendered=False).config()
+    Experiment(files=(path,), experiments=path, flags=(), overrides={}, rendered=False).config()
 
 
 def _table(path: Path) -> None:

@@ -69,6 +69,8 @@ class ScaleCalibration(pl.Callback):
         seed: of all noises.
     """
 
+    changes_result = True
+
     def __init__(
         self,
         samples: int = 512,

@@ -17,6 +17,8 @@ class ExponentialMovingAverage(pl.Callback):
         decay: of the average, in (0, 1); early steps use less, as EMAModel's warm-up has it.
     """
 
+    changes_result = True
+
     def __init__(self, decay: float = 0.999) -> None:
         self.decay = decay
         self._average: EMAModel | None = None

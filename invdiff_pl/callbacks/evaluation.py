@@ -33,6 +33,8 @@ class SampleEvaluation(pl.Callback):
         scoring: how samples are scored.
     """
 
+    changes_result = True
+
     def __init__(
         self, output: str, classifier: str, scoring: EvaluationSettings | None = None
     ) -> None:

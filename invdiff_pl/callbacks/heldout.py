@@ -57,6 +57,8 @@ class HeldOutSelection(pl.Callback):
         seed: of the noises.
     """
 
+    changes_result = True
+
     def __init__(
         self,
         every_n_steps: int = 100,

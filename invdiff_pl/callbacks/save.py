@@ -18,6 +18,8 @@ class SaveAdapter(pl.Callback):
         output: folder, created where it is missing.
     """
 
+    changes_result = True
+
     def __init__(self, output: str) -> None:
         self.output = output
 

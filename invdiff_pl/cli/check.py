@@ -8,6 +8,7 @@ from invdiff_pl.cli.lightning import data_module
 from invdiff_pl.data.index import SPLITS
 from invdiff_pl.data.survey import KINDS, Survey, survey
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.workflow.experiment import find_file
 
 _PROMPTS_SHOWN = 20
 _PROMPT_WIDTH = 72
@@ -42,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--data", required=True, type=Path, help="folder of the data set")
     options, overrides = parser.parse_known_args(arguments)
     files = [f"{options.experiment}.yaml", "base.yaml", f"scales/{options.scale}.yaml"]
-    configs = [f"--config={options.experiments / name}" for name in files]
+    configs = [f"--config={find_file(name, options.experiments)}" for name in files]
     data = data_module([*configs, f"--experiment.data_root={options.data}", *overrides])
     if not data.root.is_dir():
         raise InvDiffError(f"data folder {data.root} does not exist: give it with DATA=.")

@@ -8,7 +8,7 @@ from pathlib import Path
 from invdiff_pl.cli.preflight import check_arguments, check_backbones, check_data
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.workflow.due import is_current
-from invdiff_pl.workflow.experiment import Experiment
+from invdiff_pl.workflow.experiment import PACKAGED, Experiment, find_file, find_names
 from invdiff_pl.workflow.run import run_plan
 from invdiff_pl.workflow.stages import LIGHTNING, MAIN_STAGE, PLANS, STAGES
 
@@ -33,8 +33,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
         experiment,
         command,
         _recorded(command, experiment, options, overrides),
-        launcher=shlex.split(options.launcher or ""),
-        source=Path(options.experiments),
+        shlex.split(options.launcher or ""),
     )
 
 
@@ -73,7 +72,13 @@ def _parser(command: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--experiment", required=True, help="name of a file in experiments/")
     parser.add_argument("--scale", default="mini", help="name of a file in experiments/scales/")
-    parser.add_argument("--experiments", type=Path, default=Path("experiments"), metavar="DIR")
+    parser.add_argument(
+        "--experiments",
+        type=Path,
+        default=Path("experiments"),
+        metavar="DIR",
+        help="folder of your own settings; files that are not there are taken from the package",
+    )
     parser.add_argument("--data", help="folder of the data set; drawn stand-ins if not given")
     parser.add_argument(
         "--backbone",
@@ -93,14 +98,19 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
 def _experiment(command: str, options: argparse.Namespace, overrides: Sequence[str]) -> Experiment:
     folder: Path = options.experiments
-    for kind, path in (
-        ("experiment", folder / f"{options.experiment}.yaml"),
-        ("scale", folder / "scales" / f"{options.scale}.yaml"),
-    ):
-        if not path.is_file():
-            known = sorted(p.stem for p in path.parent.glob("*.yaml") if p.stem != "base")
+    files = {
+        "experiment": f"{options.experiment}.yaml",
+        "base": "base.yaml",
+        "scale": f"scales/{options.scale}.yaml",
+    }
+    paths = {kind: find_file(name, folder) for kind, name in files.items()}
+    for kind in ("experiment", "scale"):
+        if not paths[kind].is_file():
+            pattern = str(Path(files[kind]).with_name("*.yaml"))
+            known = [Path(name).stem for name in find_names(pattern, folder)]
             raise InvDiffError(
-                f"--{kind}: there is no {path}; expected one of: {', '.join(known) or 'none'}."
+                f"--{kind}: there is no {files[kind]} in {folder} or {PACKAGED}; expected one of: "
+                f"{', '.join(name for name in known if name != 'base') or 'none'}."
             )
     by_stage, shared = _sort_overrides(command, overrides)
     run_dir = options.run_dir or f"runs/{options.experiment}/{options.scale}"
@@ -122,12 +132,8 @@ def _experiment(command: str, options: argparse.Namespace, overrides: Sequence[s
     if options.num_nodes > 1:
         devices.append(f"--trainer.num_nodes={options.num_nodes}")
     return Experiment(
-        files=(
-            folder / f"{options.experiment}.yaml",
-            folder / "base.yaml",
-            folder / "scales" / f"{options.scale}.yaml",
-        ),
-        stage_folder=folder / "stages",
+        files=tuple(paths.values()),
+        experiments=folder,
         flags=(*flags, *shared),
         overrides=by_stage,
         rendered=not options.data,

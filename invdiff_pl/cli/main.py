@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command == "--version":
         print(__version__)
         return 0
+    if os.getcwd() not in sys.path:  # a user's own classes, as `python -m` finds them
+        sys.path.append(os.getcwd())
     silence()
     write_what_can_be_encoded()
     end_with_parent()

@@ -10,6 +10,7 @@ from typing import Any
 from invdiff_pl.backbones.assets import resolve_backbone
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import digest_file, digest_folder, digest_json, remove_leftovers, walk
+from invdiff_pl.workflow.causes import flags_that_count, settings_that_count, source_digest
 from invdiff_pl.workflow.experiment import Experiment
 from invdiff_pl.workflow.records import (
     FILES,
@@ -27,55 +28,32 @@ from invdiff_pl.workflow.stages import LIGHTNING, STAGES, Stage
 
 # Holds what a stage had trained before its settings changed.
 PREVIOUS = "previous"
-_WHERE = ("devices", "num_nodes", "accelerator", "strategy", "plugins")
-# Of the data: where rows are held and who reads them.
-_HELD = ("residence", "workers")
-_WATCHING = (
-    "invdiff_pl.callbacks.Dashboard",
-    "invdiff_pl.callbacks.DenoiserForm",
-    "invdiff_pl.callbacks.EnvironmentSheets",
-    "invdiff_pl.callbacks.FitEvaluation",
-    "invdiff_pl.callbacks.LocalBatch",
-    "invdiff_pl.callbacks.SampleGrid",
-    "invdiff_pl.callbacks.StagePlan",
-    "pytorch_lightning.callbacks.ModelCheckpoint",
-)
 
 
 def fingerprint(experiment: Experiment, stage: Stage) -> str:
-    """Digest of everything a stage's output depends on: settings, flags and inputs."""
+    """Digest of everything a stage's output depends on: settings, flags, inputs and source."""
     config = experiment.config(stage)
     shared = config.pop("experiment")
     for group in ("scale", "evaluation"):
         config.pop(group, None)  # their values count where a stage interpolates them
     if stage.command not in LIGHTNING:
         config = {"seed_everything": config["seed_everything"]} if stage.name == "report" else {}
-    _drop_what_only_watches(config.get("trainer", {}))
-    _drop_how_it_is_cut(config, stage)
     key: dict[str, Any] = {
-        "config": config,
-        "overrides": experiment.overrides.get(stage.name, ()),
+        "config": settings_that_count(config, stage),
+        "overrides": flags_that_count(experiment.overrides.get(stage.name, ()), stage),
         "experiment": shared["name"],
         **inputs(experiment, stage),
     }
     return digest_json(key)
 
 
-def _drop_how_it_is_cut(config: dict[str, Any], stage: Stage) -> None:
-    """Take out what changes memory and time only: where rows are held, how much is done at once."""
-    data = config.get("data", {}).get("init_args", {})
-    for name in (*_HELD, *(("batch_size",) if stage.command == "predict" else ())):
-        data.pop(name, None)
-    for name in ("gradient_checkpointing", "max_samples"):
-        config.get("model", {}).get("init_args", {}).pop(name, None)
-    for callback in config.get("trainer", {}).get("callbacks", []):
-        callback.get("init_args", {}).pop("batch_size", None)
-
-
 def inputs(experiment: Experiment, stage: Stage) -> dict[str, Any]:
-    """Digests of what a stage reads: the stages it needs and the backbone."""
+    """Digests of its source and of what a stage reads: the stages it needs and the backbone."""
+    config = experiment.config(stage)
+    own = [config.get(part, {}).get("class_path") for part in ("model", "data")]
     found: dict[str, Any] = {
-        "needs": {name: _input_digest(experiment, STAGES[name]) for name in stage.needs}
+        "needs": {name: _input_digest(experiment, STAGES[name]) for name in stage.needs},
+        "source": source_digest(stage, [path for path in own if path]),
     }
     if stage.name == "report":
         run_dir = Path(experiment.settings["experiment"]["run_dir"])
@@ -89,14 +67,6 @@ def inputs(experiment: Experiment, stage: Stage) -> dict[str, Any]:
 def _pipeline_digest(backbone: str) -> str:
     folder = Path(resolve_backbone(backbone))
     return digest_folder(folder) if folder.is_dir() else backbone
-
-
-def _drop_what_only_watches(trainer: dict[str, Any]) -> None:
-    """Take out what changes neither weights nor samples: where it runs and who looks on."""
-    for name in (*_WHERE, "logger", "default_root_dir"):
-        trainer.pop(name, None)
-    callbacks = trainer.get("callbacks", [])
-    trainer["callbacks"] = [c for c in callbacks if c["class_path"] not in _WATCHING]
 
 
 def _input_digest(experiment: Experiment, stage: Stage) -> str:
@@ -158,20 +128,23 @@ def begin(experiment: Experiment, stage: Stage) -> bool:
     for name in stage.needs:
         require_intact(experiment.folder(STAGES[name]))
     folder = experiment.folder(stage)
-    current = fingerprint(experiment, stage)
+    current, found = fingerprint(experiment, stage), inputs(experiment, stage)
     record = read_record(folder / RECORD)
     if record is not None and record["fingerprint"] == current:
         problems = remove_damaged(folder, read_listing(folder, record) or {})
         names = ", ".join(f"{problem.file} ({problem.what})" for problem in problems[:3])
         print(f"      incomplete: {len(problems)} files, such as {names}", flush=True)
-        write_record(folder / STARTED, {"fingerprint": current})
+        write_record(folder / STARTED, {"fingerprint": current, "inputs": found})
         (folder / RECORD).unlink()
     started = read_record(folder / STARTED)
     if started is not None and started["fingerprint"] == current:
         remove_leftovers(folder)
         return True
+    made = (record or started or {}).get("inputs")
+    if made is not None and made.get("source") != found["source"]:
+        print("      was made with another version of the code", flush=True)
     _clear(folder, keep=stage.command == "fit")
-    write_record(folder / STARTED, {"fingerprint": current})
+    write_record(folder / STARTED, {"fingerprint": current, "inputs": found})
     return False
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import invdiff_pl
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.workflow.stages import LIGHTNING, ONE_DEVICE, PLANS, STAGES, Stage
 
@@ -21,6 +22,31 @@ _TEXT = (
     ),
     *(f"data.{key}_column" for key in ("file", "prompt", "split", "attribute")),
 )
+# The settings that come with the package; in a checkout they lie beside it.
+_PACKAGE = Path(invdiff_pl.__file__).parent
+PACKAGED = _PACKAGE / "experiments"
+if not PACKAGED.is_dir():
+    PACKAGED = _PACKAGE.parent / "experiments"
+
+
+def find_file(name: str, folder: Path) -> Path:
+    """An experiment's YAML file: the one in a folder, or else the one that is packaged.
+
+    Args:
+        name: such as ``waterbirds.yaml``, ``scales/mini.yaml`` or ``stages/adapter.yaml``.
+        folder: of the user's own.
+
+    Returns:
+        where it is, or would be in ``folder`` if it is nowhere.
+    """
+    packaged = PACKAGED / name
+    return packaged if packaged.is_file() and not (folder / name).is_file() else folder / name
+
+
+def find_names(pattern: str, folder: Path) -> list[str]:
+    """Names that :func:`find_file` finds, such as all of ``scales/*.yaml``."""
+    places = (folder, PACKAGED)
+    return sorted({str(p.relative_to(place)) for place in places for p in place.glob(pattern)})
 
 
 @dataclass(frozen=True)
@@ -29,7 +55,7 @@ class Experiment:
 
     Attributes:
         files: YAML files all stages read, in order.
-        stage_folder: holds one YAML file a stage.
+        experiments: folder that a stage's YAML file is looked up in first, see :func:`find_file`.
         flags: ``--experiment.…`` and other settings that all stages get.
         devices: flags that tell on how many devices stages run.
         overrides: further flags by stage.
@@ -39,12 +65,22 @@ class Experiment:
     """
 
     files: tuple[Path, ...]
-    stage_folder: Path
+    experiments: Path
     flags: tuple[str, ...]
     overrides: dict[str, tuple[str, ...]]
     rendered: bool
     fine_tunes: bool = False
     devices: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """What :func:`find_file` calls :attr:`files`."""
+        return [
+            path.relative_to(place).as_posix()
+            for path in self.files
+            for place in (self.experiments, PACKAGED)
+            if path.is_relative_to(place)
+        ][: len(self.files)]
 
     def plan(self, command: str) -> list[Stage]:
         """The stages of a command, in order, less those whose output is given."""
@@ -53,7 +89,7 @@ class Experiment:
 
     def stage_files(self, stage: Stage) -> list[Path]:
         """The YAML files of a stage, in order; later ones win."""
-        return [*self.files, self.stage_folder / f"{stage.name}.yaml"]
+        return [*self.files, find_file(f"stages/{stage.name}.yaml", self.experiments)]
 
     def arguments(self, stage: Stage) -> list[str]:
         """The stage's command line after ``python -m invdiff_pl``."""

@@ -12,7 +12,7 @@ from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import atomic_path, read_object, write_json
 from invdiff_pl.utils.locks import run_lock
 from invdiff_pl.workflow.due import begin, finish, is_current
-from invdiff_pl.workflow.experiment import Experiment
+from invdiff_pl.workflow.experiment import Experiment, find_file, find_names
 from invdiff_pl.workflow.provenance import provenance
 from invdiff_pl.workflow.stages import LIGHTNING, Stage
 
@@ -22,12 +22,7 @@ EXPERIMENTS = "experiments"
 
 
 def run_plan(
-    experiment: Experiment,
-    command: str,
-    words: Sequence[str],
-    *,
-    launcher: Sequence[str] = (),
-    source: Path = Path(EXPERIMENTS),
+    experiment: Experiment, command: str, words: Sequence[str], launcher: Sequence[str] = ()
 ) -> None:
     """Run the stages of a command that are not current, in order, and tell the results.
 
@@ -36,14 +31,13 @@ def run_plan(
         command: ``train``, ``augment`` or ``backbone``.
         words: that the same results come from in another run folder; they are kept in this one.
         launcher: words put before the command of a stage that runs on all devices.
-        source: folder of the experiment's YAML files, of which a copy is kept.
 
     Raises:
         InvDiffError: if a stage fails.
     """
     plan = experiment.plan(command)
     with run_lock(experiment.run_dir, shlex.join([command, *words])) as lock:
-        _record(experiment, command, words, source)
+        _record(experiment, command, words)
         started = time.monotonic()
         for number, stage in enumerate(plan, start=1):
             print(f"[{number}/{len(plan)}] {stage.name}: {stage.explains}", flush=True)
@@ -55,20 +49,19 @@ def run_plan(
     _tell_results(experiment, plan[-1])
 
 
-def _record(experiment: Experiment, command: str, words: Sequence[str], source: Path) -> None:
+def _record(experiment: Experiment, command: str, words: Sequence[str]) -> None:
     """Keep the command and its YAML files in the run folder, to replay it from."""
     run_dir = experiment.run_dir
     known = read_object(run_dir / RUN_RECORD) if (run_dir / RUN_RECORD).is_file() else {}
     write_json(run_dir / RUN_RECORD, {**known, command: list(words)})
-    kept = run_dir / EXPERIMENTS
-    if kept.exists() and kept.samefile(source):
+    kept, source = run_dir / EXPERIMENTS, experiment.experiments
+    if kept.exists() and source.exists() and kept.samefile(source):
         return
-    names = [path.relative_to(source) for path in experiment.files]
-    names += [path.relative_to(source) for path in experiment.stage_folder.glob("*.yaml")]
+    names = [*experiment.names, *find_names("stages/*.yaml", source)]
     with atomic_path(kept) as partial:
         for name in names:
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, partial / name)
+            shutil.copyfile(find_file(name, source), partial / name)
 
 
 def run_stage(

@@ -13,6 +13,8 @@ class Stage:
         needs: stages whose output it reads.
         reads_backbone: whether it reads the experiment's backbone.
         explains: one line for the user.
+        code: rooms and files of the package that decide about its result; of ``callbacks`` only
+            those that change it.
         one_device: runs on one device whatever the others run on: batch normalisation would make
             its result depend on their number.
     """
@@ -22,21 +24,34 @@ class Stage:
     needs: tuple[str, ...]
     reads_backbone: bool
     explains: str
+    code: tuple[str, ...] = ()
     one_device: bool = False
 
 
+# Those that train beside a frozen denoiser or sample with it.
+_DIFFUSION = ("adapters", "backbones", "callbacks", "data", "modules")
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("data", "render", (), False, "draw the stand-in pictures"),
-        Stage("autoencoder", "fit", ("data",), False, "train a new backbone's autoencoder"),
-        Stage("backbone", "fit", ("data", "autoencoder"), False, "train a new backbone"),
+        Stage("data", "render", (), False, "draw the stand-in pictures", ("data/synthetic",)),
+        Stage(
+            "autoencoder",
+            "fit",
+            ("data",),
+            False,
+            "train a new backbone's autoencoder",
+            ("backbones", "data", "modules"),
+        ),
+        Stage(
+            "backbone", "fit", ("data", "autoencoder"), False, "train a new backbone", _DIFFUSION
+        ),
         Stage(
             "classifier",
             "fit",
             ("data",),
             False,
             "train the classifier that scores samples",
+            ("data", "metrics/classifier.py", "modules"),
             one_device=True,
         ),
         Stage(
@@ -45,16 +60,39 @@ STAGES = {
             ("data", "classifier", "backbone"),
             False,
             "sample the new backbone and measure its bias",
+            (*_DIFFUSION, "metrics"),
         ),
-        Stage("card", "card", ("backbone_samples",), False, "write the new backbone's model card"),
-        Stage("environments", "predict", ("data",), True, "infer environments without labels"),
-        Stage("adapter", "fit", ("data", "environments"), True, "train the invariant adapter"),
+        Stage(
+            "card",
+            "card",
+            ("backbone_samples",),
+            False,
+            "write the new backbone's model card",
+            ("report",),
+        ),
+        Stage(
+            "environments",
+            "predict",
+            ("data",),
+            True,
+            "infer environments without labels",
+            ("backbones", "data", "environments", "modules"),
+        ),
+        Stage(
+            "adapter",
+            "fit",
+            ("data", "environments"),
+            True,
+            "train the invariant adapter",
+            (*_DIFFUSION, "objectives"),
+        ),
         Stage(
             "samples",
             "predict",
             ("data", "classifier", "adapter"),
             True,
             "sample before and after, and measure",
+            (*_DIFFUSION, "metrics"),
         ),
         Stage(
             "augmentation",
@@ -62,8 +100,16 @@ STAGES = {
             ("data", "samples"),
             False,
             "train a classifier with debiased samples, and look at its worst group",
+            ("data", "metrics", "modules"),
         ),
-        Stage("report", "report", ("environments", "samples"), False, "tables and pictures"),
+        Stage(
+            "report",
+            "report",
+            ("environments", "samples"),
+            False,
+            "tables and pictures",
+            ("metrics", "report"),
+        ),
     )
 }
 PLANS = {

@@ -1,20 +1,19 @@
 """Locks: one run a folder, whoever ended how."""
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from invdiff_pl.utils import locks
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.utils.locks import Holder, build_lock, run_lock
+from invdiff_pl.utils.locks import build_lock, run_lock
 
 HOLD = """
 import sys, time
@@ -26,8 +25,8 @@ with run_lock(Path(sys.argv[1]), "train --experiment waterbirds"):
 """
 
 
-def _holding(folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "-c", HOLD, str(folder)]
+def _holding(folder: Path, script: str = HOLD) -> subprocess.Popen:
+    command = [sys.executable, "-c", script, str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
@@ -73,35 +72,40 @@ def test_a_folder_is_free_after_a_run_that_failed(tmp_path: Path, capsys) -> Non
         assert capsys.readouterr().out == ""
 
 
-class _NoLocks:
-    """A file system without locks, as some cluster ones are."""
+NO_LOCKS = """
+import errno, fcntl
 
-    LOCK_EX = LOCK_NB = 0
+def flock(descriptor, how):
+    raise OSError(errno.ENOLCK, "No locks available")
 
-    @staticmethod
-    def flock(descriptor: int, how: int) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
+fcntl.flock = flock
+"""
 
 
-@pytest.mark.parametrize(
-    ("change", "free"),
-    [
-        ({}, False),  # this very process
-        ({"started": "1"}, True),  # its number belongs to another process by now
-        ({"pid": 2**22 + 1}, True),  # no such process
-        ({"host": "elsewhere"}, False),  # cannot be known
-    ],
-)
-def test_without_kernel_locks_the_named_holder_decides(change, free, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(locks, "fcntl", _NoLocks)
-    holder = replace(Holder.here("train"), **change)
-    (tmp_path / ".lock").write_text(json.dumps(asdict(holder)))
-    if free:
-        with run_lock(tmp_path, "second"):
+def test_without_kernel_locks_a_marker_holds_the_folder_while_its_process_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = _holding(tmp_path, NO_LOCKS + HOLD)
+    monkeypatch.setattr(fcntl, "flock", lambda *_: _no_locks())
+    try:
+        with (
+            pytest.raises(InvDiffError, match=rf"process {holder.pid} .* delete .*\.lock\.held"),
+            run_lock(tmp_path, "second"),
+        ):
             pass
-    else:
-        with pytest.raises(InvDiffError, match=r"delete .*\.lock"), run_lock(tmp_path, "second"):
-            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with run_lock(tmp_path, "third") as descriptor:
+        os.fstat(descriptor)
+        assert (tmp_path / ".lock.held").exists()
+    assert not (tmp_path / ".lock.held").exists()
+    with build_lock(tmp_path, "encoding images"):  # nor is a cache held up
+        pass
+
+
+def _no_locks() -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
 
 
 def test_a_damaged_lock_file_names_nobody(tmp_path: Path) -> None:

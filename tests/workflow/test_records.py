@@ -30,7 +30,7 @@ def experiment(tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPa
     folder = REPOSITORY / "experiments"
     return Experiment(
         files=tuple(folder / n for n in ("waterbirds.yaml", "base.yaml", "scales/mini.yaml")),
-        stage_folder=folder / "stages",
+        experiments=folder,
         flags=("--experiment.run_dir=run", f"--experiment.backbone={tiny_backbone}"),
         overrides={},
         rendered=True,

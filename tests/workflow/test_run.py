@@ -209,6 +209,29 @@ def test_unknown_experiments_and_scales_list_the_known_ones(workspace: Path) -> 
         run_command("train", ["--experiment", "waterbirds", "--scale", "huge"])
 
 
+def test_settings_are_looked_up_in_the_working_folder_and_then_in_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = Path("experiments")
+    for name in ("mine.yaml", "stages/adapter.yaml"):
+        (own / name).parent.mkdir(parents=True, exist_ok=True)
+        source = "waterbirds.yaml" if name == "mine.yaml" else name
+        shutil.copyfile(REPOSITORY / "experiments" / source, own / name)
+    experiment = _experiment("--experiment", "mine")
+    packaged = REPOSITORY / "experiments"
+    expected = [own / "mine.yaml", packaged / "base.yaml", packaged / "scales" / "mini.yaml"]
+    assert list(experiment.files) == expected
+    assert experiment.stage_files(STAGES["adapter"])[-1] == own / "stages" / "adapter.yaml"
+    assert experiment.stage_files(STAGES["samples"])[-1] == packaged / "stages" / "samples.yaml"
+    with pytest.raises(InvDiffError) as refused:
+        _experiment("--experiment", "nobody")
+    assert str(refused.value) == (
+        f"--experiment: there is no nobody.yaml in experiments or {packaged}; expected one of: "
+        "celeba, custom, fairface, mine, waterbirds."
+    )
+
+
 def test_a_stage_is_current_once_finished_and_no_longer_when_its_input_changes(
     workspace: Path,
 ) -> None:
