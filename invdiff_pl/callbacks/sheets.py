@@ -1,26 +1,20 @@
 """Contact sheets: what a person would look at to see what the environments are about."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.data.images import read_images
 from invdiff_pl.utils.files import atomic_path
-from invdiff_pl.utils.labels import font, prompt_label
+from invdiff_pl.utils.labels import prompt_label
+from invdiff_pl.utils.sheets import contact_sheet
 from invdiff_pl.utils.tensors import read_tensors
 
-_TILE = 64
-_LABEL_WIDTH = 190
-_FONT = 15  # pixels: still to be read when TensorBoard shows the sheet at half its size
-_HEAD = 28
 _MOST = 60  # characters of a prompt
 
 
@@ -59,18 +53,19 @@ class EnvironmentSheets(pl.Callback):
         with SummaryWriter(self.tensorboard) as writer:
             for number, prompt in enumerate(largest.tolist()):
                 here = prompt_ids == prompt
-                strips, names = [], []
+                strips = {}
                 for group in range(int(assignments.max()) + 1):
                     members = (here & (assignments == group)).nonzero().squeeze(1)
                     typical = most_typical(scores[members], self.columns)
                     files = data.index.paths(rows[members[typical]])
                     images = read_images(files, data.resolution) if files else ()
-                    strips.append(_strip(images, self.columns))
-                    names.append(f"environment {group}: {len(members)}")
-                sheet = _sheet(prompt_label(data.prompts[prompt], prompt, _MOST), names, strips)
+                    strips[f"environment {group}: {len(members)}"] = images
+                label = prompt_label(data.prompts[prompt], prompt, _MOST)
+                sheet = contact_sheet(label, strips, self.columns)
                 with atomic_path(self.output / f"sheet-{number:02d}.png") as partial:
-                    Image.fromarray(sheet).save(partial, format="PNG")
-                writer.add_image(f"sheets/{data.prompts[prompt]}", sheet, dataformats="HWC")
+                    sheet.save(partial, format="PNG")
+                pixels = np.asarray(sheet)
+                writer.add_image(f"sheets/{data.prompts[prompt]}", pixels, dataformats="HWC")
                 writer.add_histogram(f"scores/{data.prompts[prompt]}", scores[here])
 
 
@@ -79,29 +74,3 @@ def most_typical(scores: Tensor, count: int) -> Tensor:
     if len(scores) == 0:
         return torch.zeros(0, dtype=torch.int64)
     return (scores - scores.median()).abs().argsort(stable=True)[:count]
-
-
-def _strip(images: Iterable[Tensor], columns: int) -> NDArray[np.uint8]:
-    strip = np.full((_TILE, columns * _TILE, 3), 255, dtype=np.uint8)
-    for place, image in enumerate(images):
-        tile = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-        small = tile.width < _TILE
-        smooth = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
-        strip[:, place * _TILE : (place + 1) * _TILE] = np.asarray(
-            tile.resize((_TILE, _TILE), smooth)
-        )
-    return strip
-
-
-def _sheet(label: str, names: list[str], strips: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Strips below each other, named to their left, under the prompt's label."""
-    rows = np.concatenate(strips)
-    side = Image.new("RGB", (_LABEL_WIDTH, len(rows)), "white")
-    draw = ImageDraw.Draw(side)
-    for number, name in enumerate(names):
-        place = (4, number * _TILE + _TILE // 2 - _FONT // 2)
-        draw.text(place, name, fill="black", font=font(_FONT))
-    body = np.concatenate([np.asarray(side), rows], axis=1)
-    head = Image.new("RGB", (body.shape[1], _HEAD), "white")
-    ImageDraw.Draw(head).text((4, 4), label, fill="black", font=font(_FONT))
-    return np.concatenate([np.asarray(head), body])

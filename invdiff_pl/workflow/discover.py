@@ -21,14 +21,15 @@ from invdiff_pl.environments.hidden_attribute import (
     HiddenAttributeSettings,
     find_hidden_attributes,
 )
-from invdiff_pl.report.sheets import contact_sheet
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import write_json
+from invdiff_pl.utils.labels import prompt_label
+from invdiff_pl.utils.sheets import TILE, contact_sheet
 from invdiff_pl.utils.tensors import write_tensors
 from invdiff_pl.workflow.debias import own_resolution
 
 _COLUMNS = 10
-_TILE = 64
+_HEADING = 60  # characters
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,9 @@ class Candidate:
             members = here[groups == group]
             typical = members[self.memberships[members, group].argsort(descending=True)]
             chosen = typical[:_COLUMNS].tolist()
-            pixels = self.images.pixels(chosen, _TILE) if chosen else ()
+            pixels = self.images.pixels(chosen, TILE) if chosen else ()
             rows[f"group {group}: {len(members)}"] = list(pixels)
-        return contact_sheet(prompts[number], rows, _COLUMNS, _TILE)
+        return contact_sheet(prompt_label(prompts[number], number, _HEADING), rows, _COLUMNS)
 
     def to_pandas(self) -> pd.DataFrame:
         """A row an image: its prompt, its likeliest group, that group's probability, conflict."""

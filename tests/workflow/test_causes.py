@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from invdiff_pl import callbacks
+from invdiff_pl.cli.experiment import experiment_of
 from invdiff_pl.workflow import causes
-from invdiff_pl.workflow import run as runner
 from invdiff_pl.workflow.due import begin, fingerprint, finish, is_current
 from invdiff_pl.workflow.experiment import Experiment
 from invdiff_pl.workflow.stages import LIGHTNING, PLANS, STAGES
@@ -57,8 +57,7 @@ def _experiment(*flags: str, folder: Path = REPOSITORY / "experiments") -> Exper
     words = ["--experiment", "waterbirds", "--experiments", str(folder), "--run-dir", "run"]
     Path("backbone").mkdir(exist_ok=True)
     words += ["--backbone", "backbone"]
-    options, overrides = runner._parser("train").parse_known_args([*words, *flags])
-    return runner._experiment("train", options, overrides)
+    return experiment_of("train", [*words, *flags])
 
 
 def _marks(experiment: Experiment) -> dict[str, str]:
