@@ -1,6 +1,5 @@
 """Low-rank adapters through peft, in the file form that stock diffusers loads."""
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +11,10 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import safe_open
 from torch import nn
 
 from invdiff_pl.adapters.base import Adapter, register
+from invdiff_pl.adapters.lora_files import plain_config, scaled, stored_alpha
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import sort_safetensors_header
 from invdiff_pl.utils.tensors import read_tensors
@@ -204,8 +203,8 @@ class LoraAdapter(Adapter):
         config = {**self.unet.peft_config[NAME].to_dict(), "lora_alpha": float(self.rank)}
         StableDiffusionPipeline.save_lora_weights(
             str(folder),
-            unet_lora_layers=_scaled(state, self.alpha / self.rank),
-            unet_lora_adapter_metadata=_plain(config),
+            unet_lora_layers=scaled(state, self.alpha / self.rank),
+            unet_lora_adapter_metadata=plain_config(config),
         )
         sort_safetensors_header(folder / WEIGHTS_FILE)
 
@@ -217,9 +216,9 @@ class LoraAdapter(Adapter):
         expected = get_peft_model_state_dict(self.unet, adapter_name=NAME)
         if {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in expected.items()}:
             raise InvDiffError(f"{file} was made for another backbone: its layers do not match.")
-        alpha = _stored_alpha(file)
+        alpha = stored_alpha(file)
         if alpha is not None and alpha != self.alpha:
-            state = _scaled(state, alpha / self.alpha)
+            state = scaled(state, alpha / self.alpha)
         set_peft_model_state_dict(self.unet, state, adapter_name=NAME)
 
     def prepare_sampling(self, pipeline: StableDiffusionPipeline, scale: float) -> None:
@@ -304,33 +303,3 @@ def activate_adapters(network: nn.Module, names: Sequence[str]) -> None:
 def _original(module: nn.Module) -> nn.Module:
     """The layer itself, which another LoRA may have wrapped."""
     return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-
-
-def _scaled(state: dict[str, torch.Tensor], factor: float) -> dict[str, torch.Tensor]:
-    """Update matrices, float32 on the CPU, the second of each pair multiplied."""
-    return {
-        name: value.detach().float().cpu() * (factor if ".lora_B." in name else 1.0)
-        for name, value in state.items()
-    }
-
-
-def _stored_alpha(file: Path) -> float | None:
-    """The alpha that a file's header tells, if it does."""
-    with safe_open(file, "pt") as stored:
-        text = (stored.metadata() or {}).get("lora_adapter_metadata", "{}")
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError):
-        raise InvDiffError(
-            f"{file} cannot be read (its lora_adapter_metadata is not valid JSON): rerun the "
-            "adapter stage."
-        ) from None
-    alpha = header.get("unet.lora_alpha") if isinstance(header, dict) else None
-    return float(alpha) if isinstance(alpha, int | float) else None
-
-
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without values that JSON cannot hold."""
-    return {
-        key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
-    }

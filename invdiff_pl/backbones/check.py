@@ -3,6 +3,7 @@
 Knows nothing of torch, so that a wrong backbone is refused before the first stage runs.
 """
 
+import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -113,7 +114,7 @@ def _conversion(file: Path) -> str:
     folder = file.with_suffix("")
     code = (
         "from diffusers import StableDiffusionPipeline as P; "
-        f"P.from_single_file({str(file)!r}).save_pretrained({str(folder)!r})"
+        f"P.from_single_file({json.dumps(str(file))}).save_pretrained({json.dumps(str(folder))})"
     )
     return (
         f"the backbone {str(file)!r} is a single file; convert it once, by "
