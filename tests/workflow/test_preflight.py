@@ -60,7 +60,9 @@ def test_what_was_read_and_how_many_samples_will_be_drawn_is_told(pictures) -> N
         "40 images of 2 prompts: 40 train, 0 val, 0 test",
         "2 prompts × 512 samples × 2 invariant scales: 2,048 samples",
     ]
-    one = _lines(pictures, "--data.prompt=it costs $5, (or $6)", "--samples.model.invariant_scales=[1]")
+    one = _lines(
+        pictures, "--data.prompt=it costs $5, (or $6)", "--samples.model.invariant_scales=[1]"
+    )
     assert "one prompt only" in one[-2]
     assert one[-1] == "1 prompts × 512 samples × 1 invariant scales: 512 samples"
 
