@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from invdiff_pl.cli.experiment import experiment_of
 from invdiff_pl.cli.main import main
+from invdiff_pl.cli.preflight import check_data
 from invdiff_pl.workflow.due import fingerprint
-from invdiff_pl.workflow.preflight import check_data
-from invdiff_pl.workflow.run import experiment_of
 from invdiff_pl.workflow.stages import STAGES
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
