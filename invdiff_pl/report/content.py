@@ -244,12 +244,13 @@ def _environments(environments: dict[str, Any]) -> Table:
 
 
 def _environments_by_prompt(environments: dict[str, Any]) -> list[Block]:
-    """A row a (prompt, environment): size, risk and how sure its images are of it."""
+    """A row a (prompt, environment): size, risk and, where that is told, how sure it is."""
     entries = environments["quality"]["per_prompt"]
     prompts = environments["prompts"]
     if not entries or not all("risks" in entry for entry in entries):
         return []
     rows = []
+    confident = any("confidence" in entry for entry in entries)
     for prompt, entry in zip(prompts, entries, strict=True):
         sure = f"{entry['confidence']:.3f}" if "confidence" in entry else ""
         area = "" if entry.get("auc") is None else f"{entry['auc']:.4f}"
@@ -264,12 +265,12 @@ def _environments_by_prompt(environments: dict[str, Any]) -> list[Block]:
                     str(number),
                     str(risk["size"]),
                     told,
-                    sure if first else "",
+                    *([sure if first else ""] if confident else []),
                     area if first else "",
                 ]
             )
-    header = ["prompt", "environment", "images", "risk (own prompt)", "confidence", "AUC"]
-    return [Table(header, rows)]
+    header = ["prompt", "environment", "images", "risk (own prompt)"]
+    return [Table([*header, *(["confidence"] if confident else []), "AUC"], rows)]
 
 
 def _small_print(report: dict[str, Any]) -> str:

@@ -15,7 +15,8 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 def _check(root: Path, capsys, *flags: str, experiment: str = "custom") -> tuple[int, str]:
     words = ["check", "--experiment", experiment, "--experiments", str(EXPERIMENTS)]
-    status = main([*words, "--data", str(root), *flags])
+    few = ["--data.min_images_per_prompt=2"] if experiment == "custom" else []
+    status = main([*words, "--data", str(root), *few, *flags])
     captured = capsys.readouterr()
     return status, captured.out + captured.err
 

@@ -24,6 +24,7 @@ def test_hard_assignments_become_rows_of_one_1(tmp_path) -> None:
     found = read_environments(_write(tmp_path), 4)
     assert found.memberships.tolist() == [[1, 0], [1, 0], [0, 1], [1, 0]]
     assert found.bias_found is None
+    assert found.withheld is None  # environments of one's own, of which nothing is told
     assert found.timesteps == found.timestep_weights == ()
 
 
@@ -32,6 +33,7 @@ def test_what_the_inference_tells_is_kept(tmp_path) -> None:
     found = read_environments(_write(tmp_path, {**facts, "groups": 3}), 4)
     assert found.groups == 3  # one of them is empty
     assert found.bias_found is False
+    assert found.withheld == "the inference found no bias"
     assert found.timesteps == (499, 999)
     assert found.timestep_weights == (0.2, 0.8)
 

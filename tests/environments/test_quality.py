@@ -95,6 +95,13 @@ def test_confidence_is_the_mean_membership_of_the_likelier_group() -> None:
     memberships = torch.full((20, 2), 0.5)
     memberships[10:] = torch.tensor([0.9, 0.1])
     scores = torch.arange(20.0)
-    assignments = torch.zeros(20, dtype=torch.int64)
+    assignments = torch.arange(20) % 2
     report = environment_report(scores, assignments, PROMPTS, None, scores, memberships)
     assert [entry["confidence"] for entry in report["per_prompt"]] == pytest.approx([0.5, 0.9])
+
+
+def test_a_prompt_that_is_left_whole_has_no_confidence() -> None:
+    scores, memberships = torch.arange(20.0), torch.tensor([[1.0, 0.0]]).expand(20, -1)
+    assignments = torch.zeros(20, dtype=torch.int64)
+    report = environment_report(scores, assignments, PROMPTS, None, scores, memberships)
+    assert not any("confidence" in entry for entry in report["per_prompt"])

@@ -173,13 +173,17 @@ def test_training_in_bf16_with_gradient_checkpointing_moves_the_adapter(
     assert [candidate["step"] for candidate in candidates] == [0, 2]
 
 
-def test_where_no_bias_was_found_the_adapter_stays_a_no_op_unless_forced(
-    birds, tiny_backbone, place, tmp_path, capsys
+@pytest.mark.parametrize(
+    ("found", "told"), [(False, "found no bias"), (None, "did not test for a bias (too few)")]
+)
+def test_without_a_bias_that_was_found_the_adapter_stays_a_no_op_unless_forced(
+    found, told, birds, tiny_backbone, place, tmp_path, capsys
 ) -> None:
     other = tmp_path / "unbiased"
     shutil.copytree(place, other)
     count = len(_data(birds, tiny_backbone, other).index.rows("train"))
-    _write_environments(other, count, bias_found=False)
+    evidence = {"reason": "too few"} if found is None else None
+    _write_environments(other, count, bias_found=found, evidence=evidence)
     data = _data(birds, tiny_backbone, other)
     module = _module(tiny_backbone)
     trainer = _fit(
@@ -189,9 +193,10 @@ def test_where_no_bias_was_found_the_adapter_stays_a_no_op_unless_forced(
         callbacks=[HeldOutSelection(output=str(tmp_path / "adapter"))],
     )
     assert trainer.global_step == 0
-    assert capsys.readouterr().out.count("found no bias") == 1
+    assert capsys.readouterr().out.count(told) == 1
     facts = read_json(tmp_path / "adapter" / "adapter" / "adapter.json")
     assert facts["trained"] is False
+    assert told in facts["reason"]
     ups = {n: v for n, v in _weights(tmp_path / "adapter").items() if "lora.up" in n or "_B" in n}
     assert ups
     assert all(not value.any() for value in ups.values())

@@ -217,7 +217,7 @@ def test_held_out_risks_and_their_bound_stand_in_the_report(run_dir: Path) -> No
     (run_dir / "adapter" / "adapter" / "adapter.json").write_text(json.dumps(adapter))
     write_report(run_dir, seed=3)
     text = (run_dir / "report" / "report.md").read_text()
-    assert "**Nothing was trained:** no bias found." in text
+    assert "**Nothing was trained:** no bias found. Before and after are the same." in text
 
 
 def test_plots_are_written(run_dir: Path) -> None:

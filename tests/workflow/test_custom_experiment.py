@@ -22,7 +22,7 @@ TINY = [
     "--environments.model.timesteps=2",
     "--experiment.cache_dir=cache",
     "--data.broken=skip",
-    "--data.prompt_column=caption",
+    "--data.min_images_per_prompt=1",
 ]
 
 
@@ -44,12 +44,16 @@ def pictures(birds: Path, tmp_path: Path) -> Path:
 
 
 def test_unlabelled_images_run_to_a_report_that_says_what_is_not_scored(
-    pictures, tiny_backbone, tmp_path, monkeypatch
+    pictures, tiny_backbone, tmp_path, monkeypatch, capfd
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["train", "--experiment", "custom", "--experiments", str(EXPERIMENTS)]
     words += ["--data", pictures.name, "--backbone", str(tiny_backbone), "--run-dir", "run", *TINY]
     assert main(words) == 0
+    told = capfd.readouterr().out
+    assert "there is one prompt only: a bias is told by how prompts differ" in told
+    assert "bias not tested" in told
+    assert "confidence" not in told
     count = len(list((pictures / "train").glob("*.png"))) - 1
     environments = read_json(tmp_path / "run" / "environments" / "environments.json")
     assert environments["images"] == count
@@ -60,8 +64,12 @@ def test_unlabelled_images_run_to_a_report_that_says_what_is_not_scored(
         assert "no attribute labels" in report[figure]["reason"]
     assert report["environments"]["auc"] is None
     assert report["adapter"]["kind"] == "lora"
+    assert report["adapter"]["trained"] is False
+    assert "did not test for a bias" in report["adapter"]["reason"]
     text = (tmp_path / "run" / "report" / "report.md").read_text()
     assert f"**Not scored:** {pictures.name} has no attribute labels" in text
+    assert "**Nothing was trained:** the inference did not test for a bias" in text
+    assert "| bias found | not tested: " in text
     assert "bias.png" not in text
     assert (tmp_path / "run" / "report" / "grid.png").is_file()
     absent = read_json(tmp_path / "run" / "classifier" / "classifier" / "classifier.json")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -389,15 +390,31 @@ def test_help_lists_the_commands_without_loading_torch(
 def test_make_tensorboard_opens_the_folder_that_stages_write_to(
     words: list[str], folder: str
 ) -> None:
-    assert _lines_of_make("tensorboard", *words)[-1].endswith(f"--logdir {folder}")
+    assert shlex.split(_lines_of_make("tensorboard", *words)[-1])[-2:] == ["--logdir", folder]
+
+
+@pytest.mark.parametrize("path", ["/x/my birds (2024)", "it's", 'a "b" `c`; d & e', "#1"])
+def test_make_hands_every_path_over_as_one_word(path: str) -> None:
+    given = [f"DATA={path}", f"BACKBONE={path}", f"RUN_DIR={path}", f"OUTPUT={path}"]
+    for target, flags in (
+        ("train", ("--data", "--backbone", "--run-dir")),
+        ("check-data", ("--data",)),
+        ("export", ("--run-dir", "--output")),
+        ("sweep", ("--runs",)),
+        ("verify", ("verify",)),
+        ("replay", ("replay",)),
+        ("compare", ("compare",)),
+    ):
+        words = shlex.split(_lines_of_make(target, *given)[-1])
+        assert all(words[words.index(flag) + 1] == path for flag in flags)
 
 
 def test_make_docs_reports_copies_the_report_of_each_name() -> None:
     *_, first, last = _lines_of_make("docs-reports", "REPORTS=/runs/NAME-0", "NAMES=celeba mine")
-    assert first.endswith("report --run-dir /runs/celeba-0 --into docs/reports/celeba")
-    assert last.endswith("report --run-dir /runs/mine-0 --into docs/reports/mine")
+    assert first.endswith("report --run-dir '/runs/celeba-0' --into docs/reports/celeba")
+    assert last.endswith("report --run-dir '/runs/mine-0' --into docs/reports/mine")
     lines = _lines_of_make("docs-reports", "SCALE=sd14")[-3:]
-    folders = [line.split("--run-dir ")[1].split()[0] for line in lines]
+    folders = [shlex.split(line.split("--run-dir ")[1])[0] for line in lines]
     assert folders == [f"runs/{name}/sd14" for name in ("waterbirds", "celeba", "fairface")]
 
 

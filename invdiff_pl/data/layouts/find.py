@@ -140,7 +140,9 @@ def _in_folders(folders: dict[int, Path], tables: dict[int, Path | None]) -> lis
         (path, split) for split in sorted(folders) if (path := tables[split]) is not None
     ]
     # A single folder, such as train, tells nothing of the other splits.
-    return found if len(found) > 1 else [(path, None) for path, _ in found]
+    if len(found) == 1:
+        return [(found[0][0], None)]
+    return found
 
 
 def _folders_in(folder: Path) -> list[Path]:
