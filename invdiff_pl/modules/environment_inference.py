@@ -213,7 +213,7 @@ def summary(report: dict[str, Any]) -> str:
         sizes = " + ".join(map(str, entry["sizes"]))
         sure = f", confidence {entry['confidence']:.2f}" if "confidence" in entry else ""
         auc = "" if entry.get("auc") is None else f", AUC {entry['auc']:.4f}"
-        lines.append(f"{prompt}: {sizes} images{sure}{auc}")
+        lines.append(f"{' '.join(prompt.split())}: {sizes} images{sure}{auc}")
     if len(entries) > _PROMPTS_TOLD:
         lines.append(f"… and {len(entries) - _PROMPTS_TOLD} more prompts")
     if report["quality"].get("auc") is not None:

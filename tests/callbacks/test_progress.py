@@ -1,10 +1,11 @@
 import re
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import RichProgressBar
-from pytorch_lightning.demos.boring_classes import BoringModel
+from pytorch_lightning.demos.boring_classes import BoringModel, RandomDataset
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from invdiff_pl.callbacks.progress import ProgressBar, ProgressLines, progress_callback
@@ -24,8 +25,9 @@ def test_the_bar_does_not_show_the_stages_name_as_a_version_number(tmp_path) -> 
     ("limit", "shown"), [("max_steps", "Training"), ("max_epochs", "Epoch 0/6")]
 )
 def test_training_that_is_counted_in_steps_has_no_number_of_epochs(limit: str, shown: str) -> None:
+    settings: dict[str, Any] = {limit: 7}
     bar = ProgressBar()
-    bar.setup(pl.Trainer(accelerator="cpu", logger=False, **{limit: 7}), BoringModel(), "fit")
+    bar.setup(pl.Trainer(accelerator="cpu", logger=False, **settings), BoringModel(), "fit")
     assert bar._get_train_description(0).strip() == shown
 
 
@@ -52,7 +54,7 @@ def test_lines_tell_of_training_and_of_prediction(tmp_path, monkeypatch) -> None
         enable_progress_bar=False,
     )
     trainer.fit(_Stage())
-    trainer.predict(_Stage(), torch.utils.data.DataLoader(torch.zeros(2, 32)))
+    trainer.predict(_Stage(), torch.utils.data.DataLoader(RandomDataset(32, 2)))
     without_time = [re.sub(", about .* left", "", line) for line in told]
     assert without_time == [
         *(f"adapter: step {step} of 3" for step in (1, 2, 3)),
