@@ -10,7 +10,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 def with_metadata(
     text: str, base: str | None, relation: Literal["adapter", "finetune"], *tags: str
 ) -> str:
-    """A card with the block that names library, task, tags and the base model, if that is on the hub.
+    """A card with the block that names library, task, tags and, where it is on the hub, its base.
 
     Args:
         text: of the card, Markdown.
