@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
 
 from invdiff_pl.environments.cuts import best_cut
 
@@ -33,13 +34,11 @@ def auc(scores: Tensor, positives: Tensor) -> float | None:
     Returns:
         in [0, 1]; ``None`` without a positive or without a negative.
     """
-    count, right = len(scores), int(positives.sum())
-    if right in (0, count):
+    if int(positives.sum()) in (0, len(scores)):
         return None
-    _, position, sizes = scores.double().unique(return_inverse=True, return_counts=True)
-    ranks = (sizes.cumsum(0) - (sizes - 1) / 2).double()[position]
-    wins = ranks[positives].sum() - right * (right + 1) / 2
-    return float(wins / (right * (count - right)))
+    # By rank: torchmetrics would squash values outside [0, 1], and close ones into ties.
+    ranks = scores.unique(return_inverse=True)[1].double()
+    return float(binary_auroc(ranks / ranks.max().clamp(min=1), positives.long()))
 
 
 def worst_group_precision_recall(
@@ -66,6 +65,9 @@ def worst_group_precision_recall(
 
 def adjusted_rand_index(first: Tensor, second: Tensor) -> float:
     """Agreement of two labellings over chance (Hubert & Arabie 1985): 1 identical, about 0 chance.
+
+    Counts pairs in float64: torchmetrics' ``adjusted_rand_score`` multiplies them as int64, which
+    overflows from some 70,000 images on.
 
     Args:
         first: int64 ``[N]``.

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from invdiff_pl.report.blocks import cell
+from invdiff_pl.report.metadata import with_metadata
 from invdiff_pl.utils.files import read_json
 from invdiff_pl.workflow.records import RECORD
 
@@ -19,7 +20,7 @@ every use.
 
 
 def adapter_card(run_dir: Path, folder: str) -> str:
-    """The card's text, from what the run's stages wrote.
+    """The card with its metadata, from what the run's stages wrote.
 
     Args:
         run_dir: of a finished run.
@@ -37,7 +38,7 @@ def adapter_card(run_dir: Path, folder: str) -> str:
     training, data = config["model"]["init_args"], config["data"]["init_args"]
     name = config["experiment"]["name"]
     prompt, call = environments["prompts"][0], _call(run_dir)
-    return f"""\
+    text = f"""\
 # InvDiff: {name}
 
 A Stable Diffusion pipeline with an adapter that spreads its samples over an attribute that goes \
@@ -78,6 +79,8 @@ pipe({_quoted(prompt)}, {call}, invariant_scale=1.0).images[0]
 
 {_LIMITS}
 """
+    kinds = ("lora",) if adapter["kind"] == "lora" else ()
+    return with_metadata(text, training["backbone"], "adapter", *kinds)
 
 
 def _call(run_dir: Path) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from invdiff_pl.report.metadata import with_metadata
 from invdiff_pl.report.plots import write_grids
 from invdiff_pl.utils.files import read_json, write_text
 from invdiff_pl.workflow.records import RECORD
@@ -29,7 +30,9 @@ def write_card(run_dir: Path) -> None:
     write_grids(run_dir / "backbone_samples", folder / "samples.png")
     text = card(metrics, records)
     write_text(folder / "card.md", text)
-    write_text(run_dir / "backbone" / "pipeline" / "README.md", text)
+    base = None if "autoencoder" in records else str(start)
+    readme = with_metadata(text, base, "finetune")
+    write_text(run_dir / "backbone" / "pipeline" / "README.md", readme)
 
 
 def card(metrics: dict[str, Any], records: dict[str, Any]) -> str:

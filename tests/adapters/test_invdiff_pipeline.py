@@ -11,6 +11,7 @@ import pytest
 import torch
 from adapter_cases import KINDS, PROMPT, disturb, run_folder
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from huggingface_hub import ModelCard
 
 from invdiff_pl import InvDiffPipeline
 from invdiff_pl.adapters import build_adapter
@@ -229,6 +230,7 @@ def test_the_card_tells_training_and_limits_and_admits_what_was_not_measured(
     run = run_folder(tmp_path / "run", tiny_backbone, "lora")
     main(["export", "--run-dir", str(run), "--output", str(tmp_path / "exported")])
     text = (tmp_path / "exported" / "README.md").read_text()
+    assert ModelCard(text).data.to_dict()["tags"][-1] == "lora"
     assert "9 images of 1 prompts, 32 px" in text
     assert "Not measured: the samples stage has not run." in text
     assert "## Limits" in text

@@ -38,6 +38,12 @@ def test_auc_counts_the_pairs_that_are_ordered_right_and_ties_half() -> None:
     assert auc(scores, positives) == pytest.approx(sum(pairs) / len(pairs))
 
 
+def test_auc_tells_scores_apart_that_lie_far_out_or_close_together() -> None:
+    positives = torch.tensor([False, True, False, True])
+    for scores in ([1e6, 1e6 + 1, -40.0, -39.0], [0.0, 1e-12, -2e-12, -1e-12]):
+        assert auc(torch.tensor(scores).double(), positives) == 0.75
+
+
 def test_auc_needs_both_kinds() -> None:
     assert auc(torch.arange(3.0), torch.zeros(3, dtype=torch.bool)) is None
 
@@ -65,6 +71,17 @@ def test_the_adjusted_rand_index_follows_its_definition_over_pairs() -> None:
     index = (both - expected) / ((rows + columns) / 2 - expected)
     assert adjusted_rand_index(first, second) == pytest.approx(index)
     assert adjusted_rand_index(first, (first + 1) % 3) == pytest.approx(1.0)
+
+
+def test_the_adjusted_rand_index_of_copies_is_that_of_one() -> None:
+    first, second = torch.tensor([0, 0, 1, 1, 1, 2]), torch.tensor([0, 1, 1, 1, 0, 2])
+    # Of n copies: pairs of the table [[n, n, 0], [n, 2n, 0], [0, 0, n]].
+    n = 50_000
+    both = 4 * n * (n - 1) / 2 + 2 * n * (2 * n - 1) / 2
+    sums = sum(m * n * (m * n - 1) / 2 for m in (2, 3, 1))
+    expected = sums**2 / (6 * n * (6 * n - 1) / 2)
+    index = (both - expected) / (sums - expected)
+    assert adjusted_rand_index(first.repeat(n), second.repeat(n)) == pytest.approx(index)
 
 
 def test_the_report_tells_of_quality_only_where_attributes_are() -> None:

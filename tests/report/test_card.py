@@ -1,8 +1,11 @@
 """The model card of a new backbone."""
 
+import pytest
+from huggingface_hub import ModelCard
 from run_folder import METRICS
 
 from invdiff_pl.report.card import card
+from invdiff_pl.report.metadata import with_metadata
 
 CONFIG = {
     "experiment": {"name": "waterbirds", "scale": "mini", "start": "/models/sd"},
@@ -44,3 +47,26 @@ def test_settings_of_the_autoencoder_alone_are_told_as_its_own() -> None:
     records = {"autoencoder": first, "backbone": rest, "backbone_samples": rest}
     text = card(ONE_SCALE, records)
     assert f'ARGS="{" ".join(both)} --autoencoder.trainer.precision=32-true"' in text
+
+
+@pytest.mark.parametrize(
+    ("base", "told"),
+    [
+        ("CompVis/stable-diffusion-v1-4", "CompVis/stable-diffusion-v1-4"),
+        ("runs/birds", None),  # a folder
+        ("asset:waterbirds", None),
+        ("/models/sd", None),
+        (None, None),
+    ],
+)
+def test_metadata_is_what_the_hub_reads(base, told, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "birds").mkdir(parents=True)
+    (tmp_path / "README.md").write_text(with_metadata("# Birds\n", base, "adapter", "lora"))
+    loaded = ModelCard.load(tmp_path / "README.md")
+    assert loaded.data.library_name == "diffusers"
+    assert loaded.data.pipeline_tag == "text-to-image"
+    assert loaded.data.tags == ["text-to-image", "diffusers", "invdiff", "lora"]
+    assert loaded.data.base_model == told
+    assert loaded.data.to_dict().get("base_model_relation") == ("adapter" if told else None)
+    assert loaded.text.strip() == "# Birds"

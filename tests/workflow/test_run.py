@@ -330,16 +330,32 @@ def test_the_newest_checkpoint_is_gone_on_from(workspace: Path) -> None:
         assert runner._latest_checkpoint(folder) == folder / name
 
 
+def _wrote(experiment: Experiment, stage: Stage, *unused: object) -> None:
+    """In place of a stage: a file of its name."""
+    begin(experiment, stage)
+    (experiment.folder(stage) / f"{stage.name}.safetensors").write_text(stage.name)
+    (experiment.folder(stage) / "report.md").write_text("")
+    finish(experiment, stage, {"seconds": 1.0})
+
+
+def test_where_there_are_no_experiments_the_packaged_ones_are_run_kept_and_current(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree("experiments")
+    monkeypatch.setattr(runner, "run_stage", _wrote)
+    words = ["train", "--experiment", "waterbirds", "--backbone", "pipeline", "--run-dir", "run"]
+    for current in (0, 6):
+        assert main(words) == 0
+        assert capsys.readouterr().out.count("up to date") == current
+        kept = Path("run/experiments/stages/adapter.yaml")
+        packaged = REPOSITORY / "experiments" / "stages" / "adapter.yaml"
+        assert kept.read_text() == packaged.read_text()
+
+
 def test_a_run_keeps_its_command_and_its_files_and_can_be_replayed_from_them(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def wrote(experiment: Experiment, stage: Stage, *unused: object) -> None:
-        begin(experiment, stage)
-        (experiment.folder(stage) / f"{stage.name}.safetensors").write_text(stage.name)
-        (experiment.folder(stage) / "report.md").write_text("")
-        finish(experiment, stage, {"seconds": 1.0})
-
-    monkeypatch.setattr(runner, "run_stage", wrote)
+    monkeypatch.setattr(runner, "run_stage", _wrote)
     monkeypatch.setattr("invdiff_pl.cli.experiment.check_arguments", lambda *_: None)
     words = ["train", "--experiment", "waterbirds", "--backbone", "pipeline", "--run-dir", "run"]
     assert main([*words, "--scale.adapter_steps", "7"]) == 0
