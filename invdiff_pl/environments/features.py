@@ -1,0 +1,193 @@
+"""What a frozen denoiser sees in images: one vector an image, in one streaming pass."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invdiff_pl.backbones.draws import generator, on_device
+from invdiff_pl.backbones.noising import ForwardProcess, predict
+from invdiff_pl.backbones.pipeline import embed_prompts
+
+# Parts of all timesteps: with less noise details are seen, with more the layout.
+LEVELS = (0.3, 0.7)
+# Sides of the grids that a block's output is averaged over: the whole and quarters.
+_GRIDS = (1, 2)
+
+
+class _ReachedBlock(Exception):  # noqa: N818 - no error, it ends a forward pass
+    """The block has given its output; what comes after it is not needed."""
+
+
+def middle_block(denoiser: nn.Module) -> str:
+    """Name of the block in the middle of a denoiser, whose output is what an image is about.
+
+    Args:
+        denoiser: a UNet of diffusers (its ``mid_block``, the h-space of Kwon et al., arXiv
+            2210.10960) or a transformer with ``transformer_blocks``.
+
+    Raises:
+        ValueError: if it has neither.
+    """
+    if getattr(denoiser, "mid_block", None) is not None:
+        return "mid_block"
+    blocks = getattr(denoiser, "transformer_blocks", None)
+    if blocks is not None and len(blocks) > 0:
+        return f"transformer_blocks.{len(blocks) // 2}"
+    raise ValueError(
+        f"{type(denoiser).__name__} has neither mid_block nor transformer_blocks: name a block, one "
+        "of its named_modules()"
+    )
+
+
+class BlockFeatures:
+    """Features of latents at a block of a frozen denoiser, under the empty prompt.
+
+    All images meet the same noise, so that features differ by what images show. The pass ends at the
+    block: for the middle block of a UNet at about half of the cost.
+
+    Args:
+        denoiser: frozen, in evaluation mode, called as a ``UNet2DConditionModel``.
+        process: its forward process.
+        embedding: of the empty prompt, ``[1, L, E]``.
+        block: module name, as in ``denoiser.named_modules()``; the middle block if not given.
+        levels: levels of noise as parts of all timesteps, in [0, 1); the features of all levels stand
+            side by side.
+        seed: of the noise.
+
+    Raises:
+        ValueError: if there is no such block or level.
+    """
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        process: ForwardProcess,
+        embedding: Tensor,
+        block: str | None = None,
+        levels: Sequence[float] = LEVELS,
+        seed: int = 0,
+    ) -> None:
+        if not levels or not all(0 <= level < 1 for level in levels):
+            raise ValueError(f"levels={list(levels)}: expected parts of all timesteps, in [0, 1)")
+        name = middle_block(denoiser) if block is None else block
+        try:
+            self._block = denoiser.get_submodule(name)
+        except AttributeError:
+            close = [each for each, _ in denoiser.named_children()]
+            raise ValueError(
+                f"block={name!r}: {type(denoiser).__name__} has no such module; its parts are "
+                f"{', '.join(close)}"
+            ) from None
+        self._denoiser, self._process, self._embedding = denoiser, process, embedding
+        self._timesteps = [int(level * process.train_timesteps) for level in levels]
+        self._seed = seed
+
+    @torch.no_grad()
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Features of latents.
+
+        Args:
+            latents: ``[B, C, H, W]`` of about unit variance, on the denoiser's device.
+
+        Returns:
+            float16 ``[B, 5 M L]`` on the CPU, for M channels of the block and L levels. An image's
+            features depend on no other image of the batch, up to rounding.
+
+        Raises:
+            ValueError: if features are not finite, or the block's output is not of images.
+        """
+        noise = torch.randn(latents.shape[1:], generator=generator(self._seed, "feature noise"))
+        noise = on_device(noise, latents.device).expand_as(latents)
+        found = []
+        for timestep in self._timesteps:
+            timesteps = torch.full((len(latents),), timestep, device=latents.device)
+            noisy = self._process.add_noise(latents.float(), noise, timesteps)
+            found.append(_pooled(self._output(noisy, timesteps), latents.shape))
+        features = torch.cat(found, dim=1).half()
+        if not features.isfinite().all():
+            row = int((~features.isfinite().all(1)).nonzero()[0])
+            raise ValueError(f"features of image {row} of the batch are not finite in float16")
+        return features.cpu()
+
+    def _output(self, noisy: Tensor, timesteps: Tensor) -> Any:
+        kept: list[Any] = []
+
+        def keep(block: nn.Module, given: Any, output: Any) -> None:
+            kept.append(output)
+            raise _ReachedBlock
+
+        handle = self._block.register_forward_hook(keep)
+        try:
+            predict(self._denoiser, noisy, timesteps, self._embedding.expand(len(noisy), -1, -1))
+        except _ReachedBlock:
+            pass
+        finally:
+            handle.remove()
+        if not kept:
+            raise ValueError("the block takes no part in the denoiser's forward pass")
+        return kept[0]
+
+
+def _pooled(output: Any, latents: Sequence[int]) -> Tensor:
+    """A block's output averaged over the whole and over quarters: float32 ``[B, 5 M]``."""
+    grid = _as_grid(output, latents).float()
+    parts = [nn.functional.adaptive_avg_pool2d(grid, side).flatten(1) for side in _GRIDS]
+    return torch.cat(parts, dim=1)
+
+
+def _as_grid(output: Any, latents: Sequence[int]) -> Tensor:
+    """A block's output as ``[B, M, h, w]``: a UNet's, or the image tokens of a transformer's."""
+    height, width = latents[-2:]
+    for each in output if isinstance(output, tuple | list) else (output,):
+        if not isinstance(each, Tensor) or len(each) != latents[0]:
+            continue
+        if each.dim() == 4:
+            return each
+        if each.dim() == 3:  # tokens [B, h w, M]; those of the text have another count
+            for patch in range(1, 17):
+                if height % patch or width % patch:
+                    continue
+                if each.shape[1] == (height // patch) * (width // patch):
+                    return each.transpose(1, 2).unflatten(2, (height // patch, width // patch))
+    raise ValueError(
+        "the block's output holds neither a grid [B, M, h, w] nor image tokens [B, h w, M]"
+    )
+
+
+def image_features(
+    pipeline: Any,
+    latents: Tensor | Iterable[Tensor],
+    *,
+    block: str | None = None,
+    levels: Sequence[float] = LEVELS,
+    batch_size: int = 128,
+    seed: int = 0,
+) -> Tensor:
+    """Features of images in one pass, for :func:`find_hidden_attributes`.
+
+    Args:
+        pipeline: a Stable Diffusion pipeline of diffusers.
+        latents: of about unit variance, ``[N, C, H, W]`` or batches of such; batches are read one at
+            a time.
+        block: see :class:`BlockFeatures`.
+        levels: likewise.
+        batch_size: of forward passes where ``latents`` is a tensor.
+        seed: of the noise that all images meet.
+
+    Returns:
+        float16 ``[N, D]``.
+
+    Raises:
+        ValueError: if there are no images, or see :class:`BlockFeatures`.
+    """
+    process = ForwardProcess(pipeline.scheduler.config)
+    reader = BlockFeatures(
+        pipeline.unet, process, embed_prompts(pipeline, [""]), block, levels, seed
+    )
+    batches = latents.split(batch_size) if isinstance(latents, Tensor) else latents
+    found = [reader(batch.to(pipeline.unet.device)) for batch in batches]
+    if not found:
+        raise ValueError("latents: expected at least one image, found none")
+    return torch.cat(found)
