@@ -10,6 +10,7 @@ from torch import Tensor
 from invdiff_pl.data.cache import build_shards
 from invdiff_pl.data.images import read_images, to_float
 from invdiff_pl.data.prompted import PromptedImages
+from invdiff_pl.utils.progress import track
 from invdiff_pl.utils.resources import require_room
 
 # Images that the VAE encodes at once, and their pixels: at 512×512 there are eight, whose largest
@@ -36,7 +37,11 @@ def posterior_moments(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
 
 
 def encoded(
-    vae: AutoencoderKL, images: PromptedImages, resolution: int, batch_size: int | None = None
+    vae: AutoencoderKL,
+    images: PromptedImages,
+    resolution: int,
+    batch_size: int | None = None,
+    told: str | None = None,
 ) -> Iterator[Tensor]:
     """:func:`posterior_moments` of images in their order, a batch at a time.
 
@@ -45,8 +50,10 @@ def encoded(
         images: N of them.
         resolution: at which they are encoded, in pixels.
         batch_size: images at once; chosen by the resolution if not given.
+        told: what a progress bar says; there is none if not given.
     """
-    for rows in torch.arange(len(images)).split(batch_size or _batch(resolution)):
+    batches = torch.arange(len(images)).split(batch_size or _batch(resolution))
+    for rows in batches if told is None else track(batches, told, unit="batch"):
         yield posterior_moments(vae, images.pixels(rows.tolist(), resolution))
 
 

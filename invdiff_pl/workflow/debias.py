@@ -92,7 +92,9 @@ def debias(
     groups = _environments(environments, len(images))
     side = resolution or own_resolution(pipe)
     data = LatentsInMemory(
-        torch.cat(list(encoded(pipe.vae, images, side))),
+        torch.cat(
+            list(encoded(pipe.vae, images, side, told="encoding images" if progress else None))
+        ),
         images.prompts,
         images.prompt_ids,
         embed_prompts(pipe, [*images.prompts, ""]).float().cpu(),

@@ -6,21 +6,15 @@ from pathlib import Path
 from typing import overload
 
 import pandas as pd
-import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 
-from invdiff_pl.backbones.pipeline import embed_prompts
 from invdiff_pl.data.latents import encoded
 from invdiff_pl.data.prompted import PromptedImages
-from invdiff_pl.environments.features import FeatureReader
-from invdiff_pl.environments.hidden_attribute import (
-    HiddenAttribute,
-    HiddenAttributeSettings,
-    find_hidden_attributes,
-)
+from invdiff_pl.environments.features import image_features
+from invdiff_pl.environments.hidden_attribute import Candidate as HiddenAttribute
+from invdiff_pl.environments.hidden_attribute import HiddenAttributeSettings, find_hidden_attributes
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import write_json
 from invdiff_pl.utils.labels import prompt_label
@@ -270,8 +264,8 @@ def _features(
     progress: bool,
 ) -> Tensor:
     """Features of every image, ``[N, D]``, as they are encoded."""
-    reader = FeatureReader(pipe.unet, pipe.scheduler.config, embed_prompts(pipe, [""]), seed=seed)
     scaling = pipe.vae.config.scaling_factor
-    batches = encoded(pipe.vae, images, resolution or own_resolution(pipe), batch_size)
-    shown = track(batches, "features of images", total=None, disable=not progress)
-    return torch.cat([reader(moments[:, 0].chunk(2, 1)[0].float() * scaling) for moments in shown])
+    told = "features of images" if progress else None
+    batches = encoded(pipe.vae, images, resolution or own_resolution(pipe), batch_size, told)
+    means = (moments[:, 0].chunk(2, dim=1)[0] * scaling for moments in batches)
+    return image_features(pipe, means, seed=seed)

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
-from rich.progress import track
 
 from invdiff_pl.backbones.pipeline import embed_prompts, sample_images
 from invdiff_pl.data.prompted import PromptedImages
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.progress import track
 
 
 def generate(
@@ -66,7 +66,7 @@ def generate(
                 steps=steps,
                 guidance_scale=guidance_scale,
             )
-            for rows in track(batches, "drawing images", disable=not progress)
+            for rows in (track(batches, "drawing images", unit="batch") if progress else batches)
         ]
     return PromptedImages(torch.cat(drawn), [text for text in texts for _ in range(per_prompt)])
 
