@@ -11,9 +11,9 @@ from invdiff_pl.metrics import BiasScore
 from invdiff_pl.metrics.reference import DESCRIPTION, reference_features, reference_rows
 from invdiff_pl.metrics.sample_scores import SampleScores, bias_figures
 from invdiff_pl.metrics.scorers import CMMD, MAIN, Scorers, encoder_identity
+from invdiff_pl.metrics.settings import EvaluationSettings
 from invdiff_pl.modules.conditional_sampler import ConditionalSampler, SampledBatch
 from invdiff_pl.utils.files import write_json
-from invdiff_pl.workflow.settings import EvaluationSettings
 
 _BATCH = 1024
 

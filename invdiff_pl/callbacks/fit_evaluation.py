@@ -12,10 +12,10 @@ from invdiff_pl.callbacks.evaluation import start_scoring
 from invdiff_pl.callbacks.live import live_pipeline
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.metrics.sample_scores import SampleScores
+from invdiff_pl.metrics.settings import EvaluationSettings
 from invdiff_pl.modules.common import stage_name
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.progress import track
-from invdiff_pl.workflow.settings import EvaluationSettings
 
 _LIVE = 0.0
 

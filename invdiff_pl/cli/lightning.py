@@ -27,12 +27,13 @@ from invdiff_pl.callbacks import StopOnDivergence, StopOnSigterm
 from invdiff_pl.callbacks.progress import progress_callback
 from invdiff_pl.cli.account import one_line
 from invdiff_pl.data.base import BiasedDataModule
+from invdiff_pl.metrics.settings import EvaluationSettings
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.locks import run_lock
 from invdiff_pl.utils.processes import LOCKED, Terminated, hide_idle_slurm, raising_on_sigterm
 from invdiff_pl.utils.tensors import system_error
 from invdiff_pl.workflow.checkpoints import SafeCheckpointIO
-from invdiff_pl.workflow.settings import EvaluationSettings, ExperimentSettings, ScaleSettings
+from invdiff_pl.workflow.settings import ExperimentSettings, ScaleSettings
 
 _OPTIONS: dict[str, Any] = {
     "parser_mode": "omegaconf+",

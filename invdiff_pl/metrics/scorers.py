@@ -12,9 +12,9 @@ from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.metrics.classifier import SampleClassifier
 from invdiff_pl.metrics.clip import ClipEncoder
 from invdiff_pl.metrics.extractors import FeatureExtractor, MissingWeightsError, build_extractor
+from invdiff_pl.metrics.settings import EvaluationSettings
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import digest_bytes
-from invdiff_pl.workflow.settings import EvaluationSettings
 
 MAIN = "frechet_distance"
 FID = "fid"

@@ -13,10 +13,10 @@ from invdiff_pl.metrics.classifier import SampleClassifier
 from invdiff_pl.metrics.reference import balanced_rows, reference_features, reference_rows
 from invdiff_pl.metrics.sample_scores import bias_figures
 from invdiff_pl.metrics.scorers import encoder_identity
+from invdiff_pl.metrics.settings import EvaluationSettings
 from invdiff_pl.modules import ConditionalSampler
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import read_json
-from invdiff_pl.workflow.settings import EvaluationSettings
 
 
 def test_the_balanced_set_has_equally_many_of_each_cell() -> None:

@@ -7,10 +7,10 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from trainers import quiet_trainer
 
 from invdiff_pl.callbacks import FitEvaluation, SampleEvaluation
+from invdiff_pl.metrics.settings import EvaluationSettings
 from invdiff_pl.modules import Backbone, ConditionalSampler
 from invdiff_pl.report.curves import read_scalars
 from invdiff_pl.utils.files import read_json
-from invdiff_pl.workflow.settings import EvaluationSettings
 
 SCORING = EvaluationSettings(resolution=32)
 

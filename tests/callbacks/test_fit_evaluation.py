@@ -17,8 +17,8 @@ from invdiff_pl.callbacks import (
     SampleGrid,
 )
 from invdiff_pl.callbacks.live import live_pipeline
+from invdiff_pl.metrics.settings import EvaluationSettings
 from invdiff_pl.modules import EnvironmentInference, InvariantAdapter
-from invdiff_pl.workflow.settings import EvaluationSettings
 
 SCORING = EvaluationSettings(resolution=32)
 
