@@ -22,7 +22,7 @@ _MODES = {
 }
 
 
-def run(arguments: Sequence[str]) -> int:
+def run_check(arguments: Sequence[str]) -> int:
     """Check the data set of an experiment.
 
     Returns:

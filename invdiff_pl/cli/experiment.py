@@ -15,7 +15,7 @@ from invdiff_pl.workflow.stages import LIGHTNING, MAIN_STAGE, PLANS, STAGES
 SHARED_GROUPS = ("data", "scale", "experiment", "evaluation", "seed_everything")
 
 
-def run(command: str, arguments: Sequence[str]) -> None:
+def run_experiment(command: str, arguments: Sequence[str]) -> None:
     """Run the stages of a command that are not current, in order.
 
     Raises:

@@ -15,7 +15,7 @@ from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import atomic_path, write_text
 
 
-def run(arguments: Sequence[str]) -> None:
+def run_export(arguments: Sequence[str]) -> None:
     """Write a run's backbone, adapter and model card into one folder.
 
     Raises:

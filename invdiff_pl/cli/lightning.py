@@ -169,18 +169,18 @@ class _CheckingCLI(_BuildingCLI):
         self.parser.instantiate_classes(self.config)
 
 
-def run(args: Sequence[str]) -> None:
-    """Parse the arguments and run the subcommand they name.
+def run_lightning(command: str, arguments: Sequence[str]) -> None:
+    """Parse the arguments of ``fit``, ``predict`` or ``test``, and run it.
 
     Raises:
         InvDiffError: if a key or a value is wrong, or the stage's input is.
     """
-    hide_idle_slurm(_devices(args))
+    hide_idle_slurm(_devices(arguments))
     # Under SLURM Lightning saves on another signal and asks to be queued again.
     handling = nullcontext() if SLURMEnvironment.detect() else raising_on_sigterm()
     try:
         with handling:
-            _call(InvDiffCLI, args)
+            _call(InvDiffCLI, [command, *arguments])
     except SIGTERMException:  # Lightning's has exit status 0, as if all were done
         raise Terminated from None
     except MisconfigurationException as error:  # what Lightning refuses once it starts

@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from invdiff_pl import __version__
 from invdiff_pl.utils.errors import InvDiffError
@@ -49,6 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if ended by SIGTERM.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = _run(words)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever reads the output, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(words: list[str]) -> int:
     command = words[0] if words else "--help"
     if command in ("-h", "--help"):
         print(_HELP)
@@ -63,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end_with_parent()
     try:
         return _dispatch(command, words[1:])
+    except BrokenPipeError:
+        raise
     except (InvDiffError, OSError) as error:
         return _refused(_system_error(error) if isinstance(error, OSError) else str(error))
     except Terminated:
@@ -93,55 +106,36 @@ def _system_error(error: OSError) -> str:
     )
 
 
+# Module and function of each command; imported late, since torch and Lightning take seconds, which
+# help and errors should not wait for.
+_COMMANDS = {
+    "train": "cli.experiment:run_experiment",
+    "augment": "cli.experiment:run_experiment",
+    "backbone": "cli.experiment:run_experiment",
+    "fit": "cli.lightning:run_lightning",
+    "predict": "cli.lightning:run_lightning",
+    "test": "cli.lightning:run_lightning",
+    "check": "cli.check:run_check",
+    "render": "data.synthetic.command:run_render",
+    "report": "report.command:run_report",
+    "card": "report.command:run_report",
+    "compare": "report.compare:run_compare",
+    "verify": "workflow.verify:run_verify",
+    "replay": "cli.replay:run_replay",
+    "export": "cli.export:run_export",
+    "sweep": "cli.sweep:run_sweep",
+}
+
+
 def _dispatch(command: str, words: list[str]) -> int:
-    # Imported late: torch and Lightning take seconds, which help and errors should not wait for.
-    if command in ("train", "augment", "backbone"):
-        from invdiff_pl.cli.experiment import run  # noqa: PLC0415
-
-        run(command, words)
-    elif command in ("fit", "predict", "test"):
-        from invdiff_pl.cli.lightning import run as run_lightning  # noqa: PLC0415
-
-        run_lightning([command, *words])
-    elif command == "check":
-        from invdiff_pl.cli.check import run as run_check  # noqa: PLC0415
-
-        return run_check(words)
-    elif command == "render":
-        from invdiff_pl.data.synthetic.command import run as run_render  # noqa: PLC0415
-
-        run_render(words)
-    elif command == "verify":
-        from invdiff_pl.workflow.verify import run as run_verify  # noqa: PLC0415
-
-        return run_verify(words)
-    elif command == "replay":
-        from invdiff_pl.cli.replay import run as run_replay  # noqa: PLC0415
-
-        return run_replay(words)
-    elif command in ("report", "card"):
-        from invdiff_pl.report.command import run as run_report  # noqa: PLC0415
-
-        run_report(command, words)
-    elif command == "compare":
-        from invdiff_pl.report.compare import run as run_compare  # noqa: PLC0415
-
-        run_compare(words)
-    elif command == "export":
-        from invdiff_pl.cli.export import run as run_export  # noqa: PLC0415
-
-        run_export(words)
-    elif command == "sweep":
-        from invdiff_pl.cli.sweep import run as run_sweep  # noqa: PLC0415
-
-        run_sweep(words)
-    else:
-        raise InvDiffError(
-            f"there is no command {command!r}: expected train, augment, backbone, "
-            "fit, predict, test, check, render, report, compare, verify, replay, card, export or "
-            "sweep."
-        )
-    return 0
+    if command not in _COMMANDS:
+        raise InvDiffError(f"there is no command {command!r}: expected {', '.join(_COMMANDS)}.")
+    module, _, function = _COMMANDS[command].partition(":")
+    run = getattr(import_module(f"invdiff_pl.{module}"), function)
+    # One function runs several commands, and is told which.
+    told = [name for name, place in _COMMANDS.items() if place == _COMMANDS[command]]
+    status = run(command, words) if len(told) > 1 else run(words)
+    return int(status or 0)
 
 
 if __name__ == "__main__":

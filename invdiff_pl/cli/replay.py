@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from invdiff_pl.cli.experiment import run as run_experiment
+from invdiff_pl.cli.experiment import run_experiment
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import read_object
 from invdiff_pl.workflow.records import RECORD, Listing, read_listing, read_record
@@ -17,7 +17,7 @@ _DIFFERS = ("report", "card")
 _COMPARED = (".safetensors", ".png", ".jsonl", ".csv", ".txt", ".jpg")
 
 
-def run(arguments: Sequence[str]) -> int:
+def run_replay(arguments: Sequence[str]) -> int:
     """Replay a run.
 
     Returns:

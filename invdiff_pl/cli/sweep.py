@@ -17,7 +17,7 @@ GUIDANCE_SCALES = (1.0, 1.5, 2.0, 3.0)
 BEFORE_AND_AFTER = (0.0, 1.0)
 
 
-def run(arguments: Sequence[str]) -> None:
+def run_sweep(arguments: Sequence[str]) -> None:
     """Sample the runs at every scale, score, and write table and plot.
 
     Raises:

@@ -10,7 +10,7 @@ from invdiff_pl.report.run import write_report
 from invdiff_pl.workflow.records import FILES, refresh, require_intact
 
 
-def run(command: str, arguments: Sequence[str]) -> None:
+def run_report(command: str, arguments: Sequence[str]) -> None:
     """Write a run's report, or a new backbone's model card.
 
     Raises:

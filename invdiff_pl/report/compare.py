@@ -53,7 +53,7 @@ class Column:
     figures: list[Figure | None]
 
 
-def run(arguments: Sequence[str]) -> None:
+def run_compare(arguments: Sequence[str]) -> None:
     """Print the comparison, and write it where asked.
 
     Raises:

@@ -17,7 +17,7 @@ from invdiff_pl.workflow.records import (
 _SHOWN = 20
 
 
-def run(arguments: Sequence[str]) -> int:
+def run_verify(arguments: Sequence[str]) -> int:
     """Verify a run folder.
 
     Returns:

@@ -33,8 +33,9 @@ def _parsed(monkeypatch: pytest.MonkeyPatch, stage: str, *flags: str, scale: str
         raise _ParsedError(self.config[self.config.subcommand].as_dict())
 
     monkeypatch.setattr(cli.InvDiffCLI, "before_instantiate_classes", stop)
+    command, *given = _arguments(stage, *flags, scale=scale)
     with pytest.raises(_ParsedError) as stopped:
-        cli.run(_arguments(stage, *flags, scale=scale))
+        cli.run_lightning(command, given)
     config: dict = stopped.value.args[0]
     return config
 

@@ -102,7 +102,7 @@ def _make_run(folder: Path) -> None:
 
 
 def _read_run(folder: Path) -> None:
-    verify.run([str(folder)])
+    verify.run_verify([str(folder)])
     read_record(folder / "samples" / "started.json")
     replay.command_of(folder)
     replay.compare(folder, folder, ["environments", "adapter", "samples"])

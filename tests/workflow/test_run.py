@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from invdiff_pl.cli.experiment import experiment_of
-from invdiff_pl.cli.experiment import run as run_command
+from invdiff_pl.cli.experiment import experiment_of, run_experiment
 from invdiff_pl.cli.main import main
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.workflow import run as runner
@@ -205,9 +204,9 @@ def test_a_missing_data_folder_is_told_in_one_line(
 
 def test_unknown_experiments_and_scales_list_the_known_ones(workspace: Path) -> None:
     with pytest.raises(InvDiffError, match="waterbirds"):
-        run_command("train", ["--experiment", "waterbrids"])
+        run_experiment("train", ["--experiment", "waterbrids"])
     with pytest.raises(InvDiffError, match="mini"):
-        run_command("train", ["--experiment", "waterbirds", "--scale", "huge"])
+        run_experiment("train", ["--experiment", "waterbirds", "--scale", "huge"])
 
 
 def test_settings_are_looked_up_in_the_working_folder_and_then_in_the_package(

@@ -18,7 +18,7 @@ RENDERERS: dict[str, tuple[type[Any], Callable[[Path, Any], None]]] = {
 }
 
 
-def run(arguments: Sequence[str]) -> None:
+def run_render(arguments: Sequence[str]) -> None:
     """Draw into ``RUN/data/images``.
 
     Raises:
