@@ -10,10 +10,10 @@ from invdiff_pl.callbacks.grids import SampleGrid
 from invdiff_pl.callbacks.heldout import HeldOutSelection
 from invdiff_pl.callbacks.local_batch import LocalBatch
 from invdiff_pl.callbacks.progress import ProgressBar, ProgressLines
+from invdiff_pl.callbacks.resource_estimate import ResourceEstimate
 from invdiff_pl.callbacks.safety import StopOnDivergence, StopOnSigterm
 from invdiff_pl.callbacks.save import SaveAdapter
 from invdiff_pl.callbacks.sheets import EnvironmentSheets
-from invdiff_pl.callbacks.stage_plan import StagePlan
 
 __all__ = [
     "Dashboard",
@@ -25,11 +25,11 @@ __all__ = [
     "LocalBatch",
     "ProgressBar",
     "ProgressLines",
+    "ResourceEstimate",
     "SampleEvaluation",
     "SampleGrid",
     "SaveAdapter",
     "ScaleCalibration",
-    "StagePlan",
     "StopOnDivergence",
     "StopOnSigterm",
 ]

@@ -1,20 +1,15 @@
-"""What a stage will take, before it takes it: memory of the device, room on the disk, time.
+"""What there is of memory and of room on a disk, and where a cache is held.
 
 Knows nothing of Lightning. Sizes are in bytes and told in binary units (1 GiB = 1024³ bytes).
 """
 
 import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
-from weakref import finalize
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from invdiff_pl.utils.errors import InvDiffError
 
@@ -22,167 +17,8 @@ Residence = Literal["auto", "device", "memory", "disk"]
 RESIDENCES = ("auto", "device", "memory", "disk")
 # `auto` holds a cache where it takes at most this part of what is free: the rest is for training.
 RESIDENT_SHARE = 0.25
-# AdamW keeps two moments of each trained weight in float32, the moving average a copy of it.
-ADAMW_COPIES = 2
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a stage holds on one device at its peak, and writes.
-
-    Attributes:
-        stage: its name.
-        device: as torch calls it.
-        weights_trained: of the trained parameters.
-        weights_frozen: of all others.
-        gradients: of the trained parameters.
-        optimizer: its state.
-        average: the moving average's copy.
-        cache: what of the cache is held on the device.
-        activations: at the peak of a pass, without all of the above.
-        batch: samples a device and pass.
-        available: of the device, before anything is put there; ``None`` if it cannot be told.
-    """
-
-    stage: str
-    device: str
-    weights_trained: int
-    weights_frozen: int
-    gradients: int = 0
-    optimizer: int = 0
-    average: int = 0
-    cache: int = 0
-    activations: int = 0
-    batch: int = 1
-    available: int | None = None
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return (
-            self.weights_trained
-            + self.weights_frozen
-            + self.gradients
-            + self.optimizer
-            + self.average
-            + self.cache
-            + self.activations
-        )
-
-    def require_fit(self, remedy: str) -> None:
-        """Refuse what cannot fit.
-
-        Raises:
-            InvDiffError: naming stage, device, what is needed and what there is.
-        """
-        if self.available is not None and self.total > self.available:
-            raise InvDiffError(
-                f"stage {self.stage} cannot fit on {self.device}: it needs about "
-                f"{in_units(self.total)} ({in_units(self.activations)} of them activations of "
-                f"{self.batch} samples), and {in_units(self.available)} are free: {remedy}."
-            )
-
-    def lines(self) -> list[str]:
-        """The plan for the terminal, a line a kind of memory."""
-        free = "unknown" if self.available is None else in_units(self.available)
-        parts = (
-            ("weights, trained", self.weights_trained),
-            ("weights, frozen", self.weights_frozen),
-            ("gradients", self.gradients),
-            ("optimizer", self.optimizer),
-            ("moving average", self.average),
-            ("cache held", self.cache),
-            (f"activations of {self.batch} samples", self.activations),
-        )
-        told = [f"  {name:<28}{in_units(size):>12}" for name, size in parts if size]
-        return [
-            f"memory of stage {self.stage} on {self.device}:",
-            *told,
-            f"  {'in all, of what is free':<28}{in_units(self.total):>12} of {free}",
-        ]
-
-
-def weights_of(
-    modules: Iterable[nn.Module], trained: Iterable[Tensor] = (), frozen_dtype: Any = None
-) -> tuple[int, int]:
-    """Bytes of trained and of frozen parameters, each counted once.
-
-    Args:
-        modules: that hold them.
-        trained: those that are trained.
-        frozen_dtype: in which the frozen ones will be held; as they are if not given.
-    """
-    own = {id(value): value for value in trained}
-    rest = {id(p): p for module in modules for p in module.parameters() if id(p) not in own}
-
-    def size(value: Tensor) -> int:
-        itemsize = frozen_dtype.itemsize if frozen_dtype is not None else value.element_size()
-        return value.numel() * int(itemsize)
-
-    return sum(value.nbytes for value in own.values()), sum(map(size, rest.values()))
-
-
-class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of the tensors that come to be while it is entered, and their peak.
-
-    Whatever the device, what an operation allocates for itself and frees before it returns is not
-    seen, nor what an allocator loses between blocks.
-
-    Attributes:
-        peak: largest number of bytes alive at once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = 0
-        self._now = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and take note of storages that are new."""
-        given = {
-            leaf.untyped_storage()._cdata
-            for leaf in tree_leaves((args, kwargs))
-            if isinstance(leaf, Tensor)
-        }
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage()
-                if storage._cdata not in given and storage._cdata not in self._known:
-                    self._take(storage)
-        return result
-
-    def _take(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        self._known.add(key)
-        self._now += size
-        self.peak = max(self.peak, self._now)
-        finalize(storage, self._release, key, size)
-
-    def _release(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self._now -= size
-
-
-def activations(run: Callable[[int], object], batch: int) -> int:
-    """Peak bytes of a pass over ``batch`` samples, from passes over one and over two.
-
-    What grows with the batch grows in proportion to it.
-
-    Args:
-        run: makes a pass over so many samples: forward, and backward where there is one.
-        batch: samples.
-    """
-    peaks = []
-    for count in (1, 2):
-        with PeakMemory() as memory:
-            run(count)
-        peaks.append(memory.peak)
-    first, second = peaks
-    return first + (batch - 1) * max(0, second - first)
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -16,7 +16,7 @@ from invdiff_pl.backbones.stable_diffusion import (
     stable_diffusion_unet,
     stable_diffusion_vae,
 )
-from invdiff_pl.utils.resources import activations
+from invdiff_pl.callbacks.resource_estimate import activations
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from invdiff_pl.adapters import build_adapter, load_adapter
 from invdiff_pl.backbones.pipeline import load_pipeline
-from invdiff_pl.callbacks import LocalBatch, SampleGrid, SaveAdapter, StagePlan
+from invdiff_pl.callbacks import LocalBatch, ResourceEstimate, SampleGrid, SaveAdapter
 from invdiff_pl.callbacks.local_batch import micro_batches
-from invdiff_pl.callbacks.stage_plan import StagePlan as Planned
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
 from invdiff_pl.modules import Backbone, ConditionalSampler, EnvironmentInference, InvariantAdapter
-from invdiff_pl.utils import resources as plan
+from invdiff_pl.utils import resources
 from invdiff_pl.utils.errors import InvDiffError
 
 
@@ -233,33 +232,30 @@ def test_a_run_resumed_at_another_local_batch_goes_on_with_the_same_gradients(
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_the_plan_of_training_counts_what_is_there_and_is_told_first(
+def test_the_estimate_of_training_counts_what_is_there_and_is_told_first(
     module_of, tiny_backbone, environments, tmp_path, capsys
 ) -> None:
     module = InvariantAdapter(str(tiny_backbone))
     data = module_of(environments=str(environments), batch_size=12, residence="memory")
-    callback = StagePlan(warm_up=1, timed=2)
+    callback = ResourceEstimate(warm_up=1, timed=2)
     _trainer(tmp_path, callbacks=[LocalBatch(6), callback], max_steps=5).fit(
         module, datamodule=data
     )
-    found = callback.plan
-    assert found is not None
+    found = callback.parts
     trained = 4 * sum(value.numel() for value in module.trainable_parameters().values())
     everything = sum(
         value.nbytes
         for part in (module, module.pipeline.vae, module.pipeline.text_encoder)
         for value in part.parameters()
     )
-    assert (found.weights_trained, found.gradients, found.optimizer) == (
-        trained, trained, 2 * trained,
-    )  # fmt: skip
-    assert found.weights_frozen == everything - trained
-    assert found.batch == 6
+    assert found["weights, trained"] == found["gradients"] == found["moving average"] == trained
+    assert found["optimizer"] == 2 * trained
+    assert found["weights, frozen"] == everything - trained
     # Both flips of 2 × 4 moments at 16 × 16 places, float16.
-    assert found.cache == len(data.index.rows("train")) * 2 * 8 * 16 * 16 * 2
-    assert found.activations > 0
+    assert found["cache held"] == len(data.index.rows("train")) * 2 * 8 * 16 * 16 * 2
+    assert found["activations of 6 samples"] > 0
     printed = capsys.readouterr().out
-    assert printed.startswith(f"memory of stage {tmp_path.name} on cpu:")
+    assert printed.startswith(f"stage {tmp_path.name} on cpu:")
     assert "3 steps to go" not in printed
     assert "s a step, measured over 2: 2 steps to go take about" in printed
     assert all(
@@ -268,11 +264,11 @@ def test_the_plan_of_training_counts_what_is_there_and_is_told_first(
     )
 
 
-def test_training_is_the_same_with_and_without_a_plan(
+def test_training_is_the_same_with_and_without_an_estimate(
     module_of, tiny_backbone, environments, tmp_path
 ) -> None:
     results = []
-    for callbacks in ([], [StagePlan()]):
+    for callbacks in ([], [ResourceEstimate()]):
         module = InvariantAdapter(str(tiny_backbone), learning_rate=0.01)
         data = module_of(environments=str(environments), batch_size=12)
         kept = [*callbacks, SaveAdapter(str(tmp_path))]
@@ -282,17 +278,16 @@ def test_training_is_the_same_with_and_without_a_plan(
         assert torch.equal(results[1][name], value)
 
 
-def test_recomputing_activations_is_planned_with_less_memory(
+def test_recomputing_activations_is_estimated_with_less_memory(
     module_of, tiny_backbone, environments, tmp_path
 ) -> None:
     peaks = []
     for checkpointing in (False, True):
-        callback = StagePlan()
+        callback = ResourceEstimate()
         module = InvariantAdapter(str(tiny_backbone), gradient_checkpointing=checkpointing)
         data = module_of(environments=str(environments), batch_size=32)
         _trainer(tmp_path, callbacks=[callback], max_steps=1).fit(module, datamodule=data)
-        assert callback.plan is not None
-        peaks.append(callback.plan.activations)
+        peaks.append(callback.parts["activations of 32 samples"])
     assert peaks[1] < 0.8 * peaks[0]
 
 
@@ -301,47 +296,48 @@ def test_what_does_not_fit_is_refused_before_the_first_step(
 ) -> None:
     module = InvariantAdapter(str(tiny_backbone))
     data = module_of(environments=str(environments), batch_size=4096)
+    free = "invdiff_pl.callbacks.resource_estimate.free_memory"
     # The weights fit, the activations of 4096 samples do not.
-    monkeypatch.setattr("invdiff_pl.callbacks.stage_plan.free_memory", lambda device: 64 << 20)
+    monkeypatch.setattr(free, lambda device: 64 << 20)
     with pytest.raises(InvDiffError, match=r"stage adapter cannot fit on cpu: .* 4096 samples"):
-        _trainer(tmp_path / "adapter", callbacks=[StagePlan()]).fit(module, datamodule=data)
+        _trainer(tmp_path / "adapter", callbacks=[ResourceEstimate()]).fit(module, datamodule=data)
     assert not (tmp_path / "adapter" / "adapter").exists()
-    monkeypatch.setattr("invdiff_pl.callbacks.stage_plan.free_memory", lambda device: -(1 << 30))
+    monkeypatch.setattr(free, lambda device: -(1 << 30))
     with pytest.raises(InvDiffError, match=r"cannot fit .*--scale\.local_batch"):
-        _trainer(tmp_path / "adapter", callbacks=[StagePlan()]).fit(module, datamodule=data)
+        _trainer(tmp_path / "adapter", callbacks=[ResourceEstimate()]).fit(module, datamodule=data)
 
 
-def test_plans_of_scoring_and_sampling_tell_images_and_files(
+def test_estimates_of_scoring_and_sampling_tell_images_and_files(
     module_of, tiny_backbone, tmp_path, capsys, monkeypatch
 ) -> None:
     module = EnvironmentInference(
         str(tiny_backbone), str(tmp_path / "environments"), timesteps=1, noise_draws=1
     )
-    callback = Planned(warm_up=1, timed=2)
+    callback = ResourceEstimate(warm_up=1, timed=2)
     data = module_of(batch_size=8)
     _trainer(tmp_path, callbacks=[callback]).predict(
         module, datamodule=data, return_predictions=False
     )
-    assert callback.plan is not None
-    assert (callback.plan.weights_trained, callback.plan.batch) == (0, 8)
-    assert callback.seconds_a_step is not None
+    assert callback.parts["weights, trained"] == 0
+    assert callback.parts["activations of 8 samples"] > 0
+    assert callback.seconds_per_step is not None
     capsys.readouterr()
 
     sampler = ConditionalSampler(str(tiny_backbone), str(tmp_path / "samples"), steps=1)
     data = module_of(content="prompts", samples_per_prompt=2, batch_size=4)
-    _trainer(tmp_path, callbacks=[Planned()]).predict(
+    _trainer(tmp_path, callbacks=[ResourceEstimate()]).predict(
         sampler, datamodule=data, return_predictions=False
     )
     assert "10 images of 32×32 pixels" in capsys.readouterr().out
 
-    monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: type("Free", (), {"free": 1000}))
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda _: type("Free", (), {"free": 1000}))
     # What is there already needs no room.
-    _trainer(tmp_path, callbacks=[Planned()]).predict(
+    _trainer(tmp_path, callbacks=[ResourceEstimate()]).predict(
         sampler, datamodule=data, return_predictions=False
     )
     other = ConditionalSampler(str(tiny_backbone), str(tmp_path / "other"), steps=1)
     with pytest.raises(InvDiffError, match="images of 32×32 pixels do not fit into"):
-        _trainer(tmp_path, callbacks=[Planned()]).predict(other, datamodule=data)
+        _trainer(tmp_path / "other", callbacks=[ResourceEstimate()]).predict(other, datamodule=data)
 
 
 def test_prompt_embeddings_are_cached_in_half_precision_by_key(
