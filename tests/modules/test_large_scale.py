@@ -363,5 +363,8 @@ def test_batches_do_not_depend_on_where_latents_are_held(
     held = module_of(environments=str(environments), residence=residence)
     batch = held.training_latents(rows)
     assert batch.keys() == read.keys()
-    assert all(torch.equal(batch[name], value) for name, value in read.items())
+    assert all(
+        torch.equal(torch.as_tensor(batch[name]), torch.as_tensor(value))
+        for name, value in read.items()
+    )
     assert held.moments() is held.moments()
