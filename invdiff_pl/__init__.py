@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from invdiff_pl import adapters, callbacks, metrics, modules
     from invdiff_pl.adapters.pipeline import InvDiffPipeline
     from invdiff_pl.adapters.trained import TrainedAdapter
     from invdiff_pl.data.prompted import PromptedImages
@@ -33,6 +34,7 @@ _HOMES = {
     "discover": "workflow.discover",
     "generate": "workflow.generate",
 }
+_ROOMS = ("adapters", "callbacks", "metrics", "modules")
 __all__ = [
     "Audit",
     "Discovery",
@@ -43,15 +45,21 @@ __all__ = [
     "PromptedImages",
     "TrainedAdapter",
     "__version__",
+    "adapters",
     "audit",
+    "callbacks",
     "debias",
     "discover",
     "generate",
+    "metrics",
+    "modules",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for."""
+    if name in _ROOMS:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -17,6 +17,7 @@ from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection
 from invdiff_pl.data.environments import Environments
 from invdiff_pl.data.latents import encoded
+from invdiff_pl.environments.hidden_attribute import HiddenAttributeSettings
 from invdiff_pl.metrics.readers import FunctionReader
 
 PROMPTS = ("a photo of a mallard", "a photo of a raven")
@@ -275,3 +276,68 @@ def test_an_audit_refuses_no_reader_and_numbers_outside_its_classes(pipe) -> Non
     wrong = FunctionReader(lambda images: torch.full((len(images),), 5), ["a", "b"])
     with pytest.raises(ValueError, match="numbers from 5 to 5"):
         inv.audit(pipe, PROMPTS, readers=[wrong], per_prompt=2, steps=1, progress=False)
+
+
+def _biased_images(count: int = 160) -> tuple[inv.PromptedImages, torch.Tensor]:
+    """Pictures of two prompts that are dark or bright, and which go against what is usual."""
+    source = torch.Generator().manual_seed(1)
+    numbers = torch.arange(count)
+    against = torch.rand(count, generator=source) < 0.1
+    bright = (numbers % 2 == 0) != against
+    pixels = 0.2 * torch.rand((count, 3, 32, 32), generator=source)
+    pixels = pixels + 0.6 * bright[:, None, None, None]
+    return inv.PromptedImages(pixels, [PROMPTS[n % 2] for n in range(count)]), against
+
+
+def _auc(scores: torch.Tensor, positive: torch.Tensor) -> float:
+    """How often a positive one has the higher score, by counting pairs."""
+    return float((scores[positive][:, None] > scores[~positive]).double().mean())
+
+
+FEW = HiddenAttributeSettings(starts=8, values=(), resamples=19)
+
+
+def test_discover_finds_what_goes_along_with_prompts_and_leaves_the_pipeline_alone(
+    pipe, tmp_path
+) -> None:
+    images, against = _biased_images()
+    before = _state(pipe)
+    found = inv.discover(pipe, images, settings=FEW, progress=False)
+    assert all(torch.equal(value, before[name]) for name, value in _state(pipe).items())
+    best = found[0]
+    assert best.memberships.shape == (160, 2)
+    assert (best.memberships.dtype, best.conflict.dtype) == (torch.float64, torch.float64)
+    torch.testing.assert_close(best.memberships.sum(1), torch.ones(160, dtype=torch.float64))
+    torch.testing.assert_close(best.shares.sum(1), torch.ones(2, dtype=torch.float64))
+    assert _auc(best.conflict, against) > 0.95
+    assert best.reason in repr(found)
+
+    assert best.sheet(0).size == best.sheet(PROMPTS[0]).size
+    with pytest.raises(ValueError, match="prompt=7: expected one of the 2 prompts"):
+        best.sheet(7)
+    table = best.to_pandas()
+    assert list(table.columns) == ["prompt", "group", "probability", "conflict"]
+    assert len(table) == 160
+    shares = found.to_pandas()
+    assert len(shares) == 2 * len(found)
+    folder = found.save(tmp_path / "found")
+    assert {"discovery.csv", "candidate-0"} <= {path.name for path in folder.iterdir()}
+    written = load_file(folder / "candidate-0" / "environments.safetensors")
+    assert torch.equal(written["memberships"], best.memberships)
+    assert (folder / "candidate-0" / "sheet-01.png").is_file()
+
+    lora = inv.debias(
+        pipe, images, best, steps=1, batch_size=8, calibration_samples=0, progress=False
+    )
+    assert lora.trained
+
+
+def test_discover_takes_features_of_ones_own(pipe) -> None:
+    images, against = _biased_images()
+    noise = torch.randn(160, 4, generator=torch.Generator().manual_seed(2))
+    bright = (torch.arange(160) % 2 == 0) != against
+    features = torch.cat([noise, noise[:, :1] + 8.0 * bright[:, None]], dim=1)
+    found = inv.discover(pipe, images, embeddings=features, settings=FEW, progress=False)
+    assert _auc(found[0].conflict, against) > 0.95
+    with pytest.raises(ValueError, match=r"embeddings: found shape \[3, 5\]; expected \[160, D\]"):
+        inv.discover(pipe, images, embeddings=features[:3], progress=False)
