@@ -29,6 +29,17 @@ def pipe(tiny_backbone: Path) -> StableDiffusionPipeline:
     return StableDiffusionPipeline.from_pretrained(tiny_backbone, safety_checker=None)
 
 
+def _stock_trainer(folder: Path, **settings: Any) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=folder,
+        **settings,
+    )
+
+
 def _images(count: int = 24) -> tuple[inv.PromptedImages, torch.Tensor]:
     """Pictures of two prompts, and environments of which every third image is in the second."""
     pixels = torch.rand((count, 3, 32, 32), generator=torch.Generator().manual_seed(0))
@@ -71,14 +82,7 @@ def test_a_stock_trainer_on_latents_in_memory_ends_at_the_weights_of_the_stage(
         batch_size=data.batch_size,
     )
     module = inv.InvariantAdapter(pipe, **settings)
-    trainer = pl.Trainer(
-        max_steps=3,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        callbacks=callbacks(),
-    )
+    trainer = _stock_trainer(tmp_path, max_steps=3, callbacks=callbacks())
     trainer.fit(module, datamodule=held)
     module.adapter.save(tmp_path / "library")
     expected = load_file(tmp_path / "stage" / "adapter" / FILE)
@@ -94,14 +98,7 @@ def test_any_loader_with_texts_and_environment_numbers_trains(pipe, tmp_path) ->
     ]
     module = inv.InvariantAdapter(pipe, learning_rate=0.01, warmup_steps=1)
     start = {name: value.clone() for name, value in module.trainable_parameters().items()}
-    trainer = pl.Trainer(
-        max_steps=3,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        default_root_dir=tmp_path,
-    )
+    trainer = _stock_trainer(tmp_path, max_steps=3)
     trainer.fit(module, DataLoader(rows, batch_size=8))  # type: ignore[arg-type]
     assert trainer.global_step == 3
     trained = module.trainable_parameters()
@@ -137,15 +134,7 @@ def test_any_loader_with_texts_and_environment_numbers_trains(pipe, tmp_path) ->
 def test_loaders_that_lack_something_are_refused_by_name(
     batch, settings, message, pipe, tmp_path
 ) -> None:
-    trainer = pl.Trainer(
-        max_steps=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        default_root_dir=tmp_path,
-        **settings,
-    )
+    trainer = _stock_trainer(tmp_path, max_steps=1, **settings)
     with pytest.raises(ValueError, match=message):
         trainer.fit(inv.InvariantAdapter(pipe), DataLoader([batch], batch_size=None))  # type: ignore[arg-type]
 
@@ -208,15 +197,7 @@ def test_environments_of_other_images_are_refused(environments, message, pipe) -
 
 def test_a_trainer_of_ones_own_trains_as_it_is_set(pipe, tmp_path) -> None:
     images, environments = _images()
-    trainer = pl.Trainer(
-        max_steps=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        default_root_dir=tmp_path,
-        use_distributed_sampler=False,
-    )
+    trainer = _stock_trainer(tmp_path, max_steps=1, use_distributed_sampler=False)
     inv.debias(
         pipe, images, environments, trainer=trainer, batch_size=8, calibration_samples=0, steps=99
     )
