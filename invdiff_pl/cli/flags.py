@@ -32,16 +32,11 @@ def stage_flags(config: Mapping[str, Any]) -> dict[str, str]:
     stage = f"{Path(trainer['default_root_dir']).name}." if _run_by_train(trainer) else ""
     flags = {"trainer": f"--{stage}trainer"}
     for group in ("experiment", "scale", "evaluation"):
-        flags |= {name: f"--{group}.{name}" for name in _names(config[group])}
-    for callback in trainer["callbacks"] or ():
-        flags |= {
-            name: _OF_CALLBACKS[name]
-            for name in _names(callback.get("init_args"))
-            if name in _OF_CALLBACKS
-        }
+        flags |= {name: f"--{group}.{name}" for name in config[group]}
+    callbacks = {name for each in trainer["callbacks"] or () for name in _names(each)}
+    flags |= {name: flag for name, flag in _OF_CALLBACKS.items() if name in callbacks}
     for group, prefix in (("data", ""), ("model", stage)):
-        names = _names(config[group].get("init_args"))
-        flags |= {name: f"--{prefix}{group}.{name}" for name in names}
+        flags |= {name: f"--{prefix}{group}.{name}" for name in _names(config[group])}
     return flags | _SHARED
 
 
@@ -51,7 +46,7 @@ def data_flags(data_module: type) -> dict[str, str]:
         name
         for each in data_module.__mro__
         if "__init__" in vars(each)
-        for name in list(inspect.signature(each).parameters)
+        for name in inspect.signature(each).parameters
     }
     flags = {name: f"--data.{name}" for name in names}
     return flags | {"train_without_bias": "--model.train_without_bias", **_SHARED}
@@ -61,6 +56,6 @@ def _run_by_train(trainer: Mapping[str, Any]) -> bool:
     return LOCKED in os.environ and trainer["default_root_dir"] is not None
 
 
-def _names(settings: Any) -> list[str]:
-    """Names of a group's settings, parsed or, as defaults are, an object."""
-    return list(vars(settings) if not isinstance(settings, Mapping) else settings)
+def _names(chosen: object) -> list[str]:
+    """Arguments of a class that is given by its path; an object tells of none."""
+    return list((chosen.get("init_args") or {}) if isinstance(chosen, Mapping) else ())

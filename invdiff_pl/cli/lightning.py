@@ -103,7 +103,7 @@ class InvDiffCLI(LightningCLI):
                 raise _told(error) from None
         except InvDiffError as error:
             config = self.config[self.subcommand].as_dict()
-            raise error.in_flags(stage_flags(config)) from error
+            raise error.in_flags(stage_flags(config)) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build the trainer; its checkpoints are written and read safely."""

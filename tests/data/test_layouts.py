@@ -222,7 +222,7 @@ def test_links_out_of_the_folder_are_read_where_that_is_asked_for(tmp_path) -> N
     (root / "0.png").symlink_to(other / "a.png")
     _lines(root / "metadata.jsonl", {"file_name": "0.png", "text": DOG})
     settings = {"content": "images", "val_share": 0.0, "test_share": 0.0}
-    with pytest.raises(InvDiffError, match=r"outside the data folder.*--data\.links=follow"):
+    with pytest.raises(InvDiffError, match=r"outside the data folder.* with links=follow"):
         _module(root, **settings).prepare_data()
     module = _module(root, **settings, links="follow")
     module.prepare_data()
