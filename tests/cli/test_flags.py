@@ -74,3 +74,16 @@ def test_what_a_stage_stumbles_over_when_it_runs_is_told_by_its_flag(
     error = capsys.readouterr().err
     assert "is named with --data.table=." in error
     assert error.count("\n") == 1
+
+
+def test_the_drawing_of_pictures_names_its_own_flags(tmp_path, capsys) -> None:
+    words = ["render", "--experiment", "waterbirds", "--run-dir", str(tmp_path / "run")]
+    assert main([*words, "--size", "8"]) == 2
+    told = "error: --size=8: pictures need at least 16 pixels a side.\n"
+    assert capsys.readouterr().err == told
+
+
+def test_a_datamodule_alone_names_its_flags_too() -> None:
+    configs = [word for word in _arguments("adapter") if word.startswith("--config")][:-1]
+    with pytest.raises(InvDiffError, match=r"^--data\.min_images_per_prompt=0: expected 1 or more"):
+        cli.data_module([*configs, "--data.min_images_per_prompt=0"])

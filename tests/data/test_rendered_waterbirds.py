@@ -171,7 +171,7 @@ def test_the_border_tells_the_place_and_not_the_bird() -> None:
     ],
 )
 def test_a_setting_out_of_range_is_named(setting: str, value: float) -> None:
-    with pytest.raises(InvDiffError, match=f"^--{setting}={value}"):
+    with pytest.raises(InvDiffError, match=f"^{setting}={value}"):
         RenderedWaterbirds(**{setting: value})  # type: ignore[arg-type]
 
 
