@@ -153,8 +153,9 @@ def adapter_class(kind: str) -> type[Adapter]:
     """
     if kind not in _REGISTRY:
         raise InvDiffError(
-            f"--model.adapter={kind}: there is no such adapter; expected one of "
-            f"{', '.join(sorted(_REGISTRY))}."
+            f"adapter={kind}: there is no such adapter; expected one of "
+            f"{', '.join(sorted(_REGISTRY))}.",
+            "adapter",
         )
     return _REGISTRY[kind]
 
@@ -171,7 +172,9 @@ def build_adapter(kind: str, unet: UNet2DConditionModel, **settings: Any) -> Ada
     except InvDiffError:
         raise
     except (TypeError, ValueError) as error:
-        raise InvDiffError(f"--model.adapter_settings: {error} (adapter {kind!r}).") from None
+        raise InvDiffError(
+            f"`adapter_settings`: {error} (adapter {kind!r}).", "adapter_settings"
+        ) from None
 
 
 def require_adapter(kind: str, settings: Mapping[str, Any]) -> None:
@@ -184,8 +187,9 @@ def require_adapter(kind: str, settings: Mapping[str, Any]) -> None:
     known = [name for name in inspect.signature(adapter).parameters if name != "unet"]
     if unknown := sorted(set(settings) - set(known)):
         raise InvDiffError(
-            f"--model.adapter_settings: adapter {kind!r} has no setting {unknown[0]!r}; expected "
-            f"some of {', '.join(known)}."
+            f"`adapter_settings`: adapter {kind!r} has no setting {unknown[0]!r}; expected "
+            f"some of {', '.join(known)}.",
+            "adapter_settings",
         )
 
 

@@ -95,8 +95,9 @@ class BottleneckAdapter(BranchAdapter):
         super().__init__(unet)
         if not getattr(unet.mid_block, "has_cross_attention", False):
             raise InvDiffError(
-                "--model.adapter=bottleneck needs a UNet whose middle block attends to the prompt "
-                "(UNetMidBlock2DCrossAttn): choose another adapter."
+                "adapter=bottleneck needs a UNet whose middle block attends to the prompt "
+                "(UNetMidBlock2DCrossAttn): choose another adapter.",
+                "adapter",
             )
         self.ratio = ratio
         if width is None:

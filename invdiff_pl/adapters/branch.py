@@ -172,8 +172,9 @@ def largest_width(
     smallest = count(1)
     if smallest > ratio * size:
         raise InvDiffError(
-            f"--model.adapter_settings.ratio={ratio}: the smallest such adapter has {smallest} "
-            f"parameters, {smallest / size:.3f} of the backbone's; expected at least that."
+            f"adapter_settings.ratio={ratio}: the smallest such adapter has {smallest} "
+            f"parameters, {smallest / size:.3f} of the backbone's; expected at least that.",
+            "adapter_settings.ratio",
         )
     low, high = 1, most
     while low < high:

@@ -65,13 +65,14 @@ class LoraAdapter(Adapter):
         unknown = sorted(set(layers) - set(LAYERS))
         if unknown:
             raise InvDiffError(
-                f"--model.adapter_settings.layers: {unknown[0]!r} is unknown; expected some of "
-                f"{', '.join(LAYERS)}."
+                f"`adapter_settings.layers`: {unknown[0]!r} is unknown; expected some of "
+                f"{', '.join(LAYERS)}.",
+                "adapter_settings.layers",
             )
         if alpha is not None and not alpha > 0:
             raise InvDiffError(
-                f"--model.adapter_settings.alpha={alpha}: expected a number above 0, or null for "
-                "the rank."
+                f"adapter_settings.alpha={alpha}: expected a number above 0, or none for the rank.",
+                "adapter_settings.alpha",
             )
         self.rank = rank
         self.alpha = float(rank) if alpha is None else alpha

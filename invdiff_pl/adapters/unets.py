@@ -106,7 +106,8 @@ class UNetCopyAdapter(WholeBranchAdapter):
         super().__init__(unet)
         if not 0 < ratio <= 1:
             raise InvDiffError(
-                f"--model.adapter_settings.ratio={ratio}: expected a share above 0, at most 1."
+                f"adapter_settings.ratio={ratio}: expected a share above 0, at most 1.",
+                "adapter_settings.ratio",
             )
         self.ratio = ratio
         branch = copy.deepcopy(unet)

@@ -151,8 +151,9 @@ def scheduler_class(name: str) -> Any:
     scheduler = getattr(diffusers, name, None)
     if scheduler is None or not hasattr(scheduler, "add_noise"):
         raise InvDiffError(
-            f"--model.scheduler={name}: diffusers has no scheduler of that name; try DDIMScheduler,"
-            " DPMSolverMultistepScheduler, UniPCMultistepScheduler or PNDMScheduler."
+            f"scheduler={name}: diffusers has no scheduler of that name; try DDIMScheduler, "
+            "DPMSolverMultistepScheduler, UniPCMultistepScheduler or PNDMScheduler.",
+            "scheduler",
         )
     return scheduler
 
@@ -287,6 +288,7 @@ def sample_images(
         raise InvDiffError(
             f"sample {first} has pixels that are not finite (so have {finite.count(False) - 1} "
             "others of its batch); samples drawn before are kept; use "
-            "--samples.trainer.precision=32-true, a lower guidance scale or another scheduler."
+            "trainer.precision=32-true, a lower guidance scale or another scheduler.",
+            "trainer.precision",
         )
     return (images.float() * 255).round().clamp(0, 255).to("cpu", torch.uint8)

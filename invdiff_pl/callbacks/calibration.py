@@ -48,7 +48,7 @@ class ScaleCalibration(pl.Callback):
     read, and the samples are of other noises than those that figures are taken from. ``report``
     holds what was measured.
 
-    Shares are even between environments whatever ``--evaluation.target`` scores against. Where they
+    Shares are even between environments whatever shares samples are scored against. Where they
     cannot be counted, or do not change with the scale, the adapter is left as trained and
     ``reason`` tells why.
 
@@ -83,7 +83,7 @@ class ScaleCalibration(pl.Callback):
         seed: int = 0,
     ) -> None:
         if samples < 0:
-            raise InvDiffError(f"--scale.calibration_samples={samples}: expected 0 or more.")
+            raise InvDiffError(f"samples={samples}: expected 0 or more.", "samples")
         self.samples = samples
         self.steps = steps
         self.guidance_scale = guidance_scale

@@ -35,9 +35,10 @@ class DenoiserForm(pl.Callback):
         on_cpu = trainer.strategy.root_device.type == "cpu"
         if self.compiled and on_cpu and not (shutil.which(compiler) or shutil.which("clang++")):
             raise InvDiffError(
-                "--scale.compile_denoiser=true: compiling for the CPU needs a C++ compiler, and "
+                "compiled=true: compiling for the CPU needs a C++ compiler, and "
                 f"{compiler} is not there: install it, name another by the environment variable "
-                "CXX, or use --scale.compile_denoiser=false."
+                "CXX, or use compiled=false.",
+                "compiled",
             )
         if self.channels_last:
             denoiser_of(pl_module).to(memory_format=torch.channels_last)

@@ -30,7 +30,7 @@ CRITERION = (
     "as training draws them; of the steps within one standard error of the lowest, the last"
 )
 NOTHING_HELD_OUT = (
-    "no images are held out: --data.held_out is 0, or every environment is too small for it; the "
+    "no images are held out: held_out=0, or every environment is too small for it; the "
     "last weights are the result"
 )
 
@@ -87,7 +87,8 @@ class HeldOutSelection(pl.Callback):
         later = callbacks[callbacks.index(self) :]
         if any(isinstance(callback, ExponentialMovingAverage) for callback in later):
             raise InvDiffError(
-                "--trainer.callbacks: HeldOutSelection must come after ExponentialMovingAverage."
+                "`trainer.callbacks`: HeldOutSelection must come after ExponentialMovingAverage.",
+                "trainer.callbacks",
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

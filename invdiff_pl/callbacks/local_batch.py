@@ -22,7 +22,7 @@ class LocalBatch(pl.Callback):
 
     def __init__(self, most: int | None = None) -> None:
         if most is not None and most < 1:
-            raise InvDiffError(f"--scale.local_batch={most}: expected at least 1, or null.")
+            raise InvDiffError(f"most={most}: expected at least 1, or none for no limit.", "most")
         self.most = most
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -4,10 +4,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from invdiff_pl.cli.flags import data_flags
 from invdiff_pl.cli.lightning import data_module
 from invdiff_pl.data.index import SPLITS
 from invdiff_pl.data.survey import KINDS, Survey, survey
-from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError, in_flags
 from invdiff_pl.workflow.experiment import find_file
 
 _PROMPTS_SHOWN = 20
@@ -47,11 +48,14 @@ def run_check(arguments: Sequence[str]) -> int:
     data = data_module([*configs, f"--experiment.data_root={options.data}", *overrides])
     if not data.root.is_dir():
         raise InvDiffError(f"data folder {data.root} does not exist: give it with DATA=.")
+    flags = data_flags(type(data))
     try:
         found = survey(data)
     except InvDiffError as error:
-        print(f"to mend:\n- {error}")
+        print(f"to mend:\n- {error.in_flags(flags)}")
         return 1
+    found.notes = [in_flags(line, flags) for line in found.notes]
+    found.mend = [in_flags(line, flags) for line in found.mend]
     print(describe(found, str(data.root)))
     return 1 if found.mend else 0
 

@@ -4,8 +4,8 @@ import argparse
 import functools
 import os
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from invdiff_pl.callbacks import StopOnDivergence, StopOnSigterm
 from invdiff_pl.callbacks.progress import progress_callback
 from invdiff_pl.cli.account import one_line
+from invdiff_pl.cli.flags import data_flags, stage_flags
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.metrics.settings import EvaluationSettings
 from invdiff_pl.utils.errors import InvDiffError
@@ -88,6 +89,23 @@ class InvDiffCLI(LightningCLI):
         super()._add_instantiators()
         self.parser.add_instantiator(_construct, object)
 
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer."""
+        with self._naming_flags():
+            super().instantiate_classes()
+
+    @contextmanager
+    def _naming_flags(self) -> Iterator[None]:
+        """Tell errors in the words of the command line: flags for arguments."""
+        try:
+            try:
+                yield
+            except _BuildingError as error:
+                raise _told(error) from None
+        except InvDiffError as error:
+            config = self.config[self.subcommand].as_dict()
+            raise error.in_flags(stage_flags(config)) from None
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build the trainer; its checkpoints are written and read safely."""
         try:
@@ -114,7 +132,7 @@ class InvDiffCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it, as the only one that writes to the run folder."""
-        with self._lock(subcommand):
+        with self._lock(subcommand), self._naming_flags():
             super()._run_subcommand(subcommand)
 
     def _lock(self, subcommand: str) -> AbstractContextManager[object]:
@@ -166,7 +184,8 @@ class _CheckingCLI(_BuildingCLI):
 
     def instantiate_classes(self) -> None:
         """Build data and callbacks, which only keep their settings, and no network."""
-        self.parser.instantiate_classes(self.config)
+        with self._naming_flags():
+            self.parser.instantiate_classes(self.config)
 
 
 def run_lightning(command: str, arguments: Sequence[str]) -> None:
@@ -256,7 +275,10 @@ def data_module(args: Sequence[str]) -> BiasedDataModule:
     try:
         data = parser.instantiate_classes(config).data
     except _BuildingError as error:
-        raise _told(error) from None
+        told = _told(error)
+        if isinstance(told, InvDiffError):
+            told = told.in_flags(data_flags(*error.args))
+        raise told from None
     assert isinstance(data, BiasedDataModule)
     return data
 
@@ -280,8 +302,6 @@ def _call(cli: type[InvDiffCLI], args: Sequence[str]) -> InvDiffCLI:
         )
     except argparse.ArgumentError as error:
         raise InvDiffError(one_line(str(error))) from None
-    except _BuildingError as error:
-        raise _told(error) from None
     except OmegaConfBaseException as error:
         raise InvDiffError(_unresolved(error)) from None
 

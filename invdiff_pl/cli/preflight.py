@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from invdiff_pl.backbones.check import check_backbone
-from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.errors import InvDiffError, in_flags
 from invdiff_pl.utils.names import require_names
 from invdiff_pl.workflow.experiment import Experiment
 from invdiff_pl.workflow.stages import LIGHTNING, Stage
+
+if TYPE_CHECKING:
+    from invdiff_pl.data.base import BiasedDataModule
 
 _SAMPLING = ("samples", "backbone_samples")
 
@@ -59,13 +63,27 @@ def check_data(experiment: Experiment, stages: Sequence[Stage]) -> list[str]:
         InvDiffError: if the data set cannot be used, or more samples would be drawn than the bound.
     """
     # Torch and Lightning take seconds, which drawn data need not wait for here.
-    from invdiff_pl.cli.lightning import data_module, settings  # noqa: PLC0415
+    from invdiff_pl.cli.flags import data_flags  # noqa: PLC0415
+    from invdiff_pl.cli.lightning import data_module  # noqa: PLC0415
+
+    configs = [f"--config={path}" for path in experiment.files]
+    data = data_module([*configs, *experiment.flags])
+    flags = data_flags(type(data))
+    try:
+        lines = _look_over(data, experiment, stages)
+    except InvDiffError as error:
+        raise error.in_flags(flags) from None
+    return [in_flags(line, flags) for line in lines]
+
+
+def _look_over(
+    data: "BiasedDataModule", experiment: Experiment, stages: Sequence[Stage]
+) -> list[str]:
+    from invdiff_pl.cli.lightning import settings  # noqa: PLC0415
     from invdiff_pl.data.index import SPLITS  # noqa: PLC0415
     from invdiff_pl.data.samples import require_few_samples  # noqa: PLC0415
     from invdiff_pl.data.scarce import ONE_PROMPT  # noqa: PLC0415
 
-    configs = [f"--config={path}" for path in experiment.files]
-    data = data_module([*configs, *experiment.flags])
     index = data.index
     sizes = ", ".join(
         f"{count} {split}"

@@ -126,7 +126,8 @@ class BiasedDataModule(LatentDataModule, ABC):
         self.links = links
         if min_images_per_prompt < 1:
             raise InvDiffError(
-                f"--data.min_images_per_prompt={min_images_per_prompt}: expected 1 or more."
+                f"min_images_per_prompt={min_images_per_prompt}: expected 1 or more.",
+                "min_images_per_prompt",
             )
         self.min_images_per_prompt = min_images_per_prompt
         self._index: ImageIndex | None = None
@@ -160,7 +161,8 @@ class BiasedDataModule(LatentDataModule, ABC):
             if not self.root.is_dir():
                 raise InvDiffError(
                     f"data folder {self.root} does not exist: give the data set's folder with "
-                    "DATA= (or --data.root=)."
+                    "root= (or, of make, DATA=).",
+                    "root",
                 )
             self._index = self._usable(self.read_index())
         return self._index
@@ -221,7 +223,8 @@ class BiasedDataModule(LatentDataModule, ABC):
         """
         if self.environments is None:
             raise InvDiffError(
-                "--data.environments is not set: give the environment stage's folder."
+                "`environments` is not given: expected the environment stage's folder.",
+                "environments",
             )
         if self._inferred is None:
             count = len(self.index.rows("train"))

@@ -41,8 +41,9 @@ class BatchPlan:
     def __post_init__(self) -> None:
         if self.batch_size < self.shares:
             raise InvDiffError(
-                f"--data.batch_size={self.batch_size} is the global batch and must be at least the "
-                f"number of ranks times accumulated batches, {self.shares}."
+                f"batch_size={self.batch_size} is the global batch and must be at least the "
+                f"number of ranks times accumulated batches, {self.shares}.",
+                "batch_size",
             )
 
     @property
@@ -151,8 +152,9 @@ class PairedEnvironmentBatches(Sampler[Selection]):
         self.pairs = plan.batch_size // self.groups
         if self.pairs < plan.shares:
             raise InvDiffError(
-                f"--data.batch_size={plan.batch_size} gives {self.pairs} pairs of {self.groups} "
-                f"environments, fewer than ranks times micro-batches, {plan.shares}: raise it."
+                f"batch_size={plan.batch_size} gives {self.pairs} pairs of {self.groups} "
+                f"environments, fewer than ranks times micro-batches, {plan.shares}: raise it.",
+                "batch_size",
             )
         self.cells = _Cells(prompt_ids, memberships)
 

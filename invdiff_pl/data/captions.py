@@ -44,7 +44,7 @@ class PromptRule:
         """Check what was given.
 
         Raises:
-            InvDiffError: naming the flag.
+            InvDiffError: naming the argument.
         """
         words = self.prompts_from != "captions"
         given = {
@@ -52,17 +52,21 @@ class PromptRule:
             "prompt_map": self.prompt_map is not None,
             "prompts_from": words,
         }
-        flags = [f"--data.{name}" for name, there in given.items() if there]
-        if len(flags) > 1:
-            raise InvDiffError(f"{flags[0]} and {flags[1]} exclude each other: give one of them.")
+        names = [name for name, there in given.items() if there]
+        if len(names) > 1:
+            raise InvDiffError(
+                f"`{names[0]}` and `{names[1]}` exclude each other: give one of them.", *names
+            )
         if words and not self.words:
             raise InvDiffError(
-                f"--data.prompts_from={self.prompts_from}: expected captions, or words: and the "
-                "words that make a prompt, such as words:nurse,doctor."
+                f"prompts_from={self.prompts_from}: expected captions, or words: and the "
+                "words that make a prompt, such as words:nurse,doctor.",
+                "prompts_from",
             )
         if self.template.count("{}") != 1:
             raise InvDiffError(
-                f"--data.prompt_template={self.template}: expected one {{}}, where the word stands."
+                f"prompt_template={self.template}: expected one {{}}, where the word stands.",
+                "prompt_template",
             )
 
     @property
@@ -190,10 +194,12 @@ def _refuse_several(files: pd.Series, captions: pd.Series, source: Path) -> None
     mend = "remove one of the rows"
     if captions.iloc[first] != captions.iloc[second]:
         mend += (
-            ", or take the first caption of each image with --data.captions=first or all of them "
-            "with --data.captions=all"
+            ", or take the first caption of each image with captions=first or all of them "
+            "with captions=all"
         )
-    raise InvDiffError(f"{source}, {at[0]} and {at[1]} both name {name!r}{more}: {mend}.")
+    raise InvDiffError(
+        f"{source}, {at[0]} and {at[1]} both name {name!r}{more}: {mend}.", "captions"
+    )
 
 
 def left_out_by_prompt(found: Sequence[Prompted], rule: PromptRule, kept: int) -> str | None:

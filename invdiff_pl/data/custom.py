@@ -90,8 +90,10 @@ class TableDataModule(BiasedDataModule):
         super().__init__(min_images_per_prompt=min_images_per_prompt, **settings)
         if not (val_share >= 0 and test_share >= 0 and val_share + test_share < 1):
             raise InvDiffError(
-                f"--data.val_share={val_share} and --data.test_share={test_share}: expected shares "
-                "from 0 that leave some for training."
+                f"val_share={val_share} and test_share={test_share}: expected shares from 0 that "
+                "leave some for training.",
+                "val_share",
+                "test_share",
             )
         path = None if prompt_map is None else prompt_map_path(self.root, prompt_map)
         self.rule = PromptRule(prompt, path, prompts_from, prompt_template, captions)
@@ -122,8 +124,9 @@ class TableDataModule(BiasedDataModule):
         if len(names) < 2:
             raise InvDiffError(
                 f"{self._listed()[0][0].source}: every {self.attribute_column} is {min(names)!r}: "
-                "an attribute has at least two classes; give --data.attribute_names if the other "
-                "just does not occur."
+                "an attribute has at least two classes; give `attribute_names` if the other just "
+                "does not occur.",
+                "attribute_names",
             )
         return tuple(sorted(names))
 
@@ -188,8 +191,9 @@ class TableDataModule(BiasedDataModule):
         assert self.attribute_column is not None
         if not listing.has_table:
             raise InvDiffError(
-                f"--data.attribute_column={self.attribute_column}: {self.root} has no table, and "
-                "so no such column."
+                f"attribute_column={self.attribute_column}: {self.root} has no table, and "
+                "so no such column.",
+                "attribute_column",
             )
         return read_table(listing.source, [self.attribute_column])[self.attribute_column]
 

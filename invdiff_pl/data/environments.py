@@ -71,8 +71,9 @@ def read_environments(folder: Path, count: int, soft: bool = False) -> Environme
     if soft:
         if "memberships" not in tensors:
             raise InvDiffError(
-                f"--data.soft_environments=true, but {file} holds no memberships: choose a "
-                "partition that gives soft ones in the environments stage, or leave it false."
+                f"soft_environments=true, but {file} holds no memberships: choose a "
+                "partition that gives soft ones in the environments stage, or leave it false.",
+                "soft_environments",
             )
         memberships = tensors["memberships"].float()
     else:
@@ -120,7 +121,7 @@ def held_out(prompt_ids: Tensor, assignments: Tensor, share: float, seed: int) -
         InvDiffError: if the share is out of range.
     """
     if not 0 <= share < 1:
-        raise InvDiffError(f"--data.held_out={share}: expected a share from 0 to below 1.")
+        raise InvDiffError(f"held_out={share}: expected a share from 0 to below 1.", "held_out")
     # Environment by environment, prompt by prompt, in random order within; then at even steps.
     order = torch.randperm(len(prompt_ids), generator=generator(seed, "held out"))
     order = order[prompt_ids[order].argsort(stable=True)]

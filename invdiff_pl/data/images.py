@@ -52,7 +52,8 @@ def read_image(path: Path, resolution: int) -> Tensor:
     if image is None:
         raise InvDiffError(
             f"image {path} cannot be read ({facts.problem}): replace the file, remove its row, or "
-            "leave broken images out with --data.broken=skip."
+            "leave broken images out with broken=skip.",
+            "broken",
         )
     if image.size != (resolution, resolution):
         image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)

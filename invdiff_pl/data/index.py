@@ -237,7 +237,8 @@ def state_digest(
             else:
                 raise InvDiffError(
                     f"image {root / name} is listed in the data set's table but missing: restore "
-                    "the file, remove its row, or leave such images out with --data.broken=skip."
+                    "the file, remove its row, or leave such images out with broken=skip.",
+                    "broken",
                 ) from None
         hasher.update(f"{root / name}\0{state}\0".encode())
     return hasher.hexdigest()
@@ -278,8 +279,9 @@ class InsideRoot:
         if not self._folders[folder] or (linked and not self._holds(path)):
             raise InvDiffError(
                 f"image {path} is a link to {os.path.realpath(path)}, outside the data folder, "
-                "where nothing is read: read it with --data.links=follow, or put the file itself "
-                "there."
+                "where nothing is read: read it with links=follow, or put the file itself "
+                "there.",
+                "links",
             )
         return os.stat(path) if linked else stat
 

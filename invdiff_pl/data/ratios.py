@@ -161,8 +161,9 @@ def parse_ratio(ratio: str, prompts: int, classes: int) -> Counts:
     count = prompts * classes
     if len(parts) != count or not all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts):
         raise InvDiffError(
-            f"--data.ratio={ratio}: expected {count} whole numbers from 1 on, of {prompts} prompts "
-            f"by {classes} attribute classes, such as {':'.join(['1'] * count)}."
+            f"ratio={ratio}: expected {count} whole numbers from 1 on, of {prompts} prompts "
+            f"by {classes} attribute classes, such as {':'.join(['1'] * count)}.",
+            "ratio",
         )
     return np.array([int(part) for part in parts], dtype=np.int64)
 
@@ -188,7 +189,8 @@ def group_sizes(
             short = int((available // ratio).argmin())
             raise InvDiffError(
                 f"{where} has {available[short]} images of the group ({names[short]}), fewer than "
-                f"the ratio's {ratio[short]}: give another --data.ratio, or more images."
+                f"the ratio's {ratio[short]}: give another `ratio`, or more images.",
+                "ratio",
             )
         return unit * ratio
     exact = size * ratio / ratio.sum()
@@ -202,7 +204,9 @@ def group_sizes(
         raise InvDiffError(
             f"{where} has {available[short]} images of the group ({names[short]}), but "
             f"{sizes[short]} are asked for: at this ratio at most {largest} images in all can be "
-            "drawn; give a smaller --data.train_size, or another --data.ratio."
+            "drawn; give a smaller `train_size`, or another `ratio`.",
+            "train_size",
+            "ratio",
         )
     return sizes
 

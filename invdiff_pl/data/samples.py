@@ -29,10 +29,12 @@ def require_few_samples(prompts: int, per_prompt: int, scales: int, most: int | 
     )
     if most is not None and total > most:
         fits = most // (prompts * scales)
-        lower = f"--scale.samples_per_prompt={fits}" if fits else "fewer prompts"
+        lower = f"samples_per_prompt={fits}" if fits else "fewer prompts"
         raise InvDiffError(
-            f"{told} would be drawn, more than --scale.max_samples={most}: give {lower}, or allow "
-            f"them with --scale.max_samples={total}."
+            f"{told} would be drawn, more than max_samples={most}: give {lower}, or allow "
+            f"them with max_samples={total}.",
+            "max_samples",
+            "samples_per_prompt",
         )
     return told
 

@@ -6,11 +6,12 @@ from invdiff_pl.data.index import ImageIndex
 from invdiff_pl.utils.errors import InvDiffError
 
 _NAMED = 5
+_MENDS = ("min_images_per_prompt", "prompt", "prompt_map", "prompts_from")
 # Images of a prompt on average, from which on captions are prompts that repeat.
 _REPEATED = 3
 ONE_PROMPT = (
     "there is one prompt only: a bias is told by how prompts differ, so that none is tested for, "
-    "and nothing is trained unless --model.train_without_bias=true"
+    "and nothing is trained unless train_without_bias=true"
 )
 
 
@@ -39,13 +40,13 @@ def without_rare_prompts(
         return index, torch.arange(len(index)), None
     left = int(counts[kept].sum())
     if left == 0 or 2 * left < len(prompts):
-        raise InvDiffError(_too_few(index, counts, least))
+        raise InvDiffError(_too_few(index, counts, least), *_MENDS)
     out = (~kept).nonzero().squeeze(1).tolist()
     names = ", ".join(f"{index.prompts[n]!r} ({int(counts[n])})" for n in out[:_NAMED])
     more = ", …" if len(out) > _NAMED else ""
     told = (
         f"{len(out)} of {len(index.prompts)} prompts have fewer than {least} images to train on "
-        f"(--data.min_images_per_prompt) and are left out: {names}{more}"
+        f"(`min_images_per_prompt`) and are left out: {names}{more}"
     )
     return *index.of_prompts(kept), told
 
@@ -55,7 +56,7 @@ def _too_few(index: ImageIndex, counts: torch.Tensor, least: int) -> str:
     if prompts == 1:
         return (
             f"{index.root} has {total} images to train on of its one prompt {index.prompts[0]!r}, "
-            f"fewer than --data.min_images_per_prompt={least}: add images, or lower it."
+            f"fewer than min_images_per_prompt={least}: add images, or lower it."
         )
     enough = int((counts >= least).sum())
     if total >= _REPEATED * prompts:
@@ -63,14 +64,14 @@ def _too_few(index: ImageIndex, counts: torch.Tensor, least: int) -> str:
         return (
             f"{index.root} has {total} images to train on, of {prompts} prompts, and "
             f"{enough or 'none'} of them with {least} or more (most has {index.prompts[most]!r}, "
-            f"{int(counts[most])}): add images, or lower --data.min_images_per_prompt={least}."
+            f"{int(counts[most])}): add images, or lower min_images_per_prompt={least}."
         )
     how = "occur once each" if int(counts.max()) == 1 else "hardly repeat"
     return (
         f"{index.root}: captions {how}, {prompts} captions of {len(index)} images, and "
-        f"{enough or 'none'} with {least} images to train on (--data.min_images_per_prompt), so "
+        f"{enough or 'none'} with {least} images to train on (`min_images_per_prompt`), so "
         "that there is nothing to compare: give one prompt for all images "
-        '(--data.prompt="a photo of a …"), a file that maps captions to prompts '
-        "(--data.prompt_map=FILE.csv), or the words that make a prompt "
-        "(--data.prompts_from=words:nurse,doctor)."
+        '(prompt="a photo of a …"), a file that maps captions to prompts '
+        "(prompt_map=FILE.csv), or the words that make a prompt "
+        "(prompts_from=words:nurse,doctor)."
     )

@@ -124,14 +124,14 @@ def _judge_files(found: Survey, data: BiasedDataModule) -> None:
     total = sum(tally.count for tally in found.broken.values())
     for kind, tally in found.broken.items():
         if tally.count and data.broken == "fail":
-            follow = ". Read them with --data.links=follow" if kind == "outside" else ""
+            follow = ". Read them with links=follow" if kind == "outside" else ""
             found.mend.append(f"{tally.count} {KINDS[kind]}: {tally}{follow}")
     if total and data.broken == "fail":
         found.mend[-1] += (
-            ". Restore the files, remove their rows, or leave them out with --data.broken=skip"
+            ". Restore the files, remove their rows, or leave them out with broken=skip"
         )
     elif total:
-        found.notes.append(f"{total} images are left out (--data.broken=skip)")
+        found.notes.append(f"{total} images are left out (broken=skip)")
     if found.small.count:
         found.notes.append(
             f"{found.small.count} images have a side shorter than {data.resolution} pixels and are "

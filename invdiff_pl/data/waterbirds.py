@@ -71,6 +71,7 @@ def _species(filename: str, table: Path) -> str:
     if not name:
         raise InvDiffError(
             f"{table} names {filename!r}, which lies in no species folder such as "
-            "'001.Black_footed_Albatross/': use --data.prompt_by=kind, or mend the row."
+            "'001.Black_footed_Albatross/': use prompt_by=kind, or mend the row.",
+            "prompt_by",
         )
     return name

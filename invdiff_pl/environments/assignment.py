@@ -61,7 +61,7 @@ def assign(
         InvDiffError: if there is no such method, a setting is out of range, or ``vector`` has no
             table.
     """
-    require_name("--model.partition", method, PARTITIONS)
+    require_name("partition", method, PARTITIONS)
     exact = partition(scores, prompts, groups, minimum_share, objective)
     if method == "exact":
         hard = one_hot(exact.assignments, groups).float()
@@ -71,7 +71,7 @@ def assign(
     elif method == "mixture":
         memberships = mixture_memberships(scores, prompts, exact.assignments)
     elif table is None:
-        raise InvDiffError("--model.partition=vector needs a table of several scores.")
+        raise InvDiffError("partition=vector needs a table of several scores.", "partition")
     else:
         memberships = vector_memberships(table, prompts, exact.assignments)
     memberships = torch.nn.functional.pad(memberships, (0, groups - memberships.shape[1]))

@@ -53,8 +53,8 @@ class Settings:
         Raises:
             InvDiffError: naming the setting.
         """
-        require_name("--model.score", self.score, tuple(SCORES))
-        require_name("--model.partition", self.partition, PARTITIONS)
+        require_name("score", self.score, tuple(SCORES))
+        require_name("partition", self.partition, PARTITIONS)
         require_partition(self.groups or 2, self.minimum_share, self.objective)
 
     @property

@@ -74,13 +74,17 @@ def require_partition(groups: int, minimum_share: float, objective: str) -> None
     Raises:
         InvDiffError: if one is out of range.
     """
-    require_name("--model.objective", objective, SPREADS)
+    require_name("objective", objective, SPREADS)
     if objective == "std" and groups > 2:
-        raise InvDiffError("--model.objective=std is exact for --model.groups=2 only: use between.")
+        raise InvDiffError(
+            "objective=std is exact for groups=2 only: use between.", "objective", "groups"
+        )
     if groups < 1 or not 0 <= minimum_share * groups <= 1:
         raise InvDiffError(
-            f"--model.minimum_share={minimum_share} with --model.groups={groups}: expected at least"
-            " one group, and a share from 0 to 1/groups."
+            f"minimum_share={minimum_share} with groups={groups}: expected at least one group, and "
+            "a share from 0 to 1/groups.",
+            "minimum_share",
+            "groups",
         )
 
 

@@ -256,7 +256,7 @@ def score(losses: Losses, prompts: Tensor, name: str) -> Tensor:
     Raises:
         InvDiffError: if there is no score of that name.
     """
-    require_name("--model.score", name, tuple(SCORES))
+    require_name("score", name, tuple(SCORES))
     return SCORES[name](losses, prompts)
 
 

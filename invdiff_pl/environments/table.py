@@ -60,7 +60,8 @@ class LossTable:
                 f"stage environments: the denoising loss of image {row} of the train split is not "
                 f"finite (nor of {int((~finite).sum()) - 1} others scored since losses were last "
                 f"written); all others are kept in {self.folder}; use "
-                "--environments.trainer.precision=32-true, and run again."
+                "trainer.precision=32-true, and run again.",
+                "trainer.precision",
             )
 
     def _write(self, rows: Tensor, losses: Tensor) -> None:

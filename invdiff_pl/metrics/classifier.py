@@ -96,12 +96,13 @@ def require_trunk(name: str) -> None:
     """Refuse a name that stands for no trunk.
 
     Raises:
-        InvDiffError: naming the flag.
+        InvDiffError: naming it.
     """
     if name != SMALL and name not in models.list_models(module=models):
         raise InvDiffError(
-            f"--model.trunk={name}: torchvision has no such classification model; use {SMALL!r}, "
-            "'resnet18' or another of torchvision.models."
+            f"trunk={name}: torchvision has no such classification model; use {SMALL!r}, "
+            "'resnet18' or another of torchvision.models.",
+            "trunk",
         )
 
 

@@ -33,8 +33,7 @@ class ClipEncoder(nn.Module):
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InvDiffError(
-                f"cannot load the CLIP model {source!r} ({reason}): give the folder of one with "
-                "--evaluation.clip=."
+                f"cannot load the CLIP model {source!r} ({reason}): give the folder of one"
             ) from None
 
     @property

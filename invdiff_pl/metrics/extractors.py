@@ -230,7 +230,7 @@ def build_extractor(
         MissingWeightsError: if the weights are not given or not there.
         InvDiffError: if the name is unknown or the arguments do not suit the extractor.
     """
-    require_name("--evaluation.extractor", name, sorted(_BUILDERS))
+    require_name("extractor", name, sorted(_BUILDERS))
     return _BUILDERS[name](weights, input_size)
 
 

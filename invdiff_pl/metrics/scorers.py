@@ -87,20 +87,20 @@ class Scorers:
         found._load_clip(settings.clip)
         return found
 
-    def _try(self, figure: str, flag: str, build: Callable[[], FeatureExtractor]) -> None:
+    def _try(self, figure: str, setting: str, build: Callable[[], FeatureExtractor]) -> None:
         try:
             self.extractors[figure] = build()
         except MissingWeightsError as error:
-            self.left_out[figure] = f"{error}; name it with --evaluation.{flag}="
+            self.left_out[figure] = f"{error}; name it with evaluation.{setting}="
 
     def _load_clip(self, source: str | None) -> None:
-        reason = "no CLIP model is given; name the folder of one with --evaluation.clip="
+        reason = "no CLIP model is given; name the folder of one with evaluation.clip="
         if source is not None:
             try:
                 self.clip = ClipEncoder(source)
                 return
             except InvDiffError as error:
-                reason = str(error)
+                reason = f"{error}; name it with evaluation.clip="
         self.left_out[CLIP_T] = self.left_out[CMMD] = reason
 
     def to(self, device: torch.device) -> "Scorers":

@@ -84,7 +84,7 @@ class AugmentedClassifier(pl.LightningModule):
         require_trunk(settings["trunk"])
         if not 0 < (share := settings["generated_share"]) < 1:
             raise InvDiffError(
-                f"--model.generated_share={share}: expected a share between 0 and 1."
+                f"generated_share={share}: expected a share between 0 and 1.", "generated_share"
             )
 
     def configure_model(self) -> None:

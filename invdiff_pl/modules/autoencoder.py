@@ -57,8 +57,10 @@ class Autoencoder(pl.LightningModule):
         data = data_module(self)
         if data.resolution != self.architecture.resolution:
             raise InvDiffError(
-                f"--data.resolution={data.resolution} and --model.architecture.resolution="
-                f"{self.architecture.resolution} differ: give both the same value."
+                f"resolution={data.resolution} of the data and architecture.resolution="
+                f"{self.architecture.resolution} differ: give both the same value.",
+                "resolution",
+                "architecture.resolution",
             )
         self.pipeline = new_pipeline(self.architecture, data.prompts, self.seed)
         self.vae = self.pipeline.vae

@@ -59,7 +59,8 @@ def _memberships(batch: Mapping[str, Any], groups: int) -> Tensor:
     if int(environment.max()) >= groups:
         raise InvDiffError(
             f"groups={groups}: a batch holds environment {int(environment.max())}; expected "
-            "numbers below groups."
+            "numbers below it.",
+            "groups",
         )
     return one_hot(environment, groups).float()
 

@@ -155,8 +155,10 @@ def diverged(
     return InvDiffError(
         f"stage {stage}, step {trainer.global_step if step is None else step}: {what}"
         f"{environments}; nothing of this step "
-        f"was kept, and {_last_checkpoint(trainer)}; lower --{stage}.model.learning_rate, or use "
-        f"--{stage}.trainer.precision=32-true, and run again."
+        f"was kept, and {_last_checkpoint(trainer)}; lower `learning_rate`, or use "
+        "trainer.precision=32-true, and run again.",
+        "learning_rate",
+        "trainer.precision",
     )
 
 
@@ -176,7 +178,11 @@ def require_step_limit(module: pl.LightningModule) -> None:
         InvDiffError: if ``trainer.max_steps`` is not positive.
     """
     if module.trainer.max_steps <= 0:
-        raise InvDiffError("--trainer.max_steps must be a positive number of optimizer steps.")
+        raise InvDiffError(
+            f"trainer.max_steps={module.trainer.max_steps}: expected a positive number of "
+            "optimizer steps.",
+            "trainer.max_steps",
+        )
 
 
 def output_folder(path: str) -> Path:

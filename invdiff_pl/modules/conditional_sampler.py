@@ -104,7 +104,7 @@ class ConditionalSampler(pl.LightningModule):
         if settings["scheduler"] is not None:
             scheduler_class(settings["scheduler"])
         if settings["steps"] < 1:
-            raise InvDiffError(f"--model.steps={settings['steps']}: expected at least 1.")
+            raise InvDiffError(f"steps={settings['steps']}: expected at least 1.", "steps")
 
     def setup(self, stage: str) -> None:
         """Refuse too many samples; make ready to write."""

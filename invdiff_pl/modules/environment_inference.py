@@ -99,8 +99,9 @@ class EnvironmentInference(pl.LightningModule):
         own_draws, noise_draws = settings["own_draws"], settings["noise_draws"]
         if not 1 <= own_draws <= noise_draws:
             raise InvDiffError(
-                f"--model.own_draws={own_draws}: expected from 1 to --model.noise_draws="
-                f"{noise_draws}."
+                f"own_draws={own_draws}: expected from 1 to noise_draws={noise_draws}.",
+                "own_draws",
+                "noise_draws",
             )
 
     def use_prompts(self, embeddings: Tensor) -> None:

@@ -40,7 +40,7 @@ from invdiff_pl.utils.names import WEIGHTINGS, require_name
 
 DEFAULT_ADAPTER = "lora"
 UNTRAINED = (
-    "{why}, so the adapter is left untrained, a no-op; --model.train_without_bias=true trains it "
+    "{why}, so the adapter is left untrained, a no-op; train_without_bias=true trains it "
     "all the same"
 )
 
@@ -171,7 +171,7 @@ class InvariantAdapter(pl.LightningModule):
         Raises:
             InvDiffError: naming the first that is wrong.
         """
-        require_name("--model.loss_weighting", settings["loss_weighting"], WEIGHTINGS)
+        require_name("loss_weighting", settings["loss_weighting"], WEIGHTINGS)
         require_adapter(settings["adapter"], settings["adapter_settings"] or {})
         build_rule(
             settings["objective"],

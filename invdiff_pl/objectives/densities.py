@@ -71,9 +71,10 @@ def build_density(
     if name == "separation":
         if not timesteps or not weights or len(timesteps) != len(weights):
             raise InvDiffError(
-                "--model.timestep_density=separation needs `timesteps` and as many "
+                "timestep_density=separation needs `timesteps` and as many "
                 "`timestep_weights` in environments.json: rerun the environments stage, or choose "
-                "high_noise."
+                "high_noise.",
+                "timestep_density",
             )
         return _separation(train_timesteps, timesteps, weights)
     exponent = 1.0 if name == "uniform" else exponent
@@ -89,9 +90,11 @@ def require_density(name: str, exponent: float) -> None:
     Raises:
         InvDiffError: naming the setting.
     """
-    require_name("--model.timestep_density", name, DENSITIES)
+    require_name("timestep_density", name, DENSITIES)
     if exponent <= 0:
-        raise InvDiffError(f"--model.high_noise_exponent={exponent}: expected more than 0.")
+        raise InvDiffError(
+            f"high_noise_exponent={exponent}: expected more than 0.", "high_noise_exponent"
+        )
 
 
 def _separation(

@@ -160,13 +160,14 @@ def build_rule(name: str, groups: int, penalty: float, **settings: Any) -> Rule:
     Raises:
         InvDiffError: if there is no such rule, it has no such setting, or lambda is negative.
     """
-    require_name("--model.objective", name, tuple(RULES))
+    require_name("objective", name, tuple(RULES))
     if penalty < 0:
-        raise InvDiffError(f"--model.lambda_={penalty}: expected at least 0.")
+        raise InvDiffError(f"lambda_={penalty}: expected at least 0.", "lambda_")
     try:
         return RULES[name](groups=groups, penalty=penalty, **settings)
     except TypeError:
         raise InvDiffError(
-            f"--model.objective_settings: {sorted(settings)} are not settings of {name!r}; only "
-            "group_dro has one, step_size."
+            f"`objective_settings`: {sorted(settings)} are not settings of {name!r}; only "
+            "group_dro has one, step_size.",
+            "objective_settings",
         ) from None

@@ -1,9 +1,56 @@
 """The one exception type whose message is meant for the user."""
 
+import re
+from collections.abc import Mapping
+
 
 class InvDiffError(ValueError):
     """Bad input or a bad setting, told in one clear sentence.
 
     The message names the file, row, key or argument, what was expected, what was found and how to
-    mend it. The command line prints it without a traceback and exits with a non-zero status.
+    mend it. The command line prints it without a traceback and exits with a non-zero status, with
+    its flags in place of the arguments (:func:`in_flags`).
+
+    Args:
+        message: names arguments as ``argument=value``, or as ```argument``` in backticks where
+            there is no value.
+        arguments: that the message names, as the class or function calls them to which they are
+            given; of a mapping or an object with its key, as in ``adapter_settings.rank``.
+
+    Attributes:
+        arguments: likewise.
     """
+
+    def __init__(self, message: str, *arguments: str) -> None:
+        super().__init__(message)
+        self.arguments = arguments
+
+    def in_flags(self, flags: Mapping[str, str]) -> "InvDiffError":
+        """The same, told with flags in place of the arguments.
+
+        Args:
+            flags: by argument, such as ``{"adapter": "--model.adapter"}``.
+        """
+        roots = {name: flags.get(name.split(".")[0]) for name in self.arguments}
+        named = {
+            name: ".".join([flag, *name.split(".")[1:]]) for name, flag in roots.items() if flag
+        }
+        return type(self)(in_flags(str(self), named)) if named else self
+
+
+def in_flags(text: str, flags: Mapping[str, str]) -> str:
+    """A text with flags in place of the arguments that it names.
+
+    Args:
+        text: names arguments as ``argument=`` or, in backticks, as ```argument```.
+        flags: by argument; others are left as they are.
+
+    Examples:
+        >>> in_flags("leave it out with broken=skip", {"broken": "--data.broken"})
+        'leave it out with --data.broken=skip'
+    """
+    if not flags:
+        return text
+    names = "|".join(map(re.escape, flags))
+    mentions = re.compile(rf"`({names})`|(?<![\w./`-])({names})(?==)")
+    return mentions.sub(lambda found: flags[found[1] or found[2]], text)

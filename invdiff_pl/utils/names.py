@@ -33,19 +33,19 @@ OF_MODULES: dict[str, dict[str, Sequence[str]]] = {
 }
 
 
-def require_name(flag: str, name: object, known: Sequence[str]) -> None:
+def require_name(argument: str, name: object, known: Sequence[str]) -> None:
     """Refuse a name that is not known.
 
     Args:
-        flag: of the setting, such as ``--model.score``.
+        argument: or flag that it was given to, such as ``score`` or ``--model.score``.
         name: that was given.
         known: names that may be.
 
     Raises:
-        InvDiffError: naming the flag, what was found and what was expected.
+        InvDiffError: naming the argument, what was found and what was expected.
     """
     if name not in known:
-        raise InvDiffError(f"{flag}={name}: expected one of {', '.join(known)}.")
+        raise InvDiffError(f"{argument}={name}: expected one of {', '.join(known)}.", argument)
 
 
 def require_names(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:

@@ -89,6 +89,10 @@ def debias(
         lora = inv.debias(pipe, images, found[0], steps=2000)
         lora.save("even-nurses")
     """
+    if calibration_samples < 0:
+        raise InvDiffError(
+            f"calibration_samples={calibration_samples}: expected 0 or more.", "calibration_samples"
+        )
     groups = _environments(environments, len(images))
     side = resolution or own_resolution(pipe)
     data = LatentsInMemory(

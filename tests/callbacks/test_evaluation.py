@@ -111,7 +111,7 @@ def test_given_weights_bring_figures_of_their_own_names(
     assert figures["distances"]["cmmd"] > 0
     assert -100 <= figures["clip_t"]["mean"] <= 100
     assert "nowhere.pth cannot be read" in figures["distances"]["fid"]["reason"]
-    assert "--evaluation.inception=" in figures["distances"]["fid"]["reason"]
+    assert "evaluation.inception=" in figures["distances"]["fid"]["reason"]
     told = {name: facts["extractor"] for name, facts in report["distances"].items()}
     assert told == {"fd_dinov2": "dinov2", "cmmd": f"clip {weights / 'clip'}"}
     assert report["distances"]["fd_dinov2"]["resize"] == 224

@@ -141,7 +141,7 @@ def test_shuffled_batches_of_some_rows_hold_no_others() -> None:
 
 
 def test_a_batch_too_small_for_the_ranks_is_refused() -> None:
-    with pytest.raises(InvDiffError, match=r"--data\.batch_size=2 .* 4"):
+    with pytest.raises(InvDiffError, match=r"^batch_size=2 .* 4"):
         BatchPlan(batch_size=2, seed=0, first=0, last=1, world_size=4)
     with pytest.raises(InvDiffError, match="pairs"):
         PairedEnvironmentBatches(

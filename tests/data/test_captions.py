@@ -102,10 +102,10 @@ def test_a_mapping_that_cannot_be_read_is_told(
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"prompt": "x", "prompts_from": "words:a"}, r"--data\.prompt and --data\.prompts_from ex"),
+        ({"prompt": "x", "prompts_from": "words:a"}, "^`prompt` and `prompts_from` exclude each"),
         ({"prompts_from": "nurse,doctor"}, "expected captions, or words: and the words"),
         ({"prompts_from": "words: ,"}, "expected captions, or words: and the words"),
-        ({"template": "a photo"}, r"--data\.prompt_template=a photo: expected one \{\}"),
+        ({"template": "a photo"}, r"^prompt_template=a photo: expected one \{\}"),
     ],
 )
 def test_rules_that_make_no_sense_are_refused(settings, told: str) -> None:

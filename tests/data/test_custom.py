@@ -187,7 +187,7 @@ def test_a_folder_without_a_table_or_with_two_is_told(tmp_path) -> None:
 
 
 def test_shares_that_leave_nothing_are_refused(tmp_path) -> None:
-    with pytest.raises(InvDiffError, match=r"--data\.val_share=0\.5"):
+    with pytest.raises(InvDiffError, match=r"^val_share=0\.5"):
         _module(tmp_path, val_share=0.5, test_share=0.5)
 
 

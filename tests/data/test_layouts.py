@@ -185,23 +185,23 @@ def several_captions(root: Path) -> None:
 @pytest.mark.parametrize(
     ("layout", "told"),
     [
-        (several_tables, r"several tables \(a\.csv, b\.csv\): name the one .*--data\.table="),
+        (several_tables, r"several tables \(a\.csv, b\.csv\): name the one .* table="),
         (nothing, "holds neither a table .* nor an image: DATA must be"),
-        (linked_folder, r"photos is a link, which is followed with --data\.links=follow only"),
+        (linked_folder, r"photos is a link, which is followed with links=follow only"),
         (
             flat_pictures,
-            r"2 of its 2 images have no caption \(the first is 0\.png\): .*--data\.pro",
+            r"2 of its 2 images have no caption \(the first is 0\.png\): .*pro",
         ),
         (half_captioned, r"1 of its 2 images have no caption \(the first is 1\.png\)"),
         (
             hub_cache,
-            r"give the folder of one snapshot, \S*snapshots/0123, and --data\.links=follow",
+            r"give the folder of one snapshot, \S*snapshots/0123, and links=follow",
         ),
-        (unknown_columns, r"its columns are 'bild', 'satz'; name .* --data\.file_column="),
+        (unknown_columns, r"its columns are 'bild', 'satz'; name .* file_column="),
         (json_object, "holds no JSON array: expected one object an image"),
         (
             several_captions,
-            r"line 2 and line 3 both name '0\.png': .*--data\.captions=first or all",
+            r"line 2 and line 3 both name '0\.png': .*captions=first or all",
         ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -222,7 +222,7 @@ def test_links_out_of_the_folder_are_read_where_that_is_asked_for(tmp_path) -> N
     (root / "0.png").symlink_to(other / "a.png")
     _lines(root / "metadata.jsonl", {"file_name": "0.png", "text": DOG})
     settings = {"content": "images", "val_share": 0.0, "test_share": 0.0}
-    with pytest.raises(InvDiffError, match=r"outside the data folder.*--data\.links=follow"):
+    with pytest.raises(InvDiffError, match=r"outside the data folder.* with links=follow"):
         _module(root, **settings).prepare_data()
     module = _module(root, **settings, links="follow")
     module.prepare_data()

@@ -88,5 +88,5 @@ def test_fairfaces_layout_is_the_published_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", [{"width": 8}, {"train": 0}, {"test": 0}, {"seed": -1}])
 def test_settings_out_of_range_are_refused(wrong: dict[str, int]) -> None:
     (name,) = wrong
-    with pytest.raises(InvDiffError, match=f"--{name}="):
+    with pytest.raises(InvDiffError, match=f"^{name}="):
         RenderedCelebA(**wrong)

@@ -25,7 +25,7 @@ def choose_column(
         columns: of the table.
         given: value of the setting.
         usual: names that are looked for, whatever their case.
-        setting: that names a column, without its dashes, such as ``data.file_column``.
+        setting: that names a column, such as ``file_column``.
 
     Raises:
         InvDiffError: naming the table's columns, if there is no such column.
@@ -42,6 +42,6 @@ def choose_column(
         lacks = f"has no column of a usual name ({', '.join(usual[:4])}, …)"
     there = ", ".join(map(repr, columns[:12])) + (", …" if len(columns) > 12 else "")
     raise InvDiffError(
-        f"{path} {lacks}: its columns are {there or 'none'}; name the one to read with "
-        f"--{setting}=."
+        f"{path} {lacks}: its columns are {there or 'none'}; name the one to read with {setting}=.",
+        setting,
     )

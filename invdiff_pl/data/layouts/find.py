@@ -91,7 +91,8 @@ def _metadata(folder: Path) -> Path | None:
     if len(found) > 1:
         raise InvDiffError(
             f"{folder} holds both {found[0].name} and {found[1].name}: name the one to read with "
-            "--data.table=, or remove the other."
+            "table=, or remove the other.",
+            "table",
         )
     return found[0] if found else None
 
@@ -111,7 +112,8 @@ def _only(folder: Path, tables: list[Path]) -> Path | None:
     if len(tables) > 1:
         names = ", ".join(path.name for path in tables[:5]) + (", …" if len(tables) > 5 else "")
         raise InvDiffError(
-            f"{folder} holds several tables ({names}): name the one to read with --data.table=."
+            f"{folder} holds several tables ({names}): name the one to read with table=.",
+            "table",
         )
     return tables[0] if tables else None
 

@@ -61,11 +61,12 @@ def read_pictures(root: Path, template: str, *, follow_links: bool, captioned: b
     if snapshots := [path for form in _SNAPSHOTS for path in sorted(root.glob(form))]:
         raise InvDiffError(
             f"{root} is a cache of the Hugging Face hub: give the folder of one snapshot, "
-            f"{snapshots[-1]}, and --data.links=follow, since its files are links."
+            f"{snapshots[-1]}, and links=follow, since its files are links.",
+            "links",
         )
     names, others, links = _walk(root, follow_links)
     if not names:
-        raise InvDiffError(_nothing_in(root, links))
+        raise InvDiffError(_nothing_in(root, links), "links", "table")
     beside = {_stem(name): name for name in others if Path(name).suffix.lower() in CAPTIONS}
     beside = {name: beside[_stem(name)] for name in names if _stem(name) in beside}
     captions = [_first_line(root / beside[name]) if name in beside else "" for name in names]
@@ -73,7 +74,7 @@ def read_pictures(root: Path, template: str, *, follow_links: bool, captioned: b
         caption or _of_class(name, template) for name, caption in zip(names, captions, strict=True)
     ]
     if captioned and not all(captions):
-        raise InvDiffError(_uncaptioned(root, names, captions))
+        raise InvDiffError(_uncaptioned(root, names, captions), "prompt")
     told_by = "the files beside the images" if beside else "the names of their folders"
     return Pictures(names, captions, _splits(names), told_by)
 
@@ -135,18 +136,16 @@ def _uncaptioned(root: Path, names: Sequence[str], captions: Sequence[str]) -> s
         f"{root} holds no table, and {len(lacking)} of its {len(names)} images have no caption "
         f"(the first is {lacking[0]}): expected a table such as metadata.csv (file_name, text), a "
         "file of the image's name ending in .txt beside it, or a folder for each class; or give "
-        'one prompt for all with --data.prompt="a photo of a …".'
+        'one prompt for all with prompt="a photo of a …".'
     )
 
 
 def _nothing_in(root: Path, links: Sequence[Path]) -> str:
     linked = (
-        f", and {links[0]} is a link, which is followed with --data.links=follow only"
-        if links
-        else ""
+        f", and {links[0]} is a link, which is followed with links=follow only" if links else ""
     )
     return (
         f"{root} holds neither a table (metadata.csv, .tsv, .jsonl, .json or .parquet, or "
         f"captions.txt) nor an image{linked}: DATA must be the folder that holds them; a table of "
-        "another name or place is named with --data.table=."
+        "another name or place is named with table=."
     )

@@ -84,15 +84,11 @@ def _of_table(path: Path, split: int | None, root: Path, settings: Reading) -> L
         columns = column_names(path)
     if not columns:
         read_table(path, [settings.file_column or FILE_COLUMNS[0]])  # tells what is wrong with it
-    file_column = choose_column(
-        path, columns, settings.file_column, FILE_COLUMNS, "data.file_column"
-    )
+    file_column = choose_column(path, columns, settings.file_column, FILE_COLUMNS, "file_column")
     wanted = [file_column]
     if settings.captioned:
         wanted.append(
-            choose_column(
-                path, columns, settings.prompt_column, CAPTION_COLUMNS, "data.prompt_column"
-            )
+            choose_column(path, columns, settings.prompt_column, CAPTION_COLUMNS, "prompt_column")
         )
     optional = [] if settings.split_column in wanted else [settings.split_column]
     rows = read_table(path, wanted, optional=optional)

@@ -49,12 +49,12 @@ class RenderedCelebA:
 
     def __post_init__(self) -> None:
         if self.width < 32:
-            raise InvDiffError(f"--width={self.width}: pictures need at least 32 pixels.")
+            raise InvDiffError(f"width={self.width}: pictures need at least 32 pixels.", "width")
         for name in ("train", "val", "test"):
             if getattr(self, name) < 1:
-                raise InvDiffError(f"--{name}={getattr(self, name)}: expected at least 1.")
+                raise InvDiffError(f"{name}={getattr(self, name)}: expected at least 1.", name)
         if self.seed < 0:
-            raise InvDiffError(f"--seed={self.seed}: expected a whole number from 0 on.")
+            raise InvDiffError(f"seed={self.seed}: expected a whole number from 0 on.", "seed")
 
 
 def render_celeba(root: Path, settings: RenderedCelebA, progress: bool = True) -> None:

@@ -38,7 +38,11 @@ def run_render(arguments: Sequence[str]) -> None:
         kind = float if field.default is None else type(field.default)
         parser.add_argument(f"--{field.name}", type=kind, default=field.default)
     options = vars(parser.parse_args(arguments))
-    settings = settings_type(**{field.name: options[field.name] for field in fields(settings_type)})
+    given = {field.name: options[field.name] for field in fields(settings_type)}
+    try:
+        settings = settings_type(**given)
+    except InvDiffError as error:
+        raise error.in_flags({name: f"--{name}" for name in given}) from None
     root = options["run_dir"] / "data" / "images"
     render(root, settings)
     print(f"drawn into {root}")

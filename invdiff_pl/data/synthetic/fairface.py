@@ -48,12 +48,12 @@ class RenderedFairFace:
 
     def __post_init__(self) -> None:
         if self.size < 32:
-            raise InvDiffError(f"--size={self.size}: pictures need at least 32 pixels.")
+            raise InvDiffError(f"size={self.size}: pictures need at least 32 pixels.", "size")
         for name in ("train", "val"):
             if getattr(self, name) < 1:
-                raise InvDiffError(f"--{name}={getattr(self, name)}: expected at least 1.")
+                raise InvDiffError(f"{name}={getattr(self, name)}: expected at least 1.", name)
         if self.seed < 0:
-            raise InvDiffError(f"--seed={self.seed}: expected a whole number from 0 on.")
+            raise InvDiffError(f"seed={self.seed}: expected a whole number from 0 on.", "seed")
 
 
 def render_fairface(root: Path, settings: RenderedFairFace, progress: bool = True) -> None:

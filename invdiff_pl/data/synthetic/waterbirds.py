@@ -55,15 +55,19 @@ class RenderedWaterbirds:
 
     def __post_init__(self) -> None:
         if self.size < 16:
-            raise InvDiffError(f"--size={self.size}: pictures need at least 16 pixels a side.")
+            raise InvDiffError(
+                f"size={self.size}: pictures need at least 16 pixels a side.", "size"
+            )
         for name in ("correlation", "evaluation_correlation", "tint_correlation"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise InvDiffError(f"--{name}={value}: expected a share from 0 to 1.")
+                raise InvDiffError(f"{name}={value}: expected a share from 0 to 1.", name)
         if not 0 < self.fraction <= 1:
-            raise InvDiffError(f"--fraction={self.fraction}: expected a share above 0, at most 1.")
+            raise InvDiffError(
+                f"fraction={self.fraction}: expected a share above 0, at most 1.", "fraction"
+            )
         if self.seed < 0:
-            raise InvDiffError(f"--seed={self.seed}: expected a whole number from 0 on.")
+            raise InvDiffError(f"seed={self.seed}: expected a whole number from 0 on.", "seed")
 
 
 @dataclass(frozen=True)
