@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from invdiff_pl import adapters, callbacks, metrics, modules
     from invdiff_pl.adapters.pipeline import InvDiffPipeline
     from invdiff_pl.adapters.trained import TrainedAdapter
+    from invdiff_pl.data.in_memory import LatentsInMemory
     from invdiff_pl.data.prompted import PromptedImages
-    from invdiff_pl.data.training import LatentsInMemory
     from invdiff_pl.modules.invariant_adapter import InvariantAdapter
     from invdiff_pl.utils.errors import InvDiffError
     from invdiff_pl.workflow.audit import Audit, audit
@@ -26,7 +26,7 @@ _HOMES = {
     "InvDiffError": "utils.errors",
     "InvDiffPipeline": "adapters.pipeline",
     "InvariantAdapter": "modules.invariant_adapter",
-    "LatentsInMemory": "data.training",
+    "LatentsInMemory": "data.in_memory",
     "PromptedImages": "data.prompted",
     "TrainedAdapter": "adapters.trained",
     "audit": "workflow.audit",

@@ -12,14 +12,10 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, Dinov2Config, Dinov2Model
 
-from invdiff_pl.backbones.architecture import Architecture, new_pipeline
+from invdiff_pl.backbones.architecture import tiny_pipeline
 from invdiff_pl.data.synthetic.waterbirds import RenderedWaterbirds, render_waterbirds
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
 from invdiff_pl.metrics.classifier import SampleClassifier
-
-TINY = Architecture(
-    vae_channels=(8, 8), unet_channels=(16, 16), attention_levels=1, heads=2, text_width=16
-)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,7 +40,7 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory, birds: Path) -> Path
     folder = tmp_path_factory.mktemp("backbone") / "pipeline"
     names = sorted(path.name for path in birds.iterdir() if path.is_dir())
     prompts = [f"a photo of a {name.split('.')[1].replace('_', ' ').lower()}" for name in names]
-    new_pipeline(TINY, prompts, seed=0).save_pretrained(folder)
+    tiny_pipeline(prompts).save_pretrained(folder)
     return folder
 
 
@@ -103,7 +99,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vision = {**sizes, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
     CLIPModel(config).save_pretrained(folder / "clip")
-    pipeline = new_pipeline(TINY, ["a photo of a bird"], seed=0)
+    pipeline = tiny_pipeline(["a photo of a bird"])
     pipeline.tokenizer.save_pretrained(folder / "clip")
     size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     CLIPImageProcessor(**size).save_pretrained(folder / "clip")

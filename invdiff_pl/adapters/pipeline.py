@@ -27,11 +27,23 @@ class InvDiffPipeline(StableDiffusionPipeline):
     take one more argument, ``invariant_scale``. Among the pipeline's LoRAs the adapter has the name
     ``invdiff``.
 
-    Example::
+    Example:
+        >>> import tempfile
+        >>> from invdiff_pl.adapters import build_adapter
+        >>> from invdiff_pl.backbones.architecture import tiny_pipeline
+        >>> trained = build_adapter("lora", tiny_pipeline(["a photo of a mallard"]).unet)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     trained.save(Path(folder) / "even-birds")
+        ...     own = tiny_pipeline(["a photo of a mallard"])
+        ...     pipe = InvDiffPipeline.from_pipe(own, Path(folder) / "even-birds")
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> settings = {"num_inference_steps": 1, "invariant_scale": 0.8}
+        >>> pipe("a photo of a mallard", **settings).images[0].size
+        (32, 32)
+
+    A run's adapter beside a style of one's own::
 
         pipe = InvDiffPipeline.from_pretrained("runs/waterbirds/mini")
-        pipe("a photo of a mallard", invariant_scale=1.0).images[0]
-
         pipe.load_lora_weights("style.safetensors", adapter_name="style")
         pipe.set_adapters(["invdiff", "style"], [1.0, 0.7])
     """

@@ -22,6 +22,15 @@ class TrainedAdapter:
 
     Raises:
         ValueError: if the folder holds no adapter.
+
+    Example:
+        >>> from invdiff_pl.adapters import build_adapter
+        >>> from invdiff_pl.backbones.architecture import tiny_pipeline
+        >>> adapter = build_adapter("lora", tiny_pipeline(["a photo of a nurse"]).unet)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     adapter.save(Path(folder) / "even-nurses")
+        ...     TrainedAdapter(Path(folder) / "even-nurses")
+        TrainedAdapter(lora, 12960 parameters, trained)
     """
 
     def __init__(

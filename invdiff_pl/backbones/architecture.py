@@ -42,6 +42,11 @@ class Architecture:
     text_width: int = 64
 
 
+TINY = Architecture(
+    vae_channels=(8, 8), unet_channels=(16, 16), attention_levels=1, heads=2, text_width=16
+)
+
+
 def new_pipeline(
     architecture: Architecture, prompts: Sequence[str], seed: int
 ) -> StableDiffusionPipeline:
@@ -73,6 +78,22 @@ def new_pipeline(
             feature_extractor=None,
             requires_safety_checker=False,
         )
+
+
+def tiny_pipeline(prompts: Sequence[str], seed: int = 0) -> StableDiffusionPipeline:
+    """An untrained pipeline of 32×32 images, small enough for examples and tests.
+
+    Args:
+        prompts: whose words its tokenizer knows.
+        seed: of its weights.
+
+    Example:
+        >>> pipe = tiny_pipeline(["a photo of a nurse"])
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> pipe("a photo of a nurse", num_inference_steps=1).images[0].size
+        (32, 32)
+    """
+    return new_pipeline(TINY, prompts, seed)
 
 
 def _unet(architecture: Architecture) -> UNet2DConditionModel:

@@ -47,9 +47,8 @@ def check_backbone(backbone: str) -> None:
         InvDiffError: in one line, with all that does not fit: the pipeline's class, its parts, the
             channels, the scheduler.
 
-    Example::
-
-        check_backbone("asset:waterbirds")
+    Example:
+        >>> check_backbone("asset:waterbirds")
     """
     source = resolve_backbone(backbone)
     read = _reader(source)

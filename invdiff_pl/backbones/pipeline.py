@@ -124,6 +124,12 @@ def embed_prompts(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> 
     return embeddings
 
 
+def own_resolution(pipeline: StableDiffusionPipeline) -> int:
+    """Side of the images that a pipeline draws, in pixels."""
+    size = pipeline.unet.config.sample_size
+    return int((size if isinstance(size, int) else size[0]) * pipeline.vae_scale_factor)
+
+
 def tokens_cut(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> dict[str, int]:
     """Prompts longer than the text encoder takes, and how many of their tokens it does not see."""
     tokenizer = pipeline.tokenizer

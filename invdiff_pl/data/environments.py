@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from invdiff_pl.backbones.draws import generator
 from invdiff_pl.utils.errors import InvDiffError
@@ -41,6 +42,41 @@ class Environments:
     def assignments(self) -> Tensor:
         """The likeliest environment of each image, int64 ``[N]``."""
         return self.memberships.argmax(1)
+
+
+class HasMemberships(Protocol):
+    """What images are grouped by, such as a candidate that :func:`invdiff_pl.discover` found."""
+
+    @property
+    def memberships(self) -> Tensor:
+        """Of N images in G environments, ``[N, G]``, rows with sum 1."""
+
+
+def as_environments(given: HasMemberships | Tensor, count: int) -> Environments:
+    """Environments of images, however they are told.
+
+    Args:
+        given: environment numbers int64 ``[N]``; memberships ``[N, G]``, or what has them, of which
+            the largest counts; or :class:`Environments`, which are taken as they are.
+        count: N.
+
+    Raises:
+        ValueError: if they are not of as many images, or of fewer than two environments.
+
+    Example:
+        >>> as_environments(torch.tensor([0, 1, 1]), count=3).memberships.tolist()
+        [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
+    """
+    values = given if isinstance(given, Tensor) else given.memberships
+    if len(values) != count:
+        raise InvDiffError(f"environments: they are of {len(values)} images, not of {count}.")
+    if isinstance(given, Environments):
+        return given
+    numbers = values.long() if values.ndim == 1 else values.argmax(1)
+    groups = int(numbers.max()) + 1 if values.ndim == 1 else values.shape[1]
+    if int(numbers.min()) < 0 or groups < 2:
+        raise InvDiffError("environments: expected numbers from 0 of at least two environments.")
+    return Environments(one_hot(numbers.cpu(), groups).float())
 
 
 def read_environments(folder: Path, count: int, soft: bool = False) -> Environments:

@@ -1,7 +1,6 @@
 """Latents with prompts and environments, as an adapter is trained on them, and their batches."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
@@ -15,7 +14,7 @@ from invdiff_pl.data.batches import (
     Selection,
     ShuffledBatches,
 )
-from invdiff_pl.data.cache import ResidentTensor, RowSource
+from invdiff_pl.data.cache import RowSource
 from invdiff_pl.data.datasets import LatentBatch, LatentDataset, SequentialBatches
 from invdiff_pl.data.environments import Environments, held_out
 from invdiff_pl.utils.errors import InvDiffError
@@ -184,83 +183,6 @@ class LatentDataModule(pl.LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
-
-
-class LatentsInMemory(LatentDataModule):
-    """Latents that are at hand as tensors.
-
-    Args:
-        moments: of the VAE's posterior, float ``[N, 2C, h, w]``, or ``[N, 2, 2C, h, w]`` with the
-            mirror image's second, which training then draws as often.
-        prompts: the distinct prompts.
-        prompt_ids: int64 ``[N]`` into them.
-        embeddings: of every prompt and, last, of the empty one, ``[P + 1, L, D]``.
-        environments: of the N images; without any, batches are shuffled.
-        settings: as of :class:`LatentDataModule`.
-
-    Raises:
-        ValueError: if the tensors are not of as many images and prompts.
-    """
-
-    def __init__(
-        self,
-        moments: Tensor,
-        prompts: Sequence[str],
-        prompt_ids: Tensor,
-        embeddings: Tensor,
-        environments: Environments | None = None,
-        **settings: Any,
-    ) -> None:
-        super().__init__(**settings)
-        if len(moments) != len(prompt_ids):
-            raise InvDiffError(f"moments are of {len(moments)} images, not {len(prompt_ids)}.")
-        if len(embeddings) != len(prompts) + 1:
-            raise InvDiffError(
-                f"embeddings are of {len(embeddings)} prompts: expected {len(prompts)} and, last, "
-                "the empty one."
-            )
-        if environments is not None and len(environments.memberships) != len(moments):
-            raise InvDiffError(
-                f"environments are of {len(environments.memberships)} images, not {len(moments)}."
-            )
-        both = moments if moments.ndim == 5 else torch.stack([moments, moments], dim=1)
-        self._moments = ResidentTensor(both)
-        self._prompts = tuple(prompts)
-        self._prompt_ids = prompt_ids
-        self._embeddings = embeddings
-        self._environments = environments
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """The distinct prompts."""
-        return self._prompts
-
-    @property
-    def has_environments(self) -> bool:
-        """Whether there are any."""
-        return self._environments is not None
-
-    def train_prompts(self) -> Tensor:
-        """The prompt of each image, int64 ``[N]``."""
-        return self._prompt_ids
-
-    def moments(self) -> RowSource:
-        """The latents."""
-        return self._moments
-
-    def prompt_embeddings(self) -> Tensor:
-        """Embeddings of every prompt and, last, of the empty one."""
-        return self._embeddings.float()
-
-    def inferred(self) -> Environments:
-        """The environments.
-
-        Raises:
-            ValueError: if there are none.
-        """
-        if self._environments is None:
-            raise InvDiffError("environments: none were given.")
-        return self._environments
 
 
 def training_data(trainer: pl.Trainer) -> LatentDataModule:

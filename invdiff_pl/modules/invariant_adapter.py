@@ -96,12 +96,32 @@ class InvariantAdapter(pl.LightningModule):
         train_without_bias: train although the inference found no bias or could not test for one.
         seed: of the adapter's weights and of all draws.
 
-    Example::
+    Raises:
+        ValueError: if a setting is wrong, or the backbone cannot be loaded.
 
-        module = InvariantAdapter(pipe, learning_rate=1e-4, prompts=("a photo of a nurse",))
-        trainer = pl.Trainer(max_steps=1000)
-        trainer.fit(module, loader)
-        module.adapter.save(Path("nurses"))
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> from invdiff_pl.backbones.architecture import tiny_pipeline
+        >>> rows = [
+        ...     {"latents": torch.randn(4, 16, 16), "prompt": "a nurse", "environment": n % 2}
+        ...     for n in range(8)
+        ... ]
+        >>> module = InvariantAdapter(tiny_pipeline(["a nurse"]), learning_rate=1e-4)
+        >>> trainer = pl.Trainer(
+        ...     max_steps=2,
+        ...     accelerator="cpu",
+        ...     logger=False,
+        ...     enable_checkpointing=False,
+        ...     enable_model_summary=False,
+        ...     enable_progress_bar=False,
+        ... )
+        >>> trainer.fit(module, DataLoader(rows, batch_size=4))
+        >>> for name in sorted(trainer.callback_metrics):
+        ...     print(name)
+        train/mean_risk
+        train/risk/environment_0
+        train/risk/environment_1
+        train/risk_variance
     """
 
     stage = "adapter"

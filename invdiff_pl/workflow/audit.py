@@ -114,10 +114,22 @@ def audit(
     Raises:
         ValueError: if there is no reader, or one gives numbers outside its classes.
 
-    Example::
-
-        report = inv.audit(pipe, ["a photo of a nurse"], readers=[reader], lora="even-nurses")
-        report.to_pandas()
+    Example:
+        >>> import invdiff_pl as inv
+        >>> from invdiff_pl.backbones.architecture import tiny_pipeline
+        >>> from invdiff_pl.metrics.readers import FunctionReader
+        >>> def bright(images):  # uint8 [B, 3, H, W] to class numbers [B]
+        ...     return (images.float().mean((1, 2, 3)) > 255).long()
+        >>> light = FunctionReader(bright, ["dark", "bright"], name="light")
+        >>> pipe = tiny_pipeline(["a photo of a nurse"])
+        >>> settings = {"per_prompt": 4, "steps": 1, "progress": False}
+        >>> found = inv.audit(pipe, "a photo of a nurse", readers=[light], **settings)
+        >>> found.to_pandas()[["class", "count", "share"]]
+            class  count  share
+        0    dark      4    1.0
+        1  bright      0    0.0
+        >>> round(float(found.statistics("light")["bias"]), 3)
+        1.0
     """
     if not readers:
         raise InvDiffError("readers: expected at least one.")

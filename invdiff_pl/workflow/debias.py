@@ -4,16 +4,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from invdiff_pl.adapters.trained import TrainedAdapter
-from invdiff_pl.backbones.pipeline import embed_prompts
 from invdiff_pl.callbacks import (
     ExponentialMovingAverage,
     HeldOutSelection,
@@ -21,20 +18,11 @@ from invdiff_pl.callbacks import (
     ScaleCalibration,
     StopOnDivergence,
 )
-from invdiff_pl.data.environments import Environments
-from invdiff_pl.data.latents import encoded
+from invdiff_pl.data.environments import HasMemberships
+from invdiff_pl.data.in_memory import LatentsInMemory
 from invdiff_pl.data.prompted import PromptedImages
-from invdiff_pl.data.training import LatentsInMemory
 from invdiff_pl.modules import InvariantAdapter
 from invdiff_pl.utils.errors import InvDiffError
-
-
-class HasMemberships(Protocol):
-    """What images are grouped by, such as a candidate that :func:`invdiff_pl.discover` found."""
-
-    @property
-    def memberships(self) -> Tensor:
-        """Of N images in G environments, ``[N, G]``, rows with sum 1."""
 
 
 def debias(
@@ -83,26 +71,28 @@ def debias(
     Raises:
         ValueError: if environments are not of the images, or a setting is wrong.
 
-    Example::
-
-        found = inv.discover(pipe, images)
-        lora = inv.debias(pipe, images, found[0], steps=2000)
-        lora.save("even-nurses")
+    Example:
+        >>> import torch
+        >>> import invdiff_pl as inv
+        >>> from invdiff_pl.backbones.architecture import tiny_pipeline
+        >>> prompts = ["a photo of a nurse", "a photo of a pilot"]
+        >>> images = inv.PromptedImages(torch.rand(16, 3, 32, 32), prompts * 8)
+        >>> environments = torch.arange(16) // 2 % 2  # or a candidate that discover found
+        >>> pipe = tiny_pipeline(prompts)
+        >>> settings = {"steps": 2, "batch_size": 8, "calibration_samples": 0, "progress": False}
+        >>> inv.debias(pipe, images, environments, **settings)
+        TrainedAdapter(lora, 12960 parameters, trained)
     """
     if calibration_samples < 0:
         raise InvDiffError(
             f"calibration_samples={calibration_samples}: expected 0 or more.", "calibration_samples"
         )
-    groups = _environments(environments, len(images))
-    side = resolution or own_resolution(pipe)
-    data = LatentsInMemory(
-        torch.cat(
-            list(encoded(pipe.vae, images, side, told="encoding images" if progress else None))
-        ),
-        images.prompts,
-        images.prompt_ids,
-        embed_prompts(pipe, [*images.prompts, ""]).float().cpu(),
-        groups,
+    data = LatentsInMemory.from_images(
+        pipe,
+        images,
+        environments,
+        resolution=resolution,
+        progress=progress,
         batch_size=batch_size,
         held_out=held_out,
         seed=seed,
@@ -130,28 +120,6 @@ def debias(
             module.adapter.detach()
     reports = {"heldout": selection.report, "calibration": calibration.report}
     return TrainedAdapter(Path(keep.name) / "adapter", reports, keep)
-
-
-def own_resolution(pipe: StableDiffusionPipeline) -> int:
-    """Side of the images that a pipeline draws, in pixels."""
-    size = pipe.unet.config.sample_size
-    return int((size if isinstance(size, int) else size[0]) * pipe.vae_scale_factor)
-
-
-def _environments(given: HasMemberships | Tensor, count: int) -> Environments:
-    """Hard environments of ``count`` images.
-
-    Raises:
-        ValueError: if they are not of as many images.
-    """
-    values = given if isinstance(given, Tensor) else given.memberships
-    if len(values) != count:
-        raise InvDiffError(f"environments: they are of {len(values)} images, not of {count}.")
-    numbers = values.long() if values.ndim == 1 else values.argmax(1)
-    groups = int(numbers.max()) + 1 if values.ndim == 1 else values.shape[1]
-    if int(numbers.min()) < 0 or groups < 2:
-        raise InvDiffError("environments: expected numbers from 0 of at least two environments.")
-    return Environments(one_hot(numbers.cpu(), groups).float())
 
 
 def _trainer(

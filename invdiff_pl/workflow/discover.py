@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
+from invdiff_pl.backbones.pipeline import own_resolution
 from invdiff_pl.data.latents import encoded
 from invdiff_pl.data.prompted import PromptedImages
 from invdiff_pl.environments.features import image_features
@@ -20,7 +21,6 @@ from invdiff_pl.utils.files import write_json
 from invdiff_pl.utils.labels import prompt_label
 from invdiff_pl.utils.sheets import TILE, contact_sheet
 from invdiff_pl.utils.tensors import write_tensors
-from invdiff_pl.workflow.debias import own_resolution
 
 _COLUMNS = 10
 _HEADING = 60  # characters
@@ -237,11 +237,22 @@ def discover(
     Raises:
         ValueError: if embeddings are not of the images.
 
-    Example::
-
-        found = inv.discover(pipe, images)
-        found.to_pandas()
-        found[0].sheet(0).show()
+    Example:
+        >>> import torch
+        >>> import invdiff_pl as inv
+        >>> from invdiff_pl.backbones.architecture import tiny_pipeline
+        >>> from invdiff_pl.environments.hidden_attribute import HiddenAttributeSettings
+        >>> prompts = ["a photo of a nurse", "a photo of a pilot"]
+        >>> images = inv.PromptedImages(torch.rand(16, 3, 32, 32), prompts * 8)
+        >>> few = HiddenAttributeSettings(components=4, starts=2, resamples=2)  # takes seconds
+        >>> pipe = tiny_pipeline(prompts)
+        >>> found = inv.discover(pipe, images, settings=few, progress=False)
+        >>> found[0].verdict  # of noise; 16 images would not tell anyway
+        'untestable'
+        >>> found[0].memberships.shape, found[0].conflict.shape, found[0].shares.shape
+        (torch.Size([16, 2]), torch.Size([16]), torch.Size([2, 2]))
+        >>> list(found[0].to_pandas().columns)
+        ['prompt', 'group', 'probability', 'conflict']
     """
     if embeddings is None:
         features = _features(pipe, images, resolution, batch_size, seed, progress)

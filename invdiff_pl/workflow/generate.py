@@ -44,9 +44,14 @@ def generate(
     Raises:
         ValueError: if there is no prompt, or pixels are not finite.
 
-    Example::
-
-        images = inv.generate(pipe, ["a photo of a nurse", "a photo of a pilot"], per_prompt=256)
+    Example:
+        >>> import invdiff_pl as inv
+        >>> from invdiff_pl.backbones.architecture import tiny_pipeline
+        >>> prompts = ["a photo of a nurse", "a photo of a pilot"]
+        >>> pipe = tiny_pipeline(prompts)
+        >>> images = inv.generate(pipe, prompts, per_prompt=2, steps=1, progress=False)
+        >>> images.prompt_ids.tolist(), images[0][0].size
+        ([0, 0, 1, 1], (32, 32))
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not texts or not all(texts):

@@ -1,0 +1,150 @@
+"""Latents that are held in memory, to train an adapter on with any Trainer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from invdiff_pl.backbones.pipeline import embed_prompts, own_resolution
+from invdiff_pl.data.cache import ResidentTensor, RowSource
+from invdiff_pl.data.environments import Environments, HasMemberships, as_environments
+from invdiff_pl.data.latents import encoded
+from invdiff_pl.data.prompted import PromptedImages
+from invdiff_pl.data.training import LatentDataModule
+from invdiff_pl.utils.errors import InvDiffError
+
+
+class LatentsInMemory(LatentDataModule):
+    """Latents that are at hand as tensors: a DataModule for any Trainer.
+
+    Args:
+        moments: of the VAE's posterior, float ``[N, 2C, h, w]``, or ``[N, 2, 2C, h, w]`` with the
+            mirror image's second, which training then draws as often.
+        prompts: the distinct prompts.
+        prompt_ids: int64 ``[N]`` into them.
+        embeddings: of every prompt and, last, of the empty one, ``[P + 1, L, D]``.
+        environments: of the N images, as :func:`~invdiff_pl.data.environments.as_environments`
+            takes them; without any, batches are shuffled.
+        settings: as of :class:`LatentDataModule`.
+
+    Raises:
+        ValueError: if the tensors are not of as many images and prompts.
+
+    Example:
+        >>> data = LatentsInMemory(  # of 8 images, 4 of each prompt
+        ...     torch.randn(8, 2 * 4, 16, 16),
+        ...     ["a photo of a nurse", "a photo of a pilot"],
+        ...     torch.arange(8) % 2,
+        ...     torch.randn(3, 16, 32),
+        ...     torch.arange(8) // 4,
+        ...     held_out=0.25,
+        ... )
+        >>> data.inferred().groups, int(data.held_out().sum())
+        (2, 2)
+    """
+
+    def __init__(
+        self,
+        moments: Tensor,
+        prompts: Sequence[str],
+        prompt_ids: Tensor,
+        embeddings: Tensor,
+        environments: HasMemberships | Tensor | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        if len(moments) != len(prompt_ids):
+            raise InvDiffError(f"moments are of {len(moments)} images, not {len(prompt_ids)}.")
+        if len(embeddings) != len(prompts) + 1:
+            raise InvDiffError(
+                f"embeddings are of {len(embeddings)} prompts: expected {len(prompts)} and, last, "
+                "the empty one."
+            )
+        both = moments if moments.ndim == 5 else torch.stack([moments, moments], dim=1)
+        self._moments = ResidentTensor(both)
+        self._prompts = tuple(prompts)
+        self._prompt_ids = prompt_ids
+        self._embeddings = embeddings
+        self._environments = (
+            None if environments is None else as_environments(environments, len(moments))
+        )
+
+    @classmethod
+    def from_images(
+        cls,
+        pipe: StableDiffusionPipeline,
+        images: PromptedImages,
+        environments: HasMemberships | Tensor | None = None,
+        *,
+        resolution: int | None = None,
+        progress: bool = True,
+        **settings: Any,
+    ) -> "LatentsInMemory":
+        """Encode images and their prompts with a pipeline's own VAE and text encoder.
+
+        Args:
+            pipe: a loaded pipeline, on any device; it is left as it is.
+            images: N images with prompts.
+            environments: as of the class.
+            resolution: side of the images in pixels; the pipeline's own if not given.
+            progress: show a progress bar.
+            settings: as of :class:`LatentDataModule`.
+
+        Raises:
+            ValueError: if environments are not of the images.
+
+        Example:
+            >>> from invdiff_pl import PromptedImages
+            >>> from invdiff_pl.backbones.architecture import tiny_pipeline
+            >>> images = PromptedImages(torch.rand(4, 3, 32, 32), ["a nurse", "a pilot"] * 2)
+            >>> pipe = tiny_pipeline(images.prompts)
+            >>> data = LatentsInMemory.from_images(pipe, images, progress=False)
+            >>> data.moments().shape, data.prompt_embeddings().shape
+            ((2, 8, 16, 16), torch.Size([3, 16, 16]))
+        """
+        # Refused before anything is encoded.
+        groups = None if environments is None else as_environments(environments, len(images))
+        side = resolution or own_resolution(pipe)
+        told = "encoding images" if progress else None
+        return cls(
+            torch.cat(list(encoded(pipe.vae, images, side, told=told))),
+            images.prompts,
+            images.prompt_ids,
+            embed_prompts(pipe, [*images.prompts, ""]).float().cpu(),
+            groups,
+            **settings,
+        )
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The distinct prompts."""
+        return self._prompts
+
+    @property
+    def has_environments(self) -> bool:
+        """Whether there are any."""
+        return self._environments is not None
+
+    def train_prompts(self) -> Tensor:
+        """The prompt of each image, int64 ``[N]``."""
+        return self._prompt_ids
+
+    def moments(self) -> RowSource:
+        """The latents."""
+        return self._moments
+
+    def prompt_embeddings(self) -> Tensor:
+        """Embeddings of every prompt and, last, of the empty one."""
+        return self._embeddings.float()
+
+    def inferred(self) -> Environments:
+        """The environments.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if self._environments is None:
+            raise InvDiffError("environments: none were given.")
+        return self._environments
