@@ -8,7 +8,7 @@ from invdiff_pl.callbacks.evaluation import SampleEvaluation
 from invdiff_pl.callbacks.fit_evaluation import FitEvaluation
 from invdiff_pl.callbacks.grids import SampleGrid
 from invdiff_pl.callbacks.heldout import HeldOutSelection
-from invdiff_pl.callbacks.local_batch import LocalBatch
+from invdiff_pl.callbacks.max_micro_batch import MaxMicroBatch
 from invdiff_pl.callbacks.progress import ProgressBar, ProgressLines
 from invdiff_pl.callbacks.resource_estimate import ResourceEstimate
 from invdiff_pl.callbacks.safety import StopOnDivergence, StopOnSigterm
@@ -22,7 +22,7 @@ __all__ = [
     "ExponentialMovingAverage",
     "FitEvaluation",
     "HeldOutSelection",
-    "LocalBatch",
+    "MaxMicroBatch",
     "ProgressBar",
     "ProgressLines",
     "ResourceEstimate",

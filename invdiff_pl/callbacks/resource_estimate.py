@@ -22,8 +22,8 @@ from invdiff_pl.utils.progress import in_time
 from invdiff_pl.utils.resources import free_memory, image_bytes, in_units, require_room
 
 _REMEDIES = {
-    True: "lower --scale.local_batch, set --scale.gradient_checkpointing=true, or choose a smaller "
-    "adapter (of the backbone: --scale.backbone_lora_rank)",
+    True: "lower --scale.max_micro_batch, set --scale.gradient_checkpointing=true, or choose a "
+    "smaller adapter (of the backbone: --scale.backbone_lora_rank)",
     False: "lower --scale.scoring_batch (environments) or --scale.sampling_batch (samples)",
 }
 # PNG hardly ever brings a picture below this part of its pixels.

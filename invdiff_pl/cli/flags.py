@@ -11,7 +11,7 @@ from invdiff_pl.utils.processes import LOCKED
 # Arguments of callbacks, and of others that several stages take, which have shared settings.
 _OF_CALLBACKS = {
     "compiled": "--scale.compile_denoiser",
-    "most": "--scale.local_batch",
+    "size": "--scale.max_micro_batch",
     "samples": "--scale.calibration_samples",
 }
 _SHARED = {

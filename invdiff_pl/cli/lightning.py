@@ -209,7 +209,7 @@ def run_lightning(command: str, arguments: Sequence[str]) -> None:
     except torch.OutOfMemoryError as error:
         reason = str(error).split(". ")[0]
         raise InvDiffError(
-            f"the device's memory is full ({reason}): lower --scale.local_batch (training), "
+            f"the device's memory is full ({reason}): lower --scale.max_micro_batch (training), "
             "--scale.scoring_batch or --scale.sampling_batch, or set "
             "--scale.gradient_checkpointing=true; finished steps and files are kept."
         ) from None

@@ -39,7 +39,7 @@ from invdiff_pl.data.scarce import without_rare_prompts
 from invdiff_pl.data.training import Batches, LatentDataModule
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import DAY, digest_json, remove_leftovers
-from invdiff_pl.utils.resources import Residence, image_bytes, place_for, require_room
+from invdiff_pl.utils.resources import LatentDevice, image_bytes, place_for, require_room
 from invdiff_pl.utils.tensors import read_tensors, write_tensors
 
 Split = Literal["train", "val", "test"]
@@ -73,7 +73,7 @@ class BiasedDataModule(LatentDataModule, ABC):
         held_out: share of each environment that training never sees, for held-out risks.
         seed: of the order of images and of the flips.
         workers: processes that load batches; 0 reads in the training process.
-        residence: where latents are held while they are trained on: ``disk`` reads each batch's
+        latent_device: where latents are held while they are trained on: ``disk`` reads each batch's
             rows from the shards; ``memory`` and ``device`` read all of them once; ``auto`` takes
             the device where they fill at most a quarter of what is free of its memory, else the
             host's memory on the same terms, else the disk.
@@ -103,7 +103,7 @@ class BiasedDataModule(LatentDataModule, ABC):
         held_out: float = 0.1,
         seed: int = 0,
         workers: int = 0,
-        residence: Residence = "disk",
+        latent_device: LatentDevice = "disk",
         embedding_dtype: Literal["float32", "float16"] = "float32",
         broken: Literal["fail", "skip"] = "fail",
         links: Literal["refuse", "follow"] = "refuse",
@@ -120,7 +120,7 @@ class BiasedDataModule(LatentDataModule, ABC):
         self.samples_per_prompt = samples_per_prompt
         self.environments = None if environments is None else Path(environments)
         self.soft_environments = soft_environments
-        self.residence = residence
+        self.latent_device = latent_device
         self.embedding_dtype: torch.dtype = getattr(torch, embedding_dtype)
         self.broken = broken
         self.links = links
@@ -327,14 +327,14 @@ class BiasedDataModule(LatentDataModule, ABC):
         return super().predict_dataloader()
 
     def moments(self) -> RowSource:
-        """The train split's latents, float16 ``[N, 2, 2C, h, w]``, where ``residence`` says."""
+        """The train split's latents, float16 ``[N, 2, 2C, h, w]``, where ``latent_device`` says."""
         if self._moments is None:
             shards = ShardedTensor(self._folder("latents", "train"))
             device, processes = torch.device("cpu"), 1
             if self.trainer is not None:
                 device = self.trainer.strategy.root_device
                 processes = max(1, self.trainer.num_devices)
-            place = place_for(shards.nbytes, self.residence, device, processes)
+            place = place_for(shards.nbytes, self.latent_device, device, processes)
             self._moments = shards if place is None else ResidentTensor.read(shards, place)
         return self._moments
 

@@ -267,7 +267,7 @@ class InvariantAdapter(pl.LightningModule):
     def figures(self) -> dict[str, Tensor]:
         """Scalars of the latest step, by their names in logs."""
         latest = self._latest
-        risks = latest.risks.masked_fill(latest.masses == 0, torch.nan)
+        risks = latest.risks.masked_fill(latest.group_weights == 0, torch.nan)
         by_environment = {f"train/risk/environment_{n}": risk for n, risk in enumerate(risks)}
         return {
             "train/mean_risk": latest.mean,
@@ -296,7 +296,7 @@ class InvariantAdapter(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Let the objective take in the whole batch's risks, once a step."""
-        self.rule.observe(self._latest.risks, self._latest.masses)
+        self.rule.observe(self._latest.risks, self._latest.group_weights)
 
     def _losses(self, batch: LatentBatch) -> Tensor:
         """Per-sample losses ``[B]`` of a (micro-)batch of the present step, weighted."""

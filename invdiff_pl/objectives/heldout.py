@@ -60,14 +60,14 @@ def held_out_weights(prompt_ids: Tensor, memberships: Tensor) -> Tensor:
         float64 ``[n, G]``; columns sum to 1, or to 0 where a group has no image.
     """
     weights = memberships.double()
-    masses = weights.new_zeros((int(prompt_ids.max()) + 1, weights.shape[1]))
-    masses.index_add_(0, prompt_ids, weights)
-    complete = (masses > 0).all(1)
+    group_weights = weights.new_zeros((int(prompt_ids.max()) + 1, weights.shape[1]))
+    group_weights.index_add_(0, prompt_ids, weights)
+    complete = (group_weights > 0).all(1)
     if complete.any():
         weights = weights * complete[prompt_ids][:, None]
-        masses = masses * complete[:, None]
-    weights = weights / masses[prompt_ids].clamp(min=torch.finfo(torch.float64).tiny)
-    return weights / (masses > 0).sum(0).clamp(min=1)
+        group_weights = group_weights * complete[:, None]
+    weights = weights / group_weights[prompt_ids].clamp(min=torch.finfo(torch.float64).tiny)
+    return weights / (group_weights > 0).sum(0).clamp(min=1)
 
 
 def worst_risk_bound(risks: Tensor) -> Tensor:
@@ -103,21 +103,23 @@ class HeldOutObjective:
         Args:
             losses: as the objective weighs them, float64 ``[n, bins]``.
         """
-        masses = self.weights.sum(0)
+        group_weights = self.weights.sum(0)
         risks = self.weights.T @ losses
-        values = torch.stack([self.rule.value(column, masses) for column in risks.T])
+        values = torch.stack([self.rule.value(column, group_weights) for column in risks.T])
         return float(self.shares @ values)
 
     def standard_error(self, losses: Tensor, others: Tensor) -> float:
         """Standard error of the difference in value between two sets of weights.
 
         Both met the same images, timesteps and noises, so it is that of the images' differences
-        within their cells, through the objective's slopes at ``others``. An image alone in its cell
-        adds nothing.
+        within their cells, through the objective's gradient at ``others``. An image alone in its
+        cell adds nothing.
         """
-        masses = self.weights.sum(0)
-        slopes = [self.rule.slopes(column, masses) for column in (self.weights.T @ others).T]
-        coefficients = self.weights @ torch.stack(slopes, dim=1)
+        group_weights = self.weights.sum(0)
+        gradient = [
+            self.rule.gradient(column, group_weights) for column in (self.weights.T @ others).T
+        ]
+        coefficients = self.weights @ torch.stack(gradient, dim=1)
         parts = ((losses - others) * coefficients) @ self.shares
         counts = self.cells.bincount().double()
         means = torch.zeros_like(counts).index_add_(0, self.cells, parts) / counts.clamp(min=1)

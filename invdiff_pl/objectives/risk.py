@@ -23,23 +23,23 @@ class Objective:
         loss: scalar whose gradient, averaged over ranks, is that of the global objective. Its
             value is not the objective's.
         risks: detached group risks over the global batch, ``[G]``, 0 for an absent group.
-        masses: detached sums of weights over the global batch, ``[G]``.
+        group_weights: detached sums of weights over the global batch, ``[G]``.
     """
 
     loss: Tensor
     risks: Tensor
-    masses: Tensor
+    group_weights: Tensor
 
     @property
     def mean(self) -> Tensor:
         """Mean risk of the groups that are there."""
-        return self.risks.sum() / (self.masses > 0).sum()
+        return self.risks.sum() / (self.group_weights > 0).sum()
 
     @property
     def variance(self) -> Tensor:
         """Sample variance of the group risks; 0 with fewer than two groups."""
-        groups = (self.masses > 0).sum()
-        deviations = torch.where(self.masses > 0, self.risks - self.mean, 0.0)
+        groups = (self.group_weights > 0).sum()
+        deviations = torch.where(self.group_weights > 0, self.risks - self.mean, 0.0)
         return deviations.square().sum() / (groups - 1).clamp(min=1)
 
 
@@ -56,10 +56,12 @@ def group_sums(losses: Tensor, weights: Tensor) -> Tensor:
 
 
 def group_risks(sums: Tensor) -> tuple[Tensor, Tensor]:
-    """Risks and masses ``[G]`` from :func:`group_sums`; an absent group has risk 0."""
-    totals, masses = sums
-    smallest = torch.finfo(masses.dtype).tiny
-    return torch.where(masses > 0, totals / masses.clamp(min=smallest), 0.0), masses
+    """Risks and group weights ``[G]`` from :func:`group_sums`; an absent group has risk 0."""
+    totals, group_weights = sums
+    smallest = torch.finfo(group_weights.dtype).tiny
+    return torch.where(
+        group_weights > 0, totals / group_weights.clamp(min=smallest), 0.0
+    ), group_weights
 
 
 def group_objective(
@@ -91,7 +93,9 @@ def group_objective(
         sums = group_sums(losses, weights)
         if reduce is not None:
             sums = reduce(sums)
-    risks, masses = group_risks(sums)
-    slopes = rule.slopes(risks, masses) / masses.clamp(min=torch.finfo(masses.dtype).tiny)
-    per_sample = (weights * slopes).sum(1).detach()
-    return Objective(world_size * (per_sample * losses).sum(), risks, masses)
+    risks, group_weights = group_risks(sums)
+    gradient = rule.gradient(risks, group_weights) / group_weights.clamp(
+        min=torch.finfo(group_weights.dtype).tiny
+    )
+    per_sample = (weights * gradient).sum(1).detach()
+    return Objective(world_size * (per_sample * losses).sum(), risks, group_weights)

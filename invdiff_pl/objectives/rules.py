@@ -19,22 +19,22 @@ class Rule(nn.Module, ABC):
     """
 
     @abstractmethod
-    def slopes(self, risks: Tensor, masses: Tensor) -> Tensor:
+    def gradient(self, risks: Tensor, group_weights: Tensor) -> Tensor:
         """Derivative of the rule in each group's risk.
 
         Args:
             risks: ``[G]``; 0 where the group is absent.
-            masses: ``[G]``, at least 0; 0 where the group is absent.
+            group_weights: ``[G]``, at least 0; 0 where the group is absent.
 
         Returns:
             ``[G]``; 0 where the group is absent.
         """
 
     @abstractmethod
-    def value(self, risks: Tensor, masses: Tensor) -> Tensor:
+    def value(self, risks: Tensor, group_weights: Tensor) -> Tensor:
         """What the rule aims to lower, a scalar; held-out risks are compared by it."""
 
-    def observe(self, risks: Tensor, masses: Tensor) -> None:
+    def observe(self, risks: Tensor, group_weights: Tensor) -> None:
         """Take in the risks of one whole batch, once an optimizer step."""
 
 
@@ -51,15 +51,15 @@ class VariancePenalty(Rule):
         self.penalty = penalty
         self.unbiased = unbiased
 
-    def slopes(self, risks: Tensor, masses: Tensor) -> Tensor:
+    def gradient(self, risks: Tensor, group_weights: Tensor) -> Tensor:
         """``1/G + 2 lambda (L_g - mean L) / (G - 1)``, or over ``G``."""
-        groups, deviations = _deviations(risks, masses)
-        slopes = 1 / groups + 2 * self.penalty * deviations / self._freedom(groups)
-        return torch.where(masses > 0, slopes, 0.0)
+        groups, deviations = _deviations(risks, group_weights)
+        gradient = 1 / groups + 2 * self.penalty * deviations / self._freedom(groups)
+        return torch.where(group_weights > 0, gradient, 0.0)
 
-    def value(self, risks: Tensor, masses: Tensor) -> Tensor:
+    def value(self, risks: Tensor, group_weights: Tensor) -> Tensor:
         """Mean and penalised variance of the groups that are there."""
-        groups, deviations = _deviations(risks, masses)
+        groups, deviations = _deviations(risks, group_weights)
         return risks.sum() / groups + self.penalty * deviations.square().sum() / self._freedom(
             groups
         )
@@ -86,18 +86,18 @@ class GroupDro(Rule):
         self.step_size = step_size
         self.register_buffer("log_weights", torch.zeros(groups))
 
-    def slopes(self, risks: Tensor, masses: Tensor) -> Tensor:
+    def gradient(self, risks: Tensor, group_weights: Tensor) -> Tensor:
         """The weights, over the groups that are there, as they stand after this batch's risks."""
         weights = (self.log_weights.to(risks) + self.step_size * risks).masked_fill(
-            masses == 0, -torch.inf
+            group_weights == 0, -torch.inf
         )
         return weights.softmax(0)
 
-    def value(self, risks: Tensor, masses: Tensor) -> Tensor:
+    def value(self, risks: Tensor, group_weights: Tensor) -> Tensor:
         """The worst group's risk."""
-        return risks.masked_fill(masses == 0, -torch.inf).max()
+        return risks.masked_fill(group_weights == 0, -torch.inf).max()
 
-    def observe(self, risks: Tensor, masses: Tensor) -> None:
+    def observe(self, risks: Tensor, group_weights: Tensor) -> None:
         """Keep the weights of this batch."""
         weights = self.log_weights + self.step_size * risks.to(self.log_weights)
         self.log_weights.copy_(weights.log_softmax(0))
@@ -106,35 +106,35 @@ class GroupDro(Rule):
 class Reweighting(Rule):
     """``mean_g L_g``: plain re-weighting, every group counts the same."""
 
-    def slopes(self, risks: Tensor, masses: Tensor) -> Tensor:
+    def gradient(self, risks: Tensor, group_weights: Tensor) -> Tensor:
         """``1/G``."""
-        return (masses > 0).to(masses) / _present(masses)
+        return (group_weights > 0).to(group_weights) / _present(group_weights)
 
-    def value(self, risks: Tensor, masses: Tensor) -> Tensor:
+    def value(self, risks: Tensor, group_weights: Tensor) -> Tensor:
         """The mean over groups that are there."""
-        return risks.sum() / _present(masses)
+        return risks.sum() / _present(group_weights)
 
 
 class EmpiricalRisk(Rule):
     """The mean loss of all samples: groups count by their mass, that is, not at all."""
 
-    def slopes(self, risks: Tensor, masses: Tensor) -> Tensor:
+    def gradient(self, risks: Tensor, group_weights: Tensor) -> Tensor:
         """Each group's share of the mass."""
-        return masses / masses.sum()
+        return group_weights / group_weights.sum()
 
-    def value(self, risks: Tensor, masses: Tensor) -> Tensor:
+    def value(self, risks: Tensor, group_weights: Tensor) -> Tensor:
         """The mean over samples."""
-        return (risks * masses).sum() / masses.sum()
+        return (risks * group_weights).sum() / group_weights.sum()
 
 
-def _present(masses: Tensor) -> Tensor:
-    return (masses > 0).sum()
+def _present(group_weights: Tensor) -> Tensor:
+    return (group_weights > 0).sum()
 
 
-def _deviations(risks: Tensor, masses: Tensor) -> tuple[Tensor, Tensor]:
+def _deviations(risks: Tensor, group_weights: Tensor) -> tuple[Tensor, Tensor]:
     """Number of groups that are there, and their risks less their mean, ``[G]``."""
-    groups = _present(masses)
-    return groups, torch.where(masses > 0, risks - risks.sum() / groups, 0.0)
+    groups = _present(group_weights)
+    return groups, torch.where(group_weights > 0, risks - risks.sum() / groups, 0.0)
 
 
 RULES: dict[str, Callable[..., Rule]] = {

@@ -13,7 +13,7 @@ import torch
 
 from invdiff_pl.utils.errors import InvDiffError
 
-Residence = Literal["auto", "device", "memory", "disk"]
+LatentDevice = Literal["auto", "device", "memory", "disk"]
 RESIDENCES = ("auto", "device", "memory", "disk")
 # `auto` holds a cache where it takes at most this part of what is free: the rest is for training.
 RESIDENT_SHARE = 0.25
@@ -52,23 +52,23 @@ def _cgroup_room() -> list[int]:
 
 
 def place_for(
-    size: int, residence: Residence, device: torch.device, processes: int = 1
+    size: int, latent_device: LatentDevice, device: torch.device, processes: int = 1
 ) -> torch.device | None:
     """Where a cache is held: on the device, in the host's memory, or (``None``) on the disk.
 
     Args:
         size: of the cache, bytes.
-        residence: ``device``, ``memory`` or ``disk``; or ``auto``, the first of them where it takes
-            at most a quarter of what is free.
+        latent_device: ``device``, ``memory`` or ``disk``; or ``auto``, the first of them where it
+            takes at most a quarter of what is free.
         device: that trains.
         processes: of this machine that share its memory, each with a copy.
     """
     host = torch.device("cpu")
-    if residence == "disk":
+    if latent_device == "disk":
         return None
-    if residence == "device":
+    if latent_device == "device":
         return device
-    if residence == "memory":
+    if latent_device == "memory":
         return host
     for place, copies in ((device, 1 if device.type == "cuda" else processes), (host, processes)):
         free = free_memory(place)

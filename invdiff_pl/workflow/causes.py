@@ -33,7 +33,7 @@ _LIGHTNING = (
     *("StochasticWeightAveraging", "Timer", "WeightAveraging"),
 )
 # Of the data: where rows are held and who reads them.
-_HELD = ("residence", "workers")
+_HELD = ("latent_device", "workers")
 # Of the model: how much memory it takes, and the bound that its samples stay below.
 _UNCOUNTED_MODEL = ("gradient_checkpointing", "max_samples")
 

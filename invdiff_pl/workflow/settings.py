@@ -52,17 +52,17 @@ class ScaleSettings:
         adapter_warmup: optimizer steps over which the adapter's rate rises to its peak.
         adapter: kind of adapter, see ``invdiff_pl.adapters``.
         adapter_settings: of that kind.
-        local_batch: most samples a device and pass of training; larger shares of the global batch
+        max_micro_batch: most samples a device and pass of training; larger shares of the global batch
             are accumulated over several passes. No limit if not given.
         gradient_checkpointing: recompute activations of training, for less memory and more time.
         compile_denoiser: let ``torch.compile`` fuse the denoiser's operations: faster after a
             minute, and equal up to rounding.
         channels_last: hold the denoiser's weights with channels in the innermost place.
-        residence: where latents are held while they are trained on, see
+        latent_device: where latents are held while they are trained on, see
             ``invdiff_pl.data.base.BiasedDataModule``.
         embedding_dtype: in which prompt embeddings are cached.
-        look_every: optimizer steps between held-out measurements, pictures and quick looks.
-        look_samples: samples of each prompt in a quick look.
+        eval_every_n_steps: optimizer steps between held-out measurements, pictures and quick looks.
+        eval_samples: samples of each prompt in a quick look.
         calibration_samples: over all prompts, at each scale that is tried after training.
         calibration_steps: denoising steps of these.
         calibration_guidance: guidance scale of these.
@@ -91,14 +91,14 @@ class ScaleSettings:
     adapter_warmup: int = 20
     adapter: str = "lora"
     adapter_settings: dict[str, Any] = field(default_factory=dict)
-    local_batch: int | None = None
+    max_micro_batch: int | None = None
     gradient_checkpointing: bool = False
     compile_denoiser: bool = False
     channels_last: bool = False
-    residence: str = "disk"
+    latent_device: str = "disk"
     embedding_dtype: str = "float32"
-    look_every: int = 100
-    look_samples: int = 16
+    eval_every_n_steps: int = 100
+    eval_samples: int = 16
     calibration_samples: int = 512
     calibration_steps: int = 20
     calibration_guidance: float = 1.0

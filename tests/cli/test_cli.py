@@ -118,7 +118,7 @@ def test_wrong_flags_are_told_in_one_line(flag: str, named: str, capsys) -> None
             "--model.loss_weighting=snr: expected one of none, min",
         ),
         ("adapter", "--model.objective_settings.size=1", "--model.objective_settings: ['size']"),
-        ("adapter", "--scale.local_batch=0", "--scale.local_batch=0: expected at"),
+        ("adapter", "--scale.max_micro_batch=0", "--scale.max_micro_batch=0: expected at"),
         ("adapter", "--scale.calibration_samples=-1", "--scale.calibration_samples=-1: "),
         ("adapter", "--trainer.max_steps=-5", "Trainer cannot be built (MisconfigurationExc"),
         ("adapter", "--model.lambda_=${nope}", "nope"),

@@ -41,7 +41,7 @@ def test_arguments_have_the_flags_of_the_class_that_takes_them(adapter_stage) ->
         "batch_size": "--data.batch_size",
         "extractor": "--evaluation.extractor",
         "run_dir": "--experiment.run_dir",
-        "most": "--scale.local_batch",
+        "size": "--scale.max_micro_batch",
         "compiled": "--scale.compile_denoiser",
         "samples": "--scale.calibration_samples",
         "trainer": "--trainer",

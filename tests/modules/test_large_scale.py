@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from invdiff_pl.adapters import build_adapter, load_adapter
 from invdiff_pl.backbones.pipeline import load_pipeline
-from invdiff_pl.callbacks import LocalBatch, ResourceEstimate, SampleGrid, SaveAdapter
-from invdiff_pl.callbacks.local_batch import micro_batches
+from invdiff_pl.callbacks import MaxMicroBatch, ResourceEstimate, SampleGrid, SaveAdapter
+from invdiff_pl.callbacks.max_micro_batch import micro_batches
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
 from invdiff_pl.modules import Backbone, ConditionalSampler, EnvironmentInference, InvariantAdapter
 from invdiff_pl.utils import resources
@@ -185,8 +185,8 @@ def test_low_rank_fine_tuning_writes_a_folder_that_stock_diffusers_loads(
 def test_local_batches_are_as_large_as_allowed_on_any_number_of_devices() -> None:
     assert [micro_batches(64, devices, 16) for devices in (1, 2, 3, 4, 8)] == [4, 2, 2, 1, 1]
     assert micro_batches(48, 1, 48) == 1
-    with pytest.raises(InvDiffError, match="local_batch=0"):
-        LocalBatch(0)
+    with pytest.raises(InvDiffError, match="max_micro_batch=0"):
+        MaxMicroBatch(0)
 
 
 class _Gradients(pl.Callback):
@@ -217,7 +217,7 @@ def test_a_run_resumed_at_another_local_batch_goes_on_with_the_same_gradients(
             folder,
             max_steps=4,
             enable_checkpointing=True,
-            callbacks=[LocalBatch(most), gradients, checkpoints],
+            callbacks=[MaxMicroBatch(most), gradients, checkpoints],
         )
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
         return gradients.kept
@@ -236,9 +236,9 @@ def test_the_estimate_of_training_counts_what_is_there_and_is_told_first(
     module_of, tiny_backbone, environments, tmp_path, capsys
 ) -> None:
     module = InvariantAdapter(str(tiny_backbone))
-    data = module_of(environments=str(environments), batch_size=12, residence="memory")
+    data = module_of(environments=str(environments), batch_size=12, latent_device="memory")
     callback = ResourceEstimate(warm_up=1, timed=2)
-    _trainer(tmp_path, callbacks=[LocalBatch(6), callback], max_steps=5).fit(
+    _trainer(tmp_path, callbacks=[MaxMicroBatch(6), callback], max_steps=5).fit(
         module, datamodule=data
     )
     found = callback.parts
@@ -303,7 +303,7 @@ def test_what_does_not_fit_is_refused_before_the_first_step(
         _trainer(tmp_path / "adapter", callbacks=[ResourceEstimate()]).fit(module, datamodule=data)
     assert not (tmp_path / "adapter" / "adapter").exists()
     monkeypatch.setattr(free, lambda device: -(1 << 30))
-    with pytest.raises(InvDiffError, match=r"cannot fit .*--scale\.local_batch"):
+    with pytest.raises(InvDiffError, match=r"cannot fit .*--scale\.max_micro_batch"):
         _trainer(tmp_path / "adapter", callbacks=[ResourceEstimate()]).fit(module, datamodule=data)
 
 
@@ -354,13 +354,13 @@ def test_prompt_embeddings_are_cached_in_half_precision_by_key(
     assert torch.equal(computed, read)
 
 
-@pytest.mark.parametrize("residence", ["memory", "device", "auto"])
+@pytest.mark.parametrize("latent_device", ["memory", "device", "auto"])
 def test_batches_do_not_depend_on_where_latents_are_held(
-    residence: str, module_of, environments
+    latent_device: str, module_of, environments
 ) -> None:
     rows = torch.tensor([3, 0, 3, 9])
     read = module_of(environments=str(environments)).training_latents(rows)
-    held = module_of(environments=str(environments), residence=residence)
+    held = module_of(environments=str(environments), latent_device=latent_device)
     batch = held.training_latents(rows)
     assert batch.keys() == read.keys()
     assert all(

@@ -14,14 +14,16 @@ PENALTY = 3.0
 GROUPS = 3
 STEP = 0.5
 Risks = Callable[[Tensor, Tensor], Tensor]
-# What METHOD and the papers write, of risks and masses; autograd differentiates it.
+# What METHOD and the papers write, of risks and group weights; autograd differentiates it.
 DEFINITIONS: dict[str, Risks] = {
-    "variance": lambda risks, masses: risks.mean() + PENALTY * risks.var(unbiased=True),
+    "variance": lambda risks, group_weights: risks.mean() + PENALTY * risks.var(unbiased=True),
     "population_variance": lambda r, m: r.mean() + PENALTY * r.var(unbiased=False),
     # Weights updated by this batch's risks, then held fixed (Sagawa et al., algorithm 1).
     "group_dro": lambda r, m: (r * _dro_weights(r.detach())).sum(),
-    "reweighting": lambda risks, masses: risks.mean(),
-    "empirical_risk": lambda risks, masses: (risks * masses).sum() / masses.sum(),
+    "reweighting": lambda risks, group_weights: risks.mean(),
+    "empirical_risk": lambda risks, group_weights: (
+        (risks * group_weights).sum() / group_weights.sum()
+    ),
 }
 NAMES = list(DEFINITIONS)
 
@@ -56,9 +58,9 @@ def _defined_gradient(name: str, soft: bool) -> Tensor:
     """Autograd through the definition, on the whole batch."""
     inputs, weights, network = _case(soft)
     losses = _losses(network, inputs)
-    masses = weights.sum(0)
-    risks = (weights * losses[:, None]).sum(0) / masses
-    DEFINITIONS[name](risks, masses).backward()
+    group_weights = weights.sum(0)
+    risks = (weights * losses[:, None]).sum(0) / group_weights
+    DEFINITIONS[name](risks, group_weights).backward()
     assert network.weight.grad is not None
     return network.weight.grad
 
@@ -135,8 +137,8 @@ def test_risks_mean_and_sample_variance_of_a_case_by_hand() -> None:
 
 
 def test_values_are_those_of_the_definitions() -> None:
-    risks, masses = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([4.0, 2.0, 2.0])
-    values = {name: _rule(name).value(risks, masses).item() for name in NAMES}
+    risks, group_weights = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([4.0, 2.0, 2.0])
+    values = {name: _rule(name).value(risks, group_weights).item() for name in NAMES}
     assert values == pytest.approx(
         {
             "variance": 3 + PENALTY * 7,
@@ -178,12 +180,12 @@ def test_one_group_has_no_penalty() -> None:
 
 def test_group_dro_comes_to_weigh_the_group_that_stays_worst() -> None:
     rule = build_rule("group_dro", 2, 0.0, step_size=1.0)
-    risks, masses = torch.tensor([1.0, 2.0]), torch.ones(2)
+    risks, group_weights = torch.tensor([1.0, 2.0]), torch.ones(2)
     for _ in range(3):
-        rule.observe(risks, masses)
+        rule.observe(risks, group_weights)
     # exp(3 * 2 + 2) against exp(3 * 1 + 1): this batch's risks count already.
     expected = torch.tensor([4.0, 8.0]).softmax(0)
-    torch.testing.assert_close(rule.slopes(risks, masses), expected)
+    torch.testing.assert_close(rule.gradient(risks, group_weights), expected)
 
 
 def test_unknown_names_settings_and_a_negative_penalty_are_refused() -> None:

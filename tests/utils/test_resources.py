@@ -37,7 +37,7 @@ def test_free_memory_is_what_the_system_can_give_within_the_control_groups_limit
 
 
 @pytest.mark.parametrize(
-    ("size", "residence", "device", "processes", "place"),
+    ("size", "latent_device", "device", "processes", "place"),
     [
         (25, "auto", "cuda", 8, "cuda"),  # a quarter of the device's 100
         (26, "auto", "cuda", 1, "cpu"),  # a quarter of the host's 400
@@ -50,11 +50,11 @@ def test_free_memory_is_what_the_system_can_give_within_the_control_groups_limit
     ],
 )
 def test_a_cache_is_held_where_it_fits(
-    size, residence, device, processes, place, monkeypatch
+    size, latent_device, device, processes, place, monkeypatch
 ) -> None:
     free = {"cuda": 100, "cpu": 400}
     monkeypatch.setattr(plan, "free_memory", lambda where: free[where.type])
-    found = place_for(size, residence, torch.device(device), processes)
+    found = place_for(size, latent_device, torch.device(device), processes)
     assert found == (None if place is None else torch.device(place))
 
 

@@ -134,7 +134,7 @@ def test_a_finished_stage_is_due_after_a_change_and_says_why(package: Path, caps
         ["--trainer.callbacks+=LearningRateMonitor"],
         ["--trainer.callbacks+=invdiff_pl.callbacks.SampleGrid"],
         ["--trainer.devices=2", "--trainer.enable_progress_bar=false"],
-        ["--model.gradient_checkpointing=true", "--adapter.data.residence=memory"],
+        ["--model.gradient_checkpointing=true", "--adapter.data.latent_device=memory"],
     ],
 )  # fmt: skip
 def test_flags_of_who_watches_make_nothing_due(flags: list[str], mine: None) -> None:

@@ -51,8 +51,8 @@ def _stale(before: Experiment, after: Experiment) -> set[str]:
         ("--trainer.max_steps=5", {"adapter", "samples", "report"}),
         ("--scale.adapter_steps=5", {"adapter", "samples", "report"}),
         ("--scale.sampling_steps=5", {"samples", "report"}),
-        ("--scale.residence=memory", set()),
-        ("--scale.local_batch=8", set()),
+        ("--scale.latent_device=memory", set()),
+        ("--scale.max_micro_batch=8", set()),
         ("--scale.gradient_checkpointing=true", set()),
         ("--scale.compile_denoiser=true", set()),
         ("--scale.channels_last=true", set()),
@@ -162,7 +162,7 @@ def test_a_backbone_that_cannot_be_used_is_refused_before_any_stage_runs(
         ("--environments.model.score=x", "environments"),
         ("--evaluation.extractor=x", "classifier"),
         ("--environments.model.own_draws=9", "environments"),
-        ("--data.residence=x", "classifier"),
+        ("--data.latent_device=x", "classifier"),
     ],
 )
 def test_a_wrong_name_or_value_is_refused_before_any_stage_runs(

@@ -9,7 +9,7 @@ from invdiff_pl.modules.common import data_module
 from invdiff_pl.utils.errors import InvDiffError
 
 
-class LocalBatch(pl.Callback):
+class MaxMicroBatch(pl.Callback):
     """Sets ``accumulate_grad_batches`` so that no device holds more than so many samples at once.
 
     The global batch stays what it is, and so does what is trained, to rounding: with more devices
@@ -17,23 +17,23 @@ class LocalBatch(pl.Callback):
     it stood at.
 
     Args:
-        most: samples a device and pass; ``None`` leaves the trainer's setting alone.
+        size: samples a device and pass; ``None`` leaves the trainer's setting alone.
     """
 
-    def __init__(self, most: int | None = None) -> None:
-        if most is not None and most < 1:
-            raise InvDiffError(f"most={most}: expected at least 1, or none for no limit.", "most")
-        self.most = most
+    def __init__(self, size: int | None = None) -> None:
+        if size is not None and size < 1:
+            raise InvDiffError(f"size={size}: expected at least 1, or none for no limit.", "size")
+        self.size = size
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Choose the number of micro-batches."""
-        if self.most is not None:
+        if self.size is not None:
             batch = data_module(pl_module).batch_size
-            trainer.accumulate_grad_batches = micro_batches(batch, trainer.world_size, self.most)
+            trainer.accumulate_grad_batches = micro_batches(batch, trainer.world_size, self.size)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count what a checkpoint has seen in micro-batches of the present number."""
-        if self.most is not None:
+        if self.size is not None:
             seen = trainer.global_step * trainer.accumulate_grad_batches
             loop = trainer.fit_loop.epoch_loop
             current: Any = loop.batch_progress.current
