@@ -52,8 +52,8 @@ class ScaleSettings:
         adapter_warmup: optimizer steps over which the adapter's rate rises to its peak.
         adapter: kind of adapter, see ``invdiff_pl.adapters``.
         adapter_settings: of that kind.
-        max_micro_batch: most samples a device and pass of training; larger shares of the global batch
-            are accumulated over several passes. No limit if not given.
+        max_micro_batch: most samples a device and pass of training; larger shares of the global
+            batch are accumulated over several passes. No limit if not given.
         gradient_checkpointing: recompute activations of training, for less memory and more time.
         compile_denoiser: let ``torch.compile`` fuse the denoiser's operations: faster after a
             minute, and equal up to rounding.
