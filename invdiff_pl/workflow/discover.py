@@ -235,7 +235,7 @@ def discover(
         candidates, best first; none where nothing was found.
 
     Raises:
-        ValueError: if embeddings are not of the images.
+        ValueError: if no prompt repeats, or embeddings are not of the images.
 
     Example:
         >>> import torch
@@ -254,6 +254,12 @@ def discover(
         >>> list(found[0].to_pandas().columns)
         ['prompt', 'group', 'probability', 'conflict']
     """
+    if len(images.prompts) == len(images):
+        raise InvDiffError(
+            f"images: each of the {len(images)} prompts occurs once, and images of one prompt are "
+            "compared with each other; give them prompts that repeat, such as one text for all, or "
+            'PromptedImages.from_folder(folder, prompts_from="words:nurse,doctor").'
+        )
     if embeddings is None:
         features = _features(pipe, images, resolution, batch_size, seed, progress)
     elif embeddings.ndim != 2 or len(embeddings) != len(images):

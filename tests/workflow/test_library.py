@@ -313,6 +313,12 @@ def test_discover_finds_what_goes_along_with_prompts_and_leaves_the_pipeline_alo
     assert lora.trained
 
 
+def test_discover_refuses_captions_that_occur_once_each(pipe) -> None:
+    images = inv.PromptedImages(torch.zeros(3, 3, 32, 32), ["a", "b", "c"])
+    with pytest.raises(ValueError, match="each of the 3 prompts occurs once"):
+        inv.discover(pipe, images, progress=False)
+
+
 def test_discover_takes_features_of_ones_own(pipe) -> None:
     images, against = _biased_images()
     noise = torch.randn(160, 4, generator=torch.Generator().manual_seed(2))
