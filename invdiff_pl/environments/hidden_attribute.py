@@ -6,50 +6,52 @@ Image i of prompt p has features, on D principal components,
 
     z_i = m_p + delta_{a_i} + e_i,      a_i ~ Categorical(pi_p),      e_i ~ N(0, Sigma).
 
-What the prompt names shifts all its images alike and is in ``m_p``. The hidden attribute ``a`` takes
-one of K values, which look the same in every prompt (``delta``) but are not equally frequent in them
-(``pi_p``). A *bias* is a ``pi_p`` that differs between prompts; an image goes against it where its
-value is rarer in its own prompt than elsewhere:
+What the prompt names shifts all its images alike and is in ``m_p``. The hidden attribute ``a``
+takes one of K values, which look the same in every prompt (``delta``) but are not equally frequent
+in them (``pi_p``). A *bias* is a ``pi_p`` that differs between prompts; an image goes against it
+where its value is rarer in its own prompt than elsewhere:
 
     conflict_i = - sum_k r_ik log(pi_pk / mean_q pi_qk),      r_ik = P(a_i = k | z_i).
 
 Fitting
 -------
-Centre z by prompt and whiten, so that its covariance within prompts is I. Write rbar_p for the mean of
-a prompt's r. Expectation maximisation then has closed steps:
+Centre z by prompt and whiten, so that its covariance within prompts is I. Write rbar_p for the
+mean of a prompt's r. Expectation maximisation then has closed steps:
 
     delta = A^-1 B,  A = diag(mean r) - mean_p rbar_p rbar_p',  B = mean (r_i - rbar_p) z_i'
     m_p = - rbar_p delta,   Sigma = I - B' delta,   pi_p = rbar_p
     r_ik ~ pi_pk exp(delta_k' Sigma^-1 (z_i - m_p - delta_k / 2))
 
-For K = 2 everything happens along w = Sigma^-1 (delta_1 - delta_0), so many starts are climbed at once.
+For K = 2 everything happens along w = Sigma^-1 (delta_1 - delta_0), so many starts are climbed at
+once.
 
 Where to start
 --------------
-The third cumulant of a minority of share pi is ``pi (1 - pi) (1 - 2 pi)`` times the distance cubed: it
-changes its sign where another prompt has the mirrored share, which covariances cannot tell. Half of
-the starts climb the spread over prompts of a bounded skewness, ``mean tanh(y / sd)``; the others are
-random directions, for attributes that are not skewed. An attribute of many values (a place that is one
-of twenty scenes) has no such direction: there K values start from k-means of features that are *not*
-centred by prompt, and the fit finds the ``m_p``.
+The third cumulant of a minority of share pi is ``pi (1 - pi) (1 - 2 pi)`` times the distance
+cubed: it changes its sign where another prompt has the mirrored share, which covariances cannot
+tell. Half of the starts climb the spread over prompts of a bounded skewness, ``mean tanh(y /
+sd)``; the others are random directions, for attributes that are not skewed. An attribute of many
+values (a place that is one of twenty scenes) has no such direction: there K values start from
+k-means of features that are *not* centred by prompt, and the fit finds the ``m_p``.
 
 What counts
 -----------
-*Clear*: the log-likelihood an image that two groups gain over one of the prompt's own width, in all
-but the ``quantile`` least clear prompts. *Shared*: values that (nearly) all prompts have; what one
-prompt alone shows cannot go along with prompts. *Informative*: the log-likelihood ratio of own over
-equal shares, in nats an image, less what chance adds (half its degrees of freedom): ``evidence``.
-*Aligned*: each prompt refits its groups alone, and their differences must point the same way in all
-prompts; otherwise which group of one prompt answers to which of another is not in the data.
+*Clear*: the log-likelihood an image that two groups gain over one of the prompt's own width, in
+all but the ``quantile`` least clear prompts. *Shared*: values that (nearly) all prompts have; what
+one prompt alone shows cannot go along with prompts. *Informative*: the log-likelihood ratio of own
+over equal shares, in nats an image, less what chance adds (half its degrees of freedom):
+``evidence``. *Aligned*: each prompt refits its groups alone, and their differences must point the
+same way in all prompts; otherwise which group of one prompt answers to which of another is not in
+the data.
 
 The test
 --------
-``p_value`` is the larger of two, both by resampling. *Shares*: residuals are dealt anew over prompts,
-which makes all prompts alike but for ``m_p``, and the whole search is repeated (whitening and starts
-included); the largest ratio found is what chance does. *Alignment*: the differences between groups of
-each prompt are turned by random rotations, which makes prompts unrelated. A bias is reported where
-both are at most ``alpha`` (over the candidates shown, by Bonferroni), so where either kind of nothing
-holds it is reported in at most ``alpha`` of data sets.
+``p_value`` is the larger of two, both by resampling. *Shares*: residuals are dealt anew over
+prompts, which makes all prompts alike but for ``m_p``, and the whole search is repeated (whitening
+and starts included); the largest ratio found is what chance does. *Alignment*: the differences
+between groups of each prompt are turned by random rotations, which makes prompts unrelated. A bias
+is reported where both are at most ``alpha`` (over the candidates shown, by Bonferroni), so where
+either kind of nothing holds it is reported in at most ``alpha`` of data sets.
 """
 
 from collections.abc import Sequence
@@ -58,6 +60,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from invdiff_pl.backbones.draws import generator
 from invdiff_pl.environments.shared_values import (
@@ -81,11 +84,15 @@ _MOST_PARTS = 20
 _ALONE_ROUNDS = 10
 _ROTATIONS = 199
 # Images of a resample: under the null, ratios hardly depend on how many there are (Wilks).
-_NULL_IMAGES = 2000
+_NULL_IMAGES = 1500
 # A part has a value from this share of its images on; a value is shared if it is not one that
-# more than `quantile` of the parts lack, and an attribute if this much of all images has such values.
+# more than `quantile` of the parts lack; an attribute is, if this much of all images has such.
 _LEAST_SHARE = 0.003
 _SHARED = 0.8
+# Many values tell a little of what is named, too, so they must tell this much more than two do.
+_MUCH_MORE = 2.0
+# Cosine from which on two attributes of two values are one.
+_SAME_ATTRIBUTE = 0.5
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ class HiddenAttributeSettings:
 
     Attributes:
         components: D, principal components within prompts. Few keep out pairs of unlike things; 20
-            instead of 10 leaves race of the rendered FairFace hardly aligned (cosine 0.3, not 0.94).
+            instead of 10 leave race of the rendered FairFace hardly aligned (0.3, not 0.94).
         starts: starting points for attributes of two values; half of them directions of skewness.
         values: K, numbers of values that are tried beside two; none looks for two values only.
         candidates: the most that are returned.
@@ -125,12 +132,14 @@ class Candidate:
 
     Attributes:
         memberships: probability of each value, the most frequent first, float64 ``[N, G]``.
-        shares: of each value in each prompt, float64 ``[P, G]``; not a number for a prompt without images.
-        conflict: how much an image's value is rarer in its own prompt than elsewhere, in nats, float64 ``[N]``.
+        shares: of each value in each prompt, float64 ``[P, G]``; not a number where it has no images.
+        conflict: how much an image's value is rarer in its own prompt than elsewhere, in nats,
+            float64 ``[N]``.
         evidence: what the value tells of the prompt, in nats an image, at least 0.
-        gain: log-likelihood an image of the groups over one group in the less clear prompts, in nats.
+        gain: log-likelihood an image of the groups over one in the less clear prompts, in nats.
         alignment: cosine between prompts of what tells the groups apart, in [-1, 1].
-        p_value: of the test in this module's docstring, in (0, 1]; 1 where nothing can be tested.
+        p_value: of the test in this module's docstring, in (0, 1]; 1 where shares differ by less
+            than ``least_difference`` or nothing can be tested.
         verdict: ``"bias"``; ``"no bias"``; ``"unaligned"`` if prompts show groups in different
             shares which have nothing to do with each other; ``"untestable"``.
         reason: the verdict in a sentence.
@@ -154,14 +163,24 @@ class _Judged:
     fit: Fit
     gain: float
     shared: float
-    ratio: float
-    evidence: float
+    ratio: float = 0.0
+    evidence: float = 0.0
     alignment: float = 0.0
     p_alignment: float = 1.0
 
     @property
+    def values(self) -> int:
+        return len(self.fit.delta)
+
+    @property
     def possible(self) -> bool:
         return self.gain > 0 and self.shared >= _SHARED
+
+    @property
+    def strength(self) -> float:
+        """Of two values how clear times how uneven; of more, whose gain says little, how uneven."""
+        clear = max(self.gain, 0.0) if self.values == 2 else 1.0
+        return clear * self.ratio**0.5
 
 
 def find_hidden_attributes(
@@ -175,8 +194,8 @@ def find_hidden_attributes(
         settings: how.
 
     Returns:
-        those that all prompts share in the same direction first, by evidence; then the others, by how
-        clear they are. Empty where features do not vary.
+        those that are aligned first, the clearest and most uneven of them ahead; then the others,
+        by how clear they are. Empty where features do not vary.
 
     Raises:
         ValueError: if shapes do not match, or features are not finite.
@@ -202,19 +221,27 @@ def find_hidden_attributes(
         return []
     parts = _parts_of(numbers)
     judged = [_aligned(each, space, parts, settings) for each in _search(space, parts, settings)]
-    level = settings.alpha / settings.candidates
-    judged.sort(
-        key=lambda each: (
-            each.possible and each.p_alignment <= level,
-            each.possible,
-            each.evidence if each.p_alignment <= level else each.gain,
-        ),
-        reverse=True,
-    )
-    judged = judged[: settings.candidates]
-    nulls = _null_ratios(space, parts, judged, settings)
+    judged = _ranked(judged, settings)[: settings.candidates]
+    nulls = _null_strengths(space, parts, judged, settings)
     values = space.of(features, prompts)
     return [_candidate(each, values, prompts, parts, nulls, settings) for each in judged]
+
+
+def _ranked(judged: list[_Judged], settings: HiddenAttributeSettings) -> list[_Judged]:
+    """Aligned ones first, by strength; one of many values ahead if it tells more than they do."""
+    level = settings.alpha / settings.candidates
+
+    def order(each: _Judged) -> tuple[bool, bool, float]:
+        aligned = each.possible and each.p_alignment <= level
+        return aligned, each.possible, each.strength if aligned else each.gain
+
+    two = sorted((each for each in judged if each.values == 2), key=order, reverse=True)
+    many = [each for each in judged if each.values > 2 and order(each)[0]]
+    if many:
+        best = max(many, key=lambda each: each.evidence)
+        if not two or not order(two[0])[0] or best.evidence > _MUCH_MORE * two[0].evidence:
+            return [best, *two]
+    return two
 
 
 def _check(features: Tensor, prompts: Tensor) -> None:
@@ -236,7 +263,7 @@ def _searched_rows(count: int, settings: HiddenAttributeSettings) -> Tensor:
 
 
 def _parts_of(prompts: Tensor) -> Tensor:
-    """Parts of the images that judge for themselves, int64 ``[N]``: prompts, small ones together."""
+    """Parts of the images that judge by themselves, int64 ``[N]``: prompts, small ones together."""
     counts = prompts.bincount()
     least = max(_PART_IMAGES, -(-len(prompts) // _MOST_PARTS))
     part, filled = 0, 0
@@ -261,6 +288,7 @@ def _search(
         _judged(fit, space, parts, settings)
         for fit in two_value_fits(space, settings.starts, source)
     ]
+    found = _unlike(found)
     for groups in settings.values if values is None else values:
         if len(space.values) < 20 * groups:
             continue
@@ -269,18 +297,35 @@ def _search(
     return found
 
 
+def _unlike(found: list[_Judged]) -> list[_Judged]:
+    """Without those of two values that lie as much in the direction of a clearer one.
+
+    Independent attributes lie at right angles in whitened features. What does not is the same one,
+    with some prompts' places mistaken.
+    """
+    kept: list[_Judged] = []
+    for each in sorted(found, key=lambda each: -each.gain):
+        apart = [other.fit.delta[1] - other.fit.delta[0] for other in (each, *kept)]
+        cosines = [cosine_similarity(apart[0], other, dim=0).abs() for other in apart[1:]]
+        if all(cosine < _SAME_ATTRIBUTE for cosine in cosines):
+            kept.append(each)
+    return kept
+
+
 def _judged(fit: Fit, space: Space, parts: Tensor, settings: HiddenAttributeSettings) -> _Judged:
-    """How clear, shared and informative a fit is."""
+    """How clear and shared a fit is and, if it may be an attribute, how informative."""
+    gains = fit.gains(space, parts).sort().values
+    gain = float(gains[int(settings.quantile * len(gains))])
+    had = prompt_means(fit.memberships, parts) >= _LEAST_SHARE
+    common = had.double().mean(0) >= 1 - settings.quantile
+    shared = float(fit.memberships.mean(0)[common].sum())
+    judged = _Judged(fit, gain, shared)
+    if not judged.possible:
+        return judged
     ratio = log_likelihood_ratio(fit, space)
     prompts, groups = fit.shares.shape
     information = (ratio - (prompts - 1) * (groups - 1)) / (2 * len(space.values))
-    own = prompt_means(fit.memberships, parts)
-    had = own >= _LEAST_SHARE
-    common = had.double().mean(0) >= 1 - settings.quantile
-    shared = float(fit.memberships.mean(0)[common].sum())
-    gains = fit.gains(space, parts).sort().values
-    gain = float(gains[int(settings.quantile * len(gains))])
-    return _Judged(fit, gain, shared, ratio, max(information, 0.0))
+    return replace(judged, ratio=ratio, evidence=max(information, 0.0))
 
 
 def _aligned(
@@ -318,28 +363,31 @@ def _mean_cosine(centroids: Tensor, masses: Tensor) -> Tensor:
     return inner / (lengths.sum(1).square() - lengths.square().sum(1)).clamp(min=1e-12)
 
 
-def _null_ratios(
+def _null_strengths(
     space: Space, parts: Tensor, judged: list[_Judged], settings: HiddenAttributeSettings
 ) -> dict[int, Tensor]:
-    """Largest ratio of own over equal shares where all prompts are alike, by number of values."""
-    wanted = {each.fit.memberships.shape[1] for each in judged if each.possible}
-    if int(space.prompts.max()) == 0 or not wanted:
+    """Largest strength where all prompts are alike, by number of values."""
+    uneven = [
+        each
+        for each in judged
+        if each.possible and _difference(each.fit.shares) >= settings.least_difference
+    ]
+    if int(space.prompts.max()) == 0 or not uneven:
         return {}
+    wanted = {each.values for each in uneven}
+    places = -uneven[0].fit.shares @ uneven[0].fit.delta
     more = sorted(wanted - {2})
     largest: dict[int, list[float]] = {groups: [] for groups in wanted}
     for number in range(settings.resamples):
         source = generator(settings.seed, "resample", number)
         rows = torch.randperm(len(parts), generator=source)[:_NULL_IMAGES]
-        alike = space.rows(rows).dealt(source)
+        chosen = space.rows(rows)
+        alike = chosen.dealt(source, places[space.prompts[rows].unique()])
         found = _search(alike, _parts_of(alike.prompts), settings, more)
         for groups in wanted:
-            ratios = [
-                each.ratio
-                for each in found
-                if each.possible and each.fit.memberships.shape[1] == groups
-            ]
-            largest[groups].append(max(ratios, default=0.0))
-    return {groups: torch.tensor(ratios) for groups, ratios in largest.items()}
+            strengths = [each.strength for each in found if each.possible and each.values == groups]
+            largest[groups].append(max(strengths, default=0.0))
+    return {groups: torch.tensor(strengths) for groups, strengths in largest.items()}
 
 
 def _candidate(
@@ -357,7 +405,7 @@ def _candidate(
     usual = shares.nanmean(0)
     conflict = -(memberships * (shares / usual).log()[prompts].nan_to_num()).sum(1)
     null = nulls.get(shares.shape[1])
-    p_shares = 1.0 if null is None else float((null >= each.ratio).sum() + 1) / (len(null) + 1)
+    p_shares = 1.0 if null is None else float((null >= each.strength).sum() + 1) / (len(null) + 1)
     p_value = max(p_shares, min(1.0, each.p_alignment * settings.candidates))
     verdict, reason = _verdict(each, shares, p_shares, int(parts.max()) + 1, settings)
     return Candidate(
@@ -371,6 +419,12 @@ def _candidate(
         verdict=verdict,
         reason=reason,
     )
+
+
+def _difference(shares: Tensor) -> float:
+    """Twice the standard deviation of the prompts' shares, of the value that differs most."""
+    there = shares[shares.isfinite().all(1)]
+    return 2 * float((there - there.mean(0)).square().mean(0).max().sqrt())
 
 
 def _verdict(
