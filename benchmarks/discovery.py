@@ -7,8 +7,8 @@ For each rendered data set and seed a pool is drawn, and the features of all its
 once with the shipped backbone; splits of every strength of bias are drawn from it. Prints a table
 with, for the candidate that comes first, the AUC of its conflict for images against the bias, the
 worst group's recall of images with positive conflict, evidence, alignment, p-value and verdict;
-and, where there is no bias, in how many random halves one is reported. Pools, features and rows are kept
-in the cache; what is there is not computed again, rows by the same code only.
+and, where there is no bias, in how many random halves one is reported. Pools, features and rows
+are kept in the cache; what is there is not computed again, rows by the same code only.
 """
 
 import argparse

@@ -46,53 +46,32 @@ the data.
 
 The test
 --------
-``p_value`` is the larger of two, both by resampling. *Shares*: residuals are dealt anew over
-prompts, which makes all prompts alike but for ``m_p``, and the whole search is repeated (whitening
-and starts included); the largest ratio found is what chance does. *Alignment*: the differences
+``p_value`` is the larger of two, both by resampling. *Shares*: residuals from the first
+candidate's ``m_p`` are dealt anew over prompts, which makes all prompts alike but for ``m_p``, and
+the whole search is repeated (whitening and starts included); the largest strength found, clear
+times the root of the ratio, is what chance does. *Alignment*: the differences
 between groups of each prompt are turned by random rotations, which makes prompts unrelated. A bias
 is reported where both are at most ``alpha`` (over the candidates shown, by Bonferroni), so where
 either kind of nothing holds it is reported in at most ``alpha`` of data sets.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from invdiff_pl.backbones.draws import generator
-from invdiff_pl.environments.shared_values import (
-    Fit,
-    Space,
-    fit_values,
-    kmeans_memberships,
-    log_likelihood_ratio,
-    memberships_of,
-    prompt_means,
-    whiten,
-)
-from invdiff_pl.environments.two_values import two_value_fits
+from invdiff_pl.environments.judging import SHARED, Judged, aligned, parts_of, search
+from invdiff_pl.environments.shared_values import Space, memberships_of, whiten
 
 Verdict = Literal["bias", "no bias", "unaligned", "untestable"]
 
-# Prompts with fewer images are judged together, in parts of at least as many images.
-_PART_IMAGES = 50
-_MOST_PARTS = 20
-# Rounds in which a part refits its groups alone: enough to leave a direction that is not its own.
-_ALONE_ROUNDS = 10
-_ROTATIONS = 199
 # Images of a resample: under the null, ratios hardly depend on how many there are (Wilks).
 _NULL_IMAGES = 1500
-# A part has a value from this share of its images on; a value is shared if it is not one that
-# more than `quantile` of the parts lack; an attribute is, if this much of all images has such.
-_LEAST_SHARE = 0.003
-_SHARED = 0.8
 # Many values tell a little of what is named, too, so they must tell this much more than two do.
 _MUCH_MORE = 2.0
-# Cosine from which on two attributes of two values are one.
-_SAME_ATTRIBUTE = 0.5
 
 
 @dataclass(frozen=True)
@@ -132,7 +111,7 @@ class Candidate:
 
     Attributes:
         memberships: probability of each value, the most frequent first, float64 ``[N, G]``.
-        shares: of each value in each prompt, float64 ``[P, G]``; not a number where it has no images.
+        shares: of each value in each prompt, float64 ``[P, G]``; not a number without images.
         conflict: how much an image's value is rarer in its own prompt than elsewhere, in nats,
             float64 ``[N]``.
         evidence: what the value tells of the prompt, in nats an image, at least 0.
@@ -154,33 +133,6 @@ class Candidate:
     p_value: float
     verdict: Verdict
     reason: str
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """A fit and what counts for it."""
-
-    fit: Fit
-    gain: float
-    shared: float
-    ratio: float = 0.0
-    evidence: float = 0.0
-    alignment: float = 0.0
-    p_alignment: float = 1.0
-
-    @property
-    def values(self) -> int:
-        return len(self.fit.delta)
-
-    @property
-    def possible(self) -> bool:
-        return self.gain > 0 and self.shared >= _SHARED
-
-    @property
-    def strength(self) -> float:
-        """Of two values how clear times how uneven; of more, whose gain says little, how uneven."""
-        clear = max(self.gain, 0.0) if self.values == 2 else 1.0
-        return clear * self.ratio**0.5
 
 
 def find_hidden_attributes(
@@ -219,21 +171,22 @@ def find_hidden_attributes(
     space = whiten(features[rows], numbers, settings.components)
     if space is None:
         return []
-    parts = _parts_of(numbers)
-    judged = [_aligned(each, space, parts, settings) for each in _search(space, parts, settings)]
+    found = search(space, settings.starts, settings.values, settings.quantile, settings.seed)
+    judged = [aligned(each, space, settings.seed) for each in found]
     judged = _ranked(judged, settings)[: settings.candidates]
-    nulls = _null_strengths(space, parts, judged, settings)
+    nulls = _null_strengths(space, judged, settings)
     values = space.of(features, prompts)
-    return [_candidate(each, values, prompts, parts, nulls, settings) for each in judged]
+    comparable = int(parts_of(numbers).max()) > 0
+    return [_candidate(each, values, prompts, comparable, nulls, settings) for each in judged]
 
 
-def _ranked(judged: list[_Judged], settings: HiddenAttributeSettings) -> list[_Judged]:
+def _ranked(judged: list[Judged], settings: HiddenAttributeSettings) -> list[Judged]:
     """Aligned ones first, by strength; one of many values ahead if it tells more than they do."""
     level = settings.alpha / settings.candidates
 
-    def order(each: _Judged) -> tuple[bool, bool, float]:
-        aligned = each.possible and each.p_alignment <= level
-        return aligned, each.possible, each.strength if aligned else each.gain
+    def order(each: Judged) -> tuple[bool, bool, float]:
+        alike = each.possible and each.p_alignment <= level
+        return alike, each.possible, each.strength if alike else each.gain
 
     two = sorted((each for each in judged if each.values == 2), key=order, reverse=True)
     many = [each for each in judged if each.values > 2 and order(each)[0]]
@@ -255,116 +208,8 @@ def _check(features: Tensor, prompts: Tensor) -> None:
         raise ValueError(f"features of image {bad} are not finite")
 
 
-def _searched_rows(count: int, settings: HiddenAttributeSettings) -> Tensor:
-    if count <= settings.most_images:
-        return torch.arange(count)
-    order = torch.randperm(count, generator=generator(settings.seed, "searched images"))
-    return order[: settings.most_images].sort().values
-
-
-def _parts_of(prompts: Tensor) -> Tensor:
-    """Parts of the images that judge by themselves, int64 ``[N]``: prompts, small ones together."""
-    counts = prompts.bincount()
-    least = max(_PART_IMAGES, -(-len(prompts) // _MOST_PARTS))
-    part, filled = 0, 0
-    part_of = torch.zeros_like(counts)
-    for prompt, count in enumerate(counts.tolist()):
-        part_of[prompt] = part
-        filled += count
-        if filled >= least or count >= _PART_IMAGES:
-            part, filled = part + 1, 0
-    return part_of[prompts].unique(return_inverse=True)[1]
-
-
-def _search(
-    space: Space,
-    parts: Tensor,
-    settings: HiddenAttributeSettings,
-    values: Sequence[int] | None = None,
-) -> list[_Judged]:
-    """All distinct attributes of two values, and those of more that add information."""
-    source = generator(settings.seed, "starts")
-    found = [
-        _judged(fit, space, parts, settings)
-        for fit in two_value_fits(space, settings.starts, source)
-    ]
-    found = _unlike(found)
-    for groups in settings.values if values is None else values:
-        if len(space.values) < 20 * groups:
-            continue
-        start = kmeans_memberships(space.uncentred, groups, source)
-        found.append(_judged(fit_values(space, start), space, parts, settings))
-    return found
-
-
-def _unlike(found: list[_Judged]) -> list[_Judged]:
-    """Without those of two values that lie as much in the direction of a clearer one.
-
-    Independent attributes lie at right angles in whitened features. What does not is the same one,
-    with some prompts' places mistaken.
-    """
-    kept: list[_Judged] = []
-    for each in sorted(found, key=lambda each: -each.gain):
-        apart = [other.fit.delta[1] - other.fit.delta[0] for other in (each, *kept)]
-        cosines = [cosine_similarity(apart[0], other, dim=0).abs() for other in apart[1:]]
-        if all(cosine < _SAME_ATTRIBUTE for cosine in cosines):
-            kept.append(each)
-    return kept
-
-
-def _judged(fit: Fit, space: Space, parts: Tensor, settings: HiddenAttributeSettings) -> _Judged:
-    """How clear and shared a fit is and, if it may be an attribute, how informative."""
-    gains = fit.gains(space, parts).sort().values
-    gain = float(gains[int(settings.quantile * len(gains))])
-    had = prompt_means(fit.memberships, parts) >= _LEAST_SHARE
-    common = had.double().mean(0) >= 1 - settings.quantile
-    shared = float(fit.memberships.mean(0)[common].sum())
-    judged = _Judged(fit, gain, shared)
-    if not judged.possible:
-        return judged
-    ratio = log_likelihood_ratio(fit, space)
-    prompts, groups = fit.shares.shape
-    information = (ratio - (prompts - 1) * (groups - 1)) / (2 * len(space.values))
-    return replace(judged, ratio=ratio, evidence=max(information, 0.0))
-
-
-def _aligned(
-    each: _Judged, space: Space, parts: Tensor, settings: HiddenAttributeSettings
-) -> _Judged:
-    """With its alignment and how often unrelated parts would be as aligned."""
-    count = int(parts.max()) + 1
-    if count < 2 or not each.possible:
-        return each
-    groups = each.fit.memberships.shape[1]
-    centroids = space.values.new_zeros(count, groups, space.values.shape[1])
-    masses = space.values.new_zeros(count, groups)
-    for part in range(count):
-        rows = parts == part
-        alone = fit_values(space.rows(rows), each.fit.memberships[rows], _ALONE_ROUNDS)
-        masses[part], centroids[part] = alone.memberships.mean(0), alone.delta
-    alignment = _mean_cosine(centroids[None], masses)
-    source = generator(settings.seed, "rotations")
-    shape = (_ROTATIONS, count, centroids.shape[2], centroids.shape[2])
-    turns = torch.linalg.qr(torch.randn(shape, dtype=torch.float64, generator=source)).Q
-    unrelated = _mean_cosine(torch.einsum("pkd,rpde->rpke", centroids, turns), masses)
-    p_value = float((unrelated >= alignment).sum() + 1) / (_ROTATIONS + 1)
-    return replace(each, alignment=float(alignment), p_alignment=p_value)
-
-
-def _mean_cosine(centroids: Tensor, masses: Tensor) -> Tensor:
-    """Cosine of the parts' centroids ``[R, P, K, D]``, mean over pairs by length: ``[R]``."""
-    # Where few images of a part have a value, noise places it: such values count for little.
-    weights = (masses + 1e-4).log().mean(0).exp()
-    weights = weights / weights.sum()
-    centred = centroids - torch.einsum("k,rpkd->rpd", weights, centroids)[:, :, None]
-    flat = (centred * weights.sqrt()[:, None]).flatten(2)
-    lengths = flat.norm(dim=2)
-    inner = flat.sum(1).square().sum(1) - lengths.square().sum(1)
-    return inner / (lengths.sum(1).square() - lengths.square().sum(1)).clamp(min=1e-12)
-
-
 def _null_strengths(
-    space: Space, parts: Tensor, judged: list[_Judged], settings: HiddenAttributeSettings
+    space: Space, judged: list[Judged], settings: HiddenAttributeSettings
 ) -> dict[int, Tensor]:
     """Largest strength where all prompts are alike, by number of values."""
     uneven = [
@@ -380,10 +225,10 @@ def _null_strengths(
     largest: dict[int, list[float]] = {groups: [] for groups in wanted}
     for number in range(settings.resamples):
         source = generator(settings.seed, "resample", number)
-        rows = torch.randperm(len(parts), generator=source)[:_NULL_IMAGES]
+        rows = torch.randperm(len(space.values), generator=source)[:_NULL_IMAGES]
         chosen = space.rows(rows)
         alike = chosen.dealt(source, places[space.prompts[rows].unique()])
-        found = _search(alike, _parts_of(alike.prompts), settings, more)
+        found = search(alike, settings.starts, more, settings.quantile, settings.seed)
         for groups in wanted:
             strengths = [each.strength for each in found if each.possible and each.values == groups]
             largest[groups].append(max(strengths, default=0.0))
@@ -391,10 +236,10 @@ def _null_strengths(
 
 
 def _candidate(
-    each: _Judged,
+    each: Judged,
     values: Tensor,
     prompts: Tensor,
-    parts: Tensor,
+    comparable: bool,
     nulls: dict[int, Tensor],
     settings: HiddenAttributeSettings,
 ) -> Candidate:
@@ -407,7 +252,10 @@ def _candidate(
     null = nulls.get(shares.shape[1])
     p_shares = 1.0 if null is None else float((null >= each.strength).sum() + 1) / (len(null) + 1)
     p_value = max(p_shares, min(1.0, each.p_alignment * settings.candidates))
-    verdict, reason = _verdict(each, shares, p_shares, int(parts.max()) + 1, settings)
+    verdict: Verdict = "untestable"
+    reason = "there are too few prompts or images to compare prompts."
+    if comparable:
+        verdict, reason = _verdict(each, _difference(shares), p_shares, settings)
     return Candidate(
         memberships=memberships,
         shares=shares,
@@ -428,31 +276,25 @@ def _difference(shares: Tensor) -> float:
 
 
 def _verdict(
-    each: _Judged, shares: Tensor, p_shares: float, parts: int, settings: HiddenAttributeSettings
+    each: Judged, difference: float, p_shares: float, settings: HiddenAttributeSettings
 ) -> tuple[Verdict, str]:
-    if parts < 2:
-        return "untestable", "there are too few prompts or images to compare prompts."
-    if each.gain <= 0:
-        return "no bias", "images fall into groups in few prompts only."
-    if each.shared < _SHARED:
-        return (
-            "no bias",
-            f"only {each.shared:.0%} of the images have values that most prompts show.",
-        )
-    there = shares[shares.isfinite().all(1)]
-    difference = 2 * float((there - there.mean(0)).square().mean(0).max().sqrt())
-    if p_shares > settings.alpha:
-        return (
-            "no bias",
-            f"shares differ between prompts by no more than chance (p = {p_shares:.2g}).",
-        )
-    if difference < settings.least_difference:
-        return "no bias", f"shares differ between prompts by {difference:.2f} only."
+    """The verdict on a candidate of prompts that can be compared, and why."""
     p_alignment = min(1.0, each.p_alignment * settings.candidates)
     told = f"alignment {each.alignment:.2f}, p = {p_alignment:.2g}"
-    if p_alignment > settings.alpha:
+    chance = f"p = {p_shares:.2g}"
+    if each.gain <= 0:
+        reason = "images fall into groups in few prompts only."
+    elif each.shared < SHARED:
+        reason = f"only {each.shared:.0%} of the images have values that most prompts show."
+    elif difference < settings.least_difference:
+        reason = f"shares differ between prompts by {difference:.2f} only."
+    elif p_shares > settings.alpha:
+        reason = f"shares differ between prompts by no more than chance ({chance})."
+    elif p_alignment > settings.alpha:
         return "unaligned", f"what differs between groups is not the same in all prompts ({told})."
-    return "bias", (
-        f"groups that look the same in all prompts differ in their shares by {difference:.2f} "
-        f"(p = {p_shares:.2g}; {told})."
-    )
+    else:
+        return "bias", (
+            f"groups that look the same in all prompts differ in their shares by {difference:.2f} "
+            f"({chance}; {told})."
+        )
+    return "no bias", reason

@@ -2,7 +2,8 @@
 
 The model and its derivation are in :mod:`invdiff_pl.environments.hidden_attribute`. With two values
 all that matters is ``y = z w``, ``w = Sigma^-1 delta``. Since z is white, it has
-``Sigma = I - A delta delta'``, and ``w = delta / (1 - A |delta|^2)`` with ``A = mean_p pi_p (1 - pi_p)``.
+``Sigma = I - A delta delta'``, and ``w = delta / (1 - A |delta|^2)`` with
+``A = mean_p pi_p (1 - pi_p)``.
 """
 
 from dataclasses import replace
@@ -137,8 +138,8 @@ def _reread(space: Space, climbed: _Climbed) -> Tensor:
     """Memberships ``[N, S]`` by each prompt's likeliest share.
 
     Given the line, a prompt's place follows from its share, which is all that is left to find.
-    Rounds of expectation and maximisation may stop at another maximum, where a part of what a prompt shows
-    is taken for a place that it is not at.
+    Rounds of expectation and maximisation may stop at another maximum, where a part of what
+    a prompt shows is taken for a place that it is not at.
     """
     line, distance = space.values @ climbed.direction, climbed.distance
     likelihoods = torch.stack(

@@ -116,7 +116,7 @@ def test_image_tokens_of_a_transformer_are_pooled_like_a_grid() -> None:
 
 
 def test_features_beyond_half_precision_are_refused(pipeline: Any, latents: Tensor) -> None:
+    broken = latents.clone()
+    broken[2] = torch.inf
     with pytest.raises(ValueError, match="image 2 of the batch"):
-        broken = latents.clone()
-        broken[2] = torch.inf
         image_features(pipeline, broken)
