@@ -166,7 +166,8 @@ def find_hidden_attributes(
     """
     settings = settings or HiddenAttributeSettings()
     _check(features, prompts)
-    rows = _searched_rows(len(features), settings)
+    order = torch.randperm(len(features), generator=generator(settings.seed, "searched images"))
+    rows = order[: settings.most_images].sort().values
     numbers = prompts[rows].unique(return_inverse=True)[1]
     space = whiten(features[rows], numbers, settings.components)
     if space is None:

@@ -1,6 +1,7 @@
 """Fitting values that prompts share, against the likelihood written out and other references."""
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ def test_rounds_never_lower_the_likelihood() -> None:
         float(fit_values(space, start, rounds).log_likelihood.sum()) for rounds in range(1, 25)
     ]
     # Shares are drawn a little towards the mean, so that the last digits may move either way.
-    assert all(b > a - 0.05 for a, b in zip(likelihoods, likelihoods[1:], strict=False))
+    assert all(b > a - 0.05 for a, b in pairwise(likelihoods))
     assert likelihoods[-1] > likelihoods[0] + 10
 
 
