@@ -1,14 +1,14 @@
 """How well hidden attributes are found in one pass, and how often where there are none.
 
-    python benchmarks/discovery.py --cache DIR [--experiments …] [--seeds 0 1 2 3 4] [--halves 100]
+    python benchmarks/discovery.py --cache DIR [--experiments …] [--seeds 0 1] [--halves 100]
     python benchmarks/discovery.py --cache DIR --photographs data/waterbirds_photos
 
 For each rendered data set and seed a pool is drawn, and the features of all its pictures are taken
 once with the shipped backbone; splits of every strength of bias are drawn from it. Prints a table
 with, for the candidate that comes first, the AUC of its conflict for images against the bias, the
-worst group's recall of images with positive conflict, evidence, alignment, p-value and verdict; and,
-where there is no bias, in how many random halves one is reported. Pools, features and rows are kept
-in the cache; what is there is not computed again, rows by the same code only.
+worst group's recall of images with positive conflict, evidence, alignment, p-value and verdict;
+and, where there is no bias, in how many random halves one is reported. Pools, features and rows
+are kept in the cache; what is there is not computed again, rows by the same code only.
 """
 
 import argparse
@@ -225,9 +225,10 @@ def birds(root: Path, seed: int) -> Pool:
         options = {"correlation": 0.5, "evaluation_correlation": 0.5, "fraction": 0.5}
         render_waterbirds(root, RenderedWaterbirds(**options, seed=seed))
     table = read_table(root / "metadata.csv", ["img_filename", "place"])
-    species, _ = encode([name.split("/")[0] for name in table["img_filename"]])
+    folders = [name.split("/")[0] for name in table["img_filename"]]
+    species = torch.tensor([sorted(set(folders)).index(folder) for folder in folders])
     places = torch.from_numpy(check_codes(table["place"], "place", 2, root))
-    return [root / name for name in table["img_filename"]], torch.from_numpy(species), places
+    return [root / name for name in table["img_filename"]], species, places
 
 
 def faces(root: Path, data: CelebADataModule | FairFaceDataModule) -> Pool:

@@ -36,24 +36,24 @@ def middle_block(denoiser: nn.Module) -> str:
     if blocks is not None and len(blocks) > 0:
         return f"transformer_blocks.{len(blocks) // 2}"
     raise ValueError(
-        f"{type(denoiser).__name__} has neither mid_block nor transformer_blocks: name a block, one "
-        "of its named_modules()"
+        f"{type(denoiser).__name__} has neither mid_block nor transformer_blocks: name a "
+        "block, one of its named_modules()"
     )
 
 
 class BlockFeatures:
     """Features of latents at a block of a frozen denoiser, under the empty prompt.
 
-    All images meet the same noise, so that features differ by what images show. The pass ends at the
-    block: for the middle block of a UNet at about half of the cost.
+    All images meet the same noise, so that features differ by what images show. The pass ends at
+    the block: for the middle block of a UNet at about half of the cost.
 
     Args:
         denoiser: frozen, in evaluation mode, called as a ``UNet2DConditionModel``.
         process: its forward process.
         embedding: of the empty prompt, ``[1, L, E]``.
         block: module name, as in ``denoiser.named_modules()``; the middle block if not given.
-        levels: levels of noise as parts of all timesteps, in [0, 1); the features of all levels stand
-            side by side.
+        levels: levels of noise as parts of all timesteps, in [0, 1); the features of all levels
+            stand side by side.
         seed: of the noise.
 
     Raises:
@@ -169,8 +169,8 @@ def image_features(
 
     Args:
         pipeline: a Stable Diffusion pipeline of diffusers.
-        latents: of about unit variance, ``[N, C, H, W]`` or batches of such; batches are read one at
-            a time.
+        latents: of about unit variance, ``[N, C, H, W]`` or batches of such, which are read
+            one at a time.
         block: see :class:`BlockFeatures`.
         levels: likewise.
         batch_size: of forward passes where ``latents`` is a tensor.

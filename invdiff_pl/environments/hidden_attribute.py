@@ -6,86 +6,72 @@ Image i of prompt p has features, on D principal components,
 
     z_i = m_p + delta_{a_i} + e_i,      a_i ~ Categorical(pi_p),      e_i ~ N(0, Sigma).
 
-What the prompt names shifts all its images alike and is in ``m_p``. The hidden attribute ``a`` takes
-one of K values, which look the same in every prompt (``delta``) but are not equally frequent in them
-(``pi_p``). A *bias* is a ``pi_p`` that differs between prompts; an image goes against it where its
-value is rarer in its own prompt than elsewhere:
+What the prompt names shifts all its images alike and is in ``m_p``. The hidden attribute ``a``
+takes one of K values, which look the same in every prompt (``delta``) but are not equally frequent
+in them (``pi_p``). A *bias* is a ``pi_p`` that differs between prompts; an image goes against it
+where its value is rarer in its own prompt than elsewhere:
 
     conflict_i = - sum_k r_ik log(pi_pk / mean_q pi_qk),      r_ik = P(a_i = k | z_i).
 
 Fitting
 -------
-Centre z by prompt and whiten, so that its covariance within prompts is I. Write rbar_p for the mean of
-a prompt's r. Expectation maximisation then has closed steps:
+Centre z by prompt and whiten, so that its covariance within prompts is I. Write rbar_p for the
+mean of a prompt's r. Expectation maximisation then has closed steps:
 
     delta = A^-1 B,  A = diag(mean r) - mean_p rbar_p rbar_p',  B = mean (r_i - rbar_p) z_i'
     m_p = - rbar_p delta,   Sigma = I - B' delta,   pi_p = rbar_p
     r_ik ~ pi_pk exp(delta_k' Sigma^-1 (z_i - m_p - delta_k / 2))
 
-For K = 2 everything happens along w = Sigma^-1 (delta_1 - delta_0), so many starts are climbed at once.
+For K = 2 everything happens along w = Sigma^-1 (delta_1 - delta_0), so many starts are climbed at
+once.
 
 Where to start
 --------------
-The third cumulant of a minority of share pi is ``pi (1 - pi) (1 - 2 pi)`` times the distance cubed: it
-changes its sign where another prompt has the mirrored share, which covariances cannot tell. Half of
-the starts climb the spread over prompts of a bounded skewness, ``mean tanh(y / sd)``; the others are
-random directions, for attributes that are not skewed. An attribute of many values (a place that is one
-of twenty scenes) has no such direction: there K values start from k-means of features that are *not*
-centred by prompt, and the fit finds the ``m_p``.
+The third cumulant of a minority of share pi is ``pi (1 - pi) (1 - 2 pi)`` times the distance
+cubed: it changes its sign where another prompt has the mirrored share, which covariances cannot
+tell. Half of the starts climb the spread over prompts of a bounded skewness, ``mean tanh(y /
+sd)``; the others are random directions, for attributes that are not skewed. An attribute of many
+values (a place that is one of twenty scenes) has no such direction: there K values start from
+k-means of features that are *not* centred by prompt, and the fit finds the ``m_p``.
 
 What counts
 -----------
-*Clear*: the log-likelihood an image that two groups gain over one of the prompt's own width, in all
-but the ``quantile`` least clear prompts. *Shared*: values that (nearly) all prompts have; what one
-prompt alone shows cannot go along with prompts. *Informative*: the log-likelihood ratio of own over
-equal shares, in nats an image, less what chance adds (half its degrees of freedom): ``evidence``.
-*Aligned*: each prompt refits its groups alone, and their differences must point the same way in all
-prompts; otherwise which group of one prompt answers to which of another is not in the data.
+*Clear*: the log-likelihood an image that two groups gain over one of the prompt's own width, in
+all but the ``quantile`` least clear prompts. *Shared*: values that (nearly) all prompts have; what
+one prompt alone shows cannot go along with prompts. *Informative*: the log-likelihood ratio of own
+over equal shares, in nats an image, less what chance adds (half its degrees of freedom):
+``evidence``. *Aligned*: each prompt refits its groups alone, and their differences must point the
+same way in all prompts; otherwise which group of one prompt answers to which of another is not in
+the data.
 
 The test
 --------
-``p_value`` is the larger of two, both by resampling. *Shares*: residuals are dealt anew over prompts,
-which makes all prompts alike but for ``m_p``, and the whole search is repeated (whitening and starts
-included); the largest ratio found is what chance does. *Alignment*: the differences between groups of
-each prompt are turned by random rotations, which makes prompts unrelated. A bias is reported where
-both are at most ``alpha`` (over the candidates shown, by Bonferroni), so where either kind of nothing
-holds it is reported in at most ``alpha`` of data sets.
+``p_value`` is the larger of two, both by resampling. *Shares*: residuals from the first
+candidate's ``m_p`` are dealt anew over prompts, which makes all prompts alike but for ``m_p``, and
+the whole search is repeated (whitening and starts included); the largest strength found, clear
+times the root of the ratio, is what chance does. *Alignment*: the differences
+between groups of each prompt are turned by random rotations, which makes prompts unrelated. A bias
+is reported where both are at most ``alpha`` (over the candidates shown, by Bonferroni), so where
+either kind of nothing holds it is reported in at most ``alpha`` of data sets.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from invdiff_pl.backbones.draws import generator
-from invdiff_pl.environments.shared_values import (
-    Fit,
-    Space,
-    fit_values,
-    kmeans_memberships,
-    log_likelihood_ratio,
-    memberships_of,
-    prompt_means,
-    whiten,
-)
-from invdiff_pl.environments.two_values import two_value_fits
+from invdiff_pl.environments.judging import SHARED, Judged, aligned, parts_of, search
+from invdiff_pl.environments.shared_values import Space, memberships_of, whiten
 
 Verdict = Literal["bias", "no bias", "unaligned", "untestable"]
 
-# Prompts with fewer images are judged together, in parts of at least as many images.
-_PART_IMAGES = 50
-_MOST_PARTS = 20
-# Rounds in which a part refits its groups alone: enough to leave a direction that is not its own.
-_ALONE_ROUNDS = 10
-_ROTATIONS = 199
 # Images of a resample: under the null, ratios hardly depend on how many there are (Wilks).
-_NULL_IMAGES = 2000
-# A part has a value from this share of its images on; a value is shared if it is not one that
-# more than `quantile` of the parts lack, and an attribute if this much of all images has such values.
-_LEAST_SHARE = 0.003
-_SHARED = 0.8
+_NULL_IMAGES = 1500
+# Many values tell a little of what is named, too, so they must tell this much more than two do.
+_MUCH_MORE = 2.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +80,7 @@ class HiddenAttributeSettings:
 
     Attributes:
         components: D, principal components within prompts. Few keep out pairs of unlike things; 20
-            instead of 10 leaves race of the rendered FairFace hardly aligned (cosine 0.3, not 0.94).
+            instead of 10 leave race of the rendered FairFace hardly aligned (0.3, not 0.94).
         starts: starting points for attributes of two values; half of them directions of skewness.
         values: K, numbers of values that are tried beside two; none looks for two values only.
         candidates: the most that are returned.
@@ -125,12 +111,14 @@ class Candidate:
 
     Attributes:
         memberships: probability of each value, the most frequent first, float64 ``[N, G]``.
-        shares: of each value in each prompt, float64 ``[P, G]``; not a number for a prompt without images.
-        conflict: how much an image's value is rarer in its own prompt than elsewhere, in nats, float64 ``[N]``.
+        shares: of each value in each prompt, float64 ``[P, G]``; not a number without images.
+        conflict: how much an image's value is rarer in its own prompt than elsewhere, in nats,
+            float64 ``[N]``.
         evidence: what the value tells of the prompt, in nats an image, at least 0.
-        gain: log-likelihood an image of the groups over one group in the less clear prompts, in nats.
+        gain: log-likelihood an image of the groups over one in the less clear prompts, in nats.
         alignment: cosine between prompts of what tells the groups apart, in [-1, 1].
-        p_value: of the test in this module's docstring, in (0, 1]; 1 where nothing can be tested.
+        p_value: of the test in this module's docstring, in (0, 1]; 1 where shares differ by less
+            than ``least_difference`` or nothing can be tested.
         verdict: ``"bias"``; ``"no bias"``; ``"unaligned"`` if prompts show groups in different
             shares which have nothing to do with each other; ``"untestable"``.
         reason: the verdict in a sentence.
@@ -147,23 +135,6 @@ class Candidate:
     reason: str
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """A fit and what counts for it."""
-
-    fit: Fit
-    gain: float
-    shared: float
-    ratio: float
-    evidence: float
-    alignment: float = 0.0
-    p_alignment: float = 1.0
-
-    @property
-    def possible(self) -> bool:
-        return self.gain > 0 and self.shared >= _SHARED
-
-
 def find_hidden_attributes(
     features: Tensor, prompts: Tensor, settings: HiddenAttributeSettings | None = None
 ) -> list[Candidate]:
@@ -175,8 +146,8 @@ def find_hidden_attributes(
         settings: how.
 
     Returns:
-        those that all prompts share in the same direction first, by evidence; then the others, by how
-        clear they are. Empty where features do not vary.
+        those that are aligned first, the clearest and most uneven of them ahead; then the others,
+        by how clear they are. Empty where features do not vary.
 
     Raises:
         ValueError: if shapes do not match, or features are not finite.
@@ -195,26 +166,36 @@ def find_hidden_attributes(
     """
     settings = settings or HiddenAttributeSettings()
     _check(features, prompts)
-    rows = _searched_rows(len(features), settings)
+    order = torch.randperm(len(features), generator=generator(settings.seed, "searched images"))
+    rows = order[: settings.most_images].sort().values
     numbers = prompts[rows].unique(return_inverse=True)[1]
     space = whiten(features[rows], numbers, settings.components)
     if space is None:
         return []
-    parts = _parts_of(numbers)
-    judged = [_aligned(each, space, parts, settings) for each in _search(space, parts, settings)]
-    level = settings.alpha / settings.candidates
-    judged.sort(
-        key=lambda each: (
-            each.possible and each.p_alignment <= level,
-            each.possible,
-            each.evidence if each.p_alignment <= level else each.gain,
-        ),
-        reverse=True,
-    )
-    judged = judged[: settings.candidates]
-    nulls = _null_ratios(space, parts, judged, settings)
+    found = search(space, settings.starts, settings.values, settings.quantile, settings.seed)
+    judged = [aligned(each, space, settings.seed) for each in found]
+    judged = _ranked(judged, settings)[: settings.candidates]
+    nulls = _null_strengths(space, judged, settings)
     values = space.of(features, prompts)
-    return [_candidate(each, values, prompts, parts, nulls, settings) for each in judged]
+    comparable = int(parts_of(numbers).max()) > 0
+    return [_candidate(each, values, prompts, comparable, nulls, settings) for each in judged]
+
+
+def _ranked(judged: list[Judged], settings: HiddenAttributeSettings) -> list[Judged]:
+    """Aligned ones first, by strength; one of many values ahead if it tells more than they do."""
+    level = settings.alpha / settings.candidates
+
+    def order(each: Judged) -> tuple[bool, bool, float]:
+        alike = each.possible and each.p_alignment <= level
+        return alike, each.possible, each.strength if alike else each.gain
+
+    two = sorted((each for each in judged if each.values == 2), key=order, reverse=True)
+    many = [each for each in judged if each.values > 2 and order(each)[0]]
+    if many:
+        best = max(many, key=lambda each: each.evidence)
+        if not two or not order(two[0])[0] or best.evidence > _MUCH_MORE * two[0].evidence:
+            return [best, *two]
+    return two
 
 
 def _check(features: Tensor, prompts: Tensor) -> None:
@@ -228,125 +209,38 @@ def _check(features: Tensor, prompts: Tensor) -> None:
         raise ValueError(f"features of image {bad} are not finite")
 
 
-def _searched_rows(count: int, settings: HiddenAttributeSettings) -> Tensor:
-    if count <= settings.most_images:
-        return torch.arange(count)
-    order = torch.randperm(count, generator=generator(settings.seed, "searched images"))
-    return order[: settings.most_images].sort().values
-
-
-def _parts_of(prompts: Tensor) -> Tensor:
-    """Parts of the images that judge for themselves, int64 ``[N]``: prompts, small ones together."""
-    counts = prompts.bincount()
-    least = max(_PART_IMAGES, -(-len(prompts) // _MOST_PARTS))
-    part, filled = 0, 0
-    part_of = torch.zeros_like(counts)
-    for prompt, count in enumerate(counts.tolist()):
-        part_of[prompt] = part
-        filled += count
-        if filled >= least or count >= _PART_IMAGES:
-            part, filled = part + 1, 0
-    return part_of[prompts].unique(return_inverse=True)[1]
-
-
-def _search(
-    space: Space,
-    parts: Tensor,
-    settings: HiddenAttributeSettings,
-    values: Sequence[int] | None = None,
-) -> list[_Judged]:
-    """All distinct attributes of two values, and those of more that add information."""
-    source = generator(settings.seed, "starts")
-    found = [
-        _judged(fit, space, parts, settings)
-        for fit in two_value_fits(space, settings.starts, source)
-    ]
-    for groups in settings.values if values is None else values:
-        if len(space.values) < 20 * groups:
-            continue
-        start = kmeans_memberships(space.uncentred, groups, source)
-        found.append(_judged(fit_values(space, start), space, parts, settings))
-    return found
-
-
-def _judged(fit: Fit, space: Space, parts: Tensor, settings: HiddenAttributeSettings) -> _Judged:
-    """How clear, shared and informative a fit is."""
-    ratio = log_likelihood_ratio(fit, space)
-    prompts, groups = fit.shares.shape
-    information = (ratio - (prompts - 1) * (groups - 1)) / (2 * len(space.values))
-    own = prompt_means(fit.memberships, parts)
-    had = own >= _LEAST_SHARE
-    common = had.double().mean(0) >= 1 - settings.quantile
-    shared = float(fit.memberships.mean(0)[common].sum())
-    gains = fit.gains(space, parts).sort().values
-    gain = float(gains[int(settings.quantile * len(gains))])
-    return _Judged(fit, gain, shared, ratio, max(information, 0.0))
-
-
-def _aligned(
-    each: _Judged, space: Space, parts: Tensor, settings: HiddenAttributeSettings
-) -> _Judged:
-    """With its alignment and how often unrelated parts would be as aligned."""
-    count = int(parts.max()) + 1
-    if count < 2 or not each.possible:
-        return each
-    groups = each.fit.memberships.shape[1]
-    centroids = space.values.new_zeros(count, groups, space.values.shape[1])
-    masses = space.values.new_zeros(count, groups)
-    for part in range(count):
-        rows = parts == part
-        alone = fit_values(space.rows(rows), each.fit.memberships[rows], _ALONE_ROUNDS)
-        masses[part], centroids[part] = alone.memberships.mean(0), alone.delta
-    alignment = _mean_cosine(centroids[None], masses)
-    source = generator(settings.seed, "rotations")
-    shape = (_ROTATIONS, count, centroids.shape[2], centroids.shape[2])
-    turns = torch.linalg.qr(torch.randn(shape, dtype=torch.float64, generator=source)).Q
-    unrelated = _mean_cosine(torch.einsum("pkd,rpde->rpke", centroids, turns), masses)
-    p_value = float((unrelated >= alignment).sum() + 1) / (_ROTATIONS + 1)
-    return replace(each, alignment=float(alignment), p_alignment=p_value)
-
-
-def _mean_cosine(centroids: Tensor, masses: Tensor) -> Tensor:
-    """Cosine of the parts' centroids ``[R, P, K, D]``, mean over pairs by length: ``[R]``."""
-    # Where few images of a part have a value, noise places it: such values count for little.
-    weights = (masses + 1e-4).log().mean(0).exp()
-    weights = weights / weights.sum()
-    centred = centroids - torch.einsum("k,rpkd->rpd", weights, centroids)[:, :, None]
-    flat = (centred * weights.sqrt()[:, None]).flatten(2)
-    lengths = flat.norm(dim=2)
-    inner = flat.sum(1).square().sum(1) - lengths.square().sum(1)
-    return inner / (lengths.sum(1).square() - lengths.square().sum(1)).clamp(min=1e-12)
-
-
-def _null_ratios(
-    space: Space, parts: Tensor, judged: list[_Judged], settings: HiddenAttributeSettings
+def _null_strengths(
+    space: Space, judged: list[Judged], settings: HiddenAttributeSettings
 ) -> dict[int, Tensor]:
-    """Largest ratio of own over equal shares where all prompts are alike, by number of values."""
-    wanted = {each.fit.memberships.shape[1] for each in judged if each.possible}
-    if int(space.prompts.max()) == 0 or not wanted:
+    """Largest strength where all prompts are alike, by number of values."""
+    uneven = [
+        each
+        for each in judged
+        if each.possible and _difference(each.fit.shares) >= settings.least_difference
+    ]
+    if int(space.prompts.max()) == 0 or not uneven:
         return {}
+    wanted = {each.values for each in uneven}
+    places = -uneven[0].fit.shares @ uneven[0].fit.delta
     more = sorted(wanted - {2})
     largest: dict[int, list[float]] = {groups: [] for groups in wanted}
     for number in range(settings.resamples):
         source = generator(settings.seed, "resample", number)
-        rows = torch.randperm(len(parts), generator=source)[:_NULL_IMAGES]
-        alike = space.rows(rows).dealt(source)
-        found = _search(alike, _parts_of(alike.prompts), settings, more)
+        rows = torch.randperm(len(space.values), generator=source)[:_NULL_IMAGES]
+        chosen = space.rows(rows)
+        alike = chosen.dealt(source, places[space.prompts[rows].unique()])
+        found = search(alike, settings.starts, more, settings.quantile, settings.seed)
         for groups in wanted:
-            ratios = [
-                each.ratio
-                for each in found
-                if each.possible and each.fit.memberships.shape[1] == groups
-            ]
-            largest[groups].append(max(ratios, default=0.0))
-    return {groups: torch.tensor(ratios) for groups, ratios in largest.items()}
+            strengths = [each.strength for each in found if each.possible and each.values == groups]
+            largest[groups].append(max(strengths, default=0.0))
+    return {groups: torch.tensor(strengths) for groups, strengths in largest.items()}
 
 
 def _candidate(
-    each: _Judged,
+    each: Judged,
     values: Tensor,
     prompts: Tensor,
-    parts: Tensor,
+    comparable: bool,
     nulls: dict[int, Tensor],
     settings: HiddenAttributeSettings,
 ) -> Candidate:
@@ -357,9 +251,12 @@ def _candidate(
     usual = shares.nanmean(0)
     conflict = -(memberships * (shares / usual).log()[prompts].nan_to_num()).sum(1)
     null = nulls.get(shares.shape[1])
-    p_shares = 1.0 if null is None else float((null >= each.ratio).sum() + 1) / (len(null) + 1)
+    p_shares = 1.0 if null is None else float((null >= each.strength).sum() + 1) / (len(null) + 1)
     p_value = max(p_shares, min(1.0, each.p_alignment * settings.candidates))
-    verdict, reason = _verdict(each, shares, p_shares, int(parts.max()) + 1, settings)
+    verdict: Verdict = "untestable"
+    reason = "there are too few prompts or images to compare prompts."
+    if comparable:
+        verdict, reason = _verdict(each, _difference(shares), p_shares, settings)
     return Candidate(
         memberships=memberships,
         shares=shares,
@@ -373,32 +270,32 @@ def _candidate(
     )
 
 
-def _verdict(
-    each: _Judged, shares: Tensor, p_shares: float, parts: int, settings: HiddenAttributeSettings
-) -> tuple[Verdict, str]:
-    if parts < 2:
-        return "untestable", "there are too few prompts or images to compare prompts."
-    if each.gain <= 0:
-        return "no bias", "images fall into groups in few prompts only."
-    if each.shared < _SHARED:
-        return (
-            "no bias",
-            f"only {each.shared:.0%} of the images have values that most prompts show.",
-        )
+def _difference(shares: Tensor) -> float:
+    """Twice the standard deviation of the prompts' shares, of the value that differs most."""
     there = shares[shares.isfinite().all(1)]
-    difference = 2 * float((there - there.mean(0)).square().mean(0).max().sqrt())
-    if p_shares > settings.alpha:
-        return (
-            "no bias",
-            f"shares differ between prompts by no more than chance (p = {p_shares:.2g}).",
-        )
-    if difference < settings.least_difference:
-        return "no bias", f"shares differ between prompts by {difference:.2f} only."
+    return 2 * float((there - there.mean(0)).square().mean(0).max().sqrt())
+
+
+def _verdict(
+    each: Judged, difference: float, p_shares: float, settings: HiddenAttributeSettings
+) -> tuple[Verdict, str]:
+    """The verdict on a candidate of prompts that can be compared, and why."""
     p_alignment = min(1.0, each.p_alignment * settings.candidates)
     told = f"alignment {each.alignment:.2f}, p = {p_alignment:.2g}"
-    if p_alignment > settings.alpha:
+    chance = f"p = {p_shares:.2g}"
+    if each.gain <= 0:
+        reason = "images fall into groups in few prompts only."
+    elif each.shared < SHARED:
+        reason = f"only {each.shared:.0%} of the images have values that most prompts show."
+    elif difference < settings.least_difference:
+        reason = f"shares differ between prompts by {difference:.2f} only."
+    elif p_shares > settings.alpha:
+        reason = f"shares differ between prompts by no more than chance ({chance})."
+    elif p_alignment > settings.alpha:
         return "unaligned", f"what differs between groups is not the same in all prompts ({told})."
-    return "bias", (
-        f"groups that look the same in all prompts differ in their shares by {difference:.2f} "
-        f"(p = {p_shares:.2g}; {told})."
-    )
+    else:
+        return "bias", (
+            f"groups that look the same in all prompts differ in their shares by {difference:.2f} "
+            f"({chance}; {told})."
+        )
+    return "no bias", reason

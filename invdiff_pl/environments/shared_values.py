@@ -56,11 +56,17 @@ class Space:
         values = values - prompt_means(values, numbers)[numbers]
         return Space(values, numbers, self.offsets[prompts], self.axes)
 
-    def dealt(self, source: torch.Generator) -> "Space":
-        """Images as if prompts differed in their means only: residuals dealt over prompts anew."""
+    def dealt(self, source: torch.Generator, places: Tensor) -> "Space":
+        """Images as if prompts differed in their places only: residuals dealt over prompts anew.
+
+        Args:
+            source: of the order.
+            places: of the prompts, as fitted, float64 ``[P, D]``.
+        """
         sizes = self.prompts.bincount().clamp(min=2).double()
         # Residuals of a small prompt are too short, since its mean is its own images'.
         residuals = self.values * (sizes / (sizes - 1)).sqrt()[self.prompts][:, None]
+        residuals = residuals - places[self.prompts]
         residuals = residuals[torch.randperm(len(residuals), generator=source)]
         found = whiten(residuals, self.prompts, residuals.shape[1], standardise=False)
         if found is None:
@@ -267,7 +273,7 @@ def memberships_of(fit: Fit, values: Tensor, prompts: Tensor) -> tuple[Tensor, T
 def kmeans_memberships(
     values: Tensor, groups: int, source: torch.Generator, rounds: int = 30
 ) -> Tensor:
-    """One-hot groups of k-means, float64 ``[N, K]``, from k-means++ (Arthur, Vassilvitskii 2007)."""
+    """One-hot groups of k-means, float64 ``[N, K]``, started by k-means++."""
     centres = values[torch.randint(len(values), (1,), generator=source)]
     nearest = (values - centres).square().sum(1)
     while len(centres) < groups:

@@ -1,11 +1,13 @@
 """Attributes of two values: many starts climbed at once, along a line each.
 
 The model and its derivation are in :mod:`invdiff_pl.environments.hidden_attribute`. With two values
-all that matters is ``y = z w``, ``w = Sigma^-1 delta``; since z is white, ``Sigma = I - A delta delta'``
-and ``w = delta / (1 - A |delta|^2)`` with ``A = mean_p pi_p (1 - pi_p)``.
+all that matters is ``y = z w``, ``w = Sigma^-1 delta``. Since z is white, it has
+``Sigma = I - A delta delta'``, and ``w = delta / (1 - A |delta|^2)`` with
+``A = mean_p pi_p (1 - pi_p)``.
 """
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,10 +19,28 @@ _FIRST_ROUNDS = 12
 _ROUNDS = 60
 # Fixed points that are kept, and the cosine from which on two of them are one attribute: along one
 # direction prompts' places can be mistaken for shares, and the likelier reading is the right one.
-_MOST_FITS = 40
+_MOST_FITS = 60
 _SAME = 0.9
 _STILL_SAME = 0.99  # while they are moving
 _MOST_EXPLAINED = 0.98
+# Among which a prompt's share is looked for anew.
+_SHARES = (0.02, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.98)
+
+
+class _Climbed(NamedTuple):
+    """Where S starts have led.
+
+    Attributes:
+        members: probability of the second value, ``[N, S]``.
+        direction: w, what tells the values apart, ``[D, S]``.
+        distance: of the values along it, which is the variance within them, too, ``[S]``.
+        likelihood: log-likelihood an image over that of one group, ``[S]``.
+    """
+
+    members: Tensor
+    direction: Tensor
+    distance: Tensor
+    likelihood: Tensor
 
 
 def two_value_fits(space: Space, starts: int, source: torch.Generator) -> list[Fit]:
@@ -40,15 +60,15 @@ def two_value_fits(space: Space, starts: int, source: torch.Generator) -> list[F
     directions = torch.cat([_skewed(single, drawn[:, :half]), drawn[:, half:]], dim=1)
     members = _first_memberships(single, directions)
     along = directions.repeat(1, members.shape[1] // directions.shape[1])
-    members, delta, _ = _climb(single, members, _FIRST_ROUNDS, along)
-    members, delta, likelihood = _climb(single, members, _FIRST_ROUNDS)
-    members = members[:, _distinct(delta, likelihood, _STILL_SAME)]
-    members, delta, likelihood = _climb(single, members, _ROUNDS)
-    kept = _distinct(delta, likelihood)
-    return [
-        fit_values(space, torch.stack([1 - each, each], dim=1), rounds=2)
-        for each in members[:, kept].double().T
-    ]
+    climbed = _climb(single, members, _FIRST_ROUNDS, along)
+    members = climbed.members[:, _distinct(climbed, _STILL_SAME)]
+    climbed = _climb(single, members, _FIRST_ROUNDS)
+    climbed = _climb(single, _reread(single, climbed), _FIRST_ROUNDS)
+    members = climbed.members[:, _distinct(climbed, _STILL_SAME)]
+    climbed = _climb(single, members, _ROUNDS)
+    climbed = _climb(single, _reread(single, climbed), _FIRST_ROUNDS)
+    members = climbed.members[:, _distinct(climbed, _SAME)].double()
+    return [fit_values(space, torch.stack([1 - each, each], dim=1), rounds=2) for each in members.T]
 
 
 def _skewed(space: Space, directions: Tensor) -> Tensor:
@@ -82,9 +102,7 @@ def _first_memberships(space: Space, directions: Tensor) -> Tensor:
     return 0.02 + 0.96 * torch.cat(parts, dim=1).to(line)
 
 
-def _climb(
-    space: Space, members: Tensor, rounds: int, along: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _climb(space: Space, members: Tensor, rounds: int, along: Tensor | None = None) -> _Climbed:
     """Expectation maximisation of each column.
 
     Args:
@@ -92,10 +110,6 @@ def _climb(
         members: probability of the second value, ``[N, S]``.
         rounds: of expectation and maximisation.
         along: unit directions ``[D, S]`` that the values must lie apart in; any if not given.
-
-    Returns:
-        memberships ``[N, S]``, what lies between the values ``[D, S]``, and log-likelihood an image
-        ``[S]``, over that of one group.
     """
     values, prompts = space.values, space.prompts
     weights = (prompts.bincount() / len(prompts)).to(values)[:, None]
@@ -114,20 +128,51 @@ def _climb(
         low = line + own[prompts] * distance  # from the lower group's place
         members = torch.sigmoid(torch.logit(own)[prompts] + low - distance / 2)
     # Along the line, of variance `distance` within groups and distance / (1 - explained) in all.
-    groups = torch.logaddexp(
-        torch.log1p(-own)[prompts] - 0.5 * low.square() / distance,
-        own.log()[prompts] - 0.5 * (low - distance).square() / distance,
-    )
+    groups = _log_density(low, distance, own[prompts])
     one = -0.5 * line.square() * (1 - explained) / distance
-    return members, delta, (groups - one).mean(0) - 0.5 * torch.log1p(-explained)
+    likelihood = (groups - one).mean(0) - 0.5 * torch.log1p(-explained)
+    return _Climbed(members, direction, distance, likelihood)
 
 
-def _distinct(delta: Tensor, likelihood: Tensor, same: float = _SAME) -> Tensor:
+def _reread(space: Space, climbed: _Climbed) -> Tensor:
+    """Memberships ``[N, S]`` by each prompt's likeliest share.
+
+    Given the line, a prompt's place follows from its share, which is all that is left to find.
+    Rounds of expectation and maximisation may stop at another maximum, where a part of what
+    a prompt shows is taken for a place that it is not at.
+    """
+    line, distance = space.values @ climbed.direction, climbed.distance
+    likelihoods = torch.stack(
+        [
+            prompt_means(_log_density(line + share * distance, distance, share), space.prompts)
+            for share in _SHARES
+        ]
+    )
+    shares = torch.tensor(_SHARES).to(line)[likelihoods.argmax(0)][space.prompts]
+    return torch.sigmoid(torch.logit(shares) + line + (shares - 0.5) * distance)
+
+
+def _log_density(low: Tensor, distance: Tensor, shares: Tensor | float) -> Tensor:
+    """Log-density ``[N, S]`` along lines, up to a constant of the line.
+
+    Args:
+        low: from the lower group's place.
+        distance: between the groups, and their variance.
+        shares: of the upper group.
+    """
+    shares = torch.as_tensor(shares).to(low)
+    return torch.logaddexp(
+        torch.log1p(-shares) - 0.5 * low.square() / distance,
+        shares.log() - 0.5 * (low - distance).square() / distance,
+    )
+
+
+def _distinct(climbed: _Climbed, same: float) -> Tensor:
     """Columns of most log-likelihood, no two of which lie in the same direction."""
-    units = delta / delta.norm(dim=0).clamp(min=1e-9)
+    units = climbed.direction / climbed.direction.norm(dim=0).clamp(min=1e-9)
     alike = (units.T @ units).abs() > same
     kept: list[int] = []
-    for column in likelihood.argsort(descending=True).tolist():
+    for column in climbed.likelihood.argsort(descending=True).tolist():
         if len(kept) < _MOST_FITS and not alike[column, kept].any():
             kept.append(column)
     return torch.tensor(kept, dtype=torch.long)

@@ -1,0 +1,179 @@
+"""What counts for a hidden attribute: clear, shared, informative, aligned.
+
+The terms are those of :mod:`invdiff_pl.environments.hidden_attribute`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from invdiff_pl.backbones.draws import generator
+from invdiff_pl.environments.shared_values import (
+    Fit,
+    Space,
+    fit_values,
+    kmeans_memberships,
+    log_likelihood_ratio,
+    prompt_means,
+)
+from invdiff_pl.environments.two_values import two_value_fits
+
+# Prompts with fewer images are judged together, in parts of at least as many images.
+_PART_IMAGES = 50
+_MOST_PARTS = 20
+# Rounds in which a part refits its groups alone: enough to leave a direction that is not its own.
+_ALONE_ROUNDS = 10
+_ROTATIONS = 199
+# A part has a value from this share of its images on; a value is shared if it is not one that
+# more than `quantile` of the parts lack; an attribute is, if this much of all images has such.
+_LEAST_SHARE = 0.003
+SHARED = 0.8
+# Cosine from which on two attributes of two values are one.
+_SAME_ATTRIBUTE = 0.5
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A fit and what counts for it.
+
+    Attributes:
+        fit: of two or more values.
+        gain: log-likelihood an image of the groups over one, in the less clear parts.
+        shared: share of the images that have values which (nearly) all parts have.
+        ratio: twice the log-likelihood of own over equal shares.
+        evidence: what of it chance does not explain, in nats an image.
+        alignment: cosine of the parts' differences between groups.
+        p_alignment: how often that of unrelated parts is as large.
+    """
+
+    fit: Fit
+    gain: float
+    shared: float
+    ratio: float = 0.0
+    evidence: float = 0.0
+    alignment: float = 0.0
+    p_alignment: float = 1.0
+
+    @property
+    def values(self) -> int:
+        """Number of values."""
+        return len(self.fit.delta)
+
+    @property
+    def possible(self) -> bool:
+        """Whether it may be an attribute that prompts share."""
+        return self.gain > 0 and self.shared >= SHARED
+
+    @property
+    def strength(self) -> float:
+        """Of two values how clear times how uneven; of more, whose gain says little, how uneven."""
+        clear = max(self.gain, 0.0) if self.values == 2 else 1.0
+        return clear * self.ratio**0.5
+
+
+def parts_of(prompts: Tensor) -> Tensor:
+    """Parts of the images that judge by themselves, int64 ``[N]``: prompts, small ones together."""
+    counts = prompts.bincount()
+    least = max(_PART_IMAGES, -(-len(prompts) // _MOST_PARTS))
+    part, filled = 0, 0
+    part_of = torch.zeros_like(counts)
+    for prompt, count in enumerate(counts.tolist()):
+        part_of[prompt] = part
+        filled += count
+        if filled >= least or count >= _PART_IMAGES:
+            part, filled = part + 1, 0
+    if 0 < filled < _PART_IMAGES and part > 0:
+        part_of[part_of == part] = part - 1
+    return part_of[prompts].unique(return_inverse=True)[1]
+
+
+def search(
+    space: Space, starts: int, values: Sequence[int], quantile: float, seed: int
+) -> list[Judged]:
+    """All distinct attributes of two values, and one for each number of more values.
+
+    Args:
+        space: of the images.
+        starts: for attributes of two values.
+        values: numbers of more values.
+        quantile: share of the parts in which an attribute need not be clear.
+        seed: of the starts.
+    """
+    source = generator(seed, "starts")
+    parts = parts_of(space.prompts)
+    found = [judge(fit, space, parts, quantile) for fit in two_value_fits(space, starts, source)]
+    found = _unlike(found)
+    for groups in values:
+        if len(space.values) < 20 * groups:
+            continue
+        start = kmeans_memberships(space.uncentred, groups, source)
+        found.append(judge(fit_values(space, start), space, parts, quantile))
+    return found
+
+
+def _unlike(found: list[Judged]) -> list[Judged]:
+    """Without those of two values that lie as much in the direction of a clearer one.
+
+    Independent attributes lie at right angles in whitened features. What does not is the same one,
+    with some prompts' places mistaken.
+    """
+    kept: list[Judged] = []
+    for each in sorted(found, key=lambda each: -each.gain):
+        apart = [other.fit.delta[1] - other.fit.delta[0] for other in (each, *kept)]
+        cosines = [cosine_similarity(apart[0], other, dim=0).abs() for other in apart[1:]]
+        if all(cosine < _SAME_ATTRIBUTE for cosine in cosines):
+            kept.append(each)
+    return kept
+
+
+def judge(fit: Fit, space: Space, parts: Tensor, quantile: float) -> Judged:
+    """How clear and shared a fit is and, if it may be an attribute, how informative."""
+    gains = fit.gains(space, parts).sort().values
+    gain = float(gains[int(quantile * len(gains))])
+    had = prompt_means(fit.memberships, parts) >= _LEAST_SHARE
+    common = had.double().mean(0) >= 1 - quantile
+    shared = float(fit.memberships.mean(0)[common].sum())
+    judged = Judged(fit, gain, shared)
+    if not judged.possible:
+        return judged
+    ratio = log_likelihood_ratio(fit, space)
+    prompts, groups = fit.shares.shape
+    information = (ratio - (prompts - 1) * (groups - 1)) / (2 * len(space.values))
+    return replace(judged, ratio=ratio, evidence=max(information, 0.0))
+
+
+def aligned(each: Judged, space: Space, seed: int) -> Judged:
+    """With its alignment and how often unrelated parts would be as aligned."""
+    parts = parts_of(space.prompts)
+    count = int(parts.max()) + 1
+    if count < 2 or not each.possible:
+        return each
+    groups = each.fit.memberships.shape[1]
+    centroids = space.values.new_zeros(count, groups, space.values.shape[1])
+    masses = space.values.new_zeros(count, groups)
+    for part in range(count):
+        rows = parts == part
+        alone = fit_values(space.rows(rows), each.fit.memberships[rows], _ALONE_ROUNDS)
+        masses[part], centroids[part] = alone.memberships.mean(0), alone.delta
+    alignment = _mean_cosine(centroids[None], masses)
+    source = generator(seed, "rotations")
+    shape = (_ROTATIONS, count, centroids.shape[2], centroids.shape[2])
+    turns = torch.linalg.qr(torch.randn(shape, dtype=torch.float64, generator=source)).Q
+    unrelated = _mean_cosine(torch.einsum("pkd,rpde->rpke", centroids, turns), masses)
+    p_value = float((unrelated >= alignment).sum() + 1) / (_ROTATIONS + 1)
+    return replace(each, alignment=float(alignment), p_alignment=p_value)
+
+
+def _mean_cosine(centroids: Tensor, masses: Tensor) -> Tensor:
+    """Cosine of the parts' centroids ``[R, P, K, D]``, mean over pairs by length: ``[R]``."""
+    # Where few images of a part have a value, noise places it: such values count for little.
+    weights = (masses + 1e-4).log().mean(0).exp()
+    weights = weights / weights.sum()
+    centred = centroids - torch.einsum("k,rpkd->rpd", weights, centroids)[:, :, None]
+    flat = (centred * weights.sqrt()[:, None]).flatten(2)
+    lengths = flat.norm(dim=2)
+    inner = flat.sum(1).square().sum(1) - lengths.square().sum(1)
+    return inner / (lengths.sum(1).square() - lengths.square().sum(1)).clamp(min=1e-12)

@@ -1,0 +1,163 @@
+"""Hidden attributes in data whose answer is known, and in data where there is none."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from invdiff_pl.environments.hidden_attribute import (
+    HiddenAttributeSettings,
+    find_hidden_attributes,
+)
+
+QUICK = HiddenAttributeSettings(starts=12, values=(), components=5, alpha=0.2, resamples=4)
+
+
+def _images(
+    count: int, shares: list[float], apart: float = 6.0, seed: int = 0, directions: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, prompts and a hidden attribute; of several directions, each prompt has its own."""
+    source = torch.Generator().manual_seed(seed)
+    prompts = torch.arange(count) % len(shares)
+    attribute = (torch.rand(count, generator=source) < torch.tensor(shares)[prompts]).long()
+    features = torch.randn(count, 8, generator=source)
+    features[:, 0] += 9.0 * prompts  # what is named
+    features[torch.arange(count), 1 + prompts % directions] += apart * attribute
+    return features, prompts, attribute
+
+
+def _agreement(memberships: Tensor, attribute: Tensor) -> float:
+    right = float((memberships.argmax(1) == attribute).double().mean())
+    return max(right, 1 - right)
+
+
+@pytest.mark.parametrize("shares", [[0.1, 0.9], [0.3, 0.7], [0.02, 0.98], [0.05, 0.5, 0.9]])
+def test_an_attribute_that_goes_along_with_prompts_is_found(shares: list[float]) -> None:
+    features, prompts, attribute = _images(600, shares)
+    found = find_hidden_attributes(features, prompts, QUICK)[0]
+    assert found.verdict == "bias"
+    assert found.p_value <= 0.2
+    assert _agreement(found.memberships, attribute) > 0.98
+    assert found.alignment > 0.95
+    true = torch.tensor([attribute[prompts == p].double().mean() for p in range(len(shares))])
+    column = int(found.memberships[:, 1].round().long().eq(attribute).double().mean() > 0.5)
+    assert found.shares[:, column].sub(true).abs().max() < 0.03
+    torch.testing.assert_close(found.memberships.sum(1), torch.ones(600).double())
+
+
+def test_conflict_is_higher_of_every_image_against_the_bias() -> None:
+    features, prompts, attribute = _images(600, [0.1, 0.9], apart=9.0)
+    found = find_hidden_attributes(features, prompts, QUICK)[0]
+    against = attribute != prompts
+    assert found.conflict[against].min() > found.conflict[~against].max()
+    # -log(own share / mean share) of a value that is certain.
+    share = float((attribute[prompts == 0] == 1).double().mean())
+    other = float((attribute[prompts == 1] == 1).double().mean())
+    expected = -torch.tensor(share / ((share + other) / 2)).log()
+    assert found.conflict[against & (prompts == 0)].mean() == pytest.approx(expected, abs=0.05)
+
+
+def test_an_attribute_in_equal_shares_is_no_bias() -> None:
+    features, prompts, _ = _images(600, [0.5, 0.5])
+    assert all(each.verdict != "bias" for each in find_hidden_attributes(features, prompts, QUICK))
+
+
+def test_groups_that_differ_in_other_ways_in_each_prompt_are_unaligned() -> None:
+    features, prompts, _ = _images(600, [0.2, 0.8], directions=2)
+    found = find_hidden_attributes(features, prompts, QUICK)
+    assert all(each.verdict != "bias" for each in found)
+
+
+def test_what_is_named_alone_is_no_bias() -> None:
+    features, prompts, _ = _images(600, [0.0, 0.0])
+    assert all(each.verdict != "bias" for each in find_hidden_attributes(features, prompts, QUICK))
+
+
+def test_an_attribute_of_many_values_is_found() -> None:
+    source = torch.Generator().manual_seed(0)
+    count = 1500
+    prompts = torch.arange(count) % 2
+    place = (torch.rand(count, generator=source) < torch.tensor([0.05, 0.95])[prompts]).long()
+    scene = torch.randint(8, (count,), generator=source) + 8 * place
+    features = torch.randn(16, 8, generator=source)[scene] * 6
+    features = features + torch.randn(count, 8, generator=source) + prompts[:, None]
+    settings = replace(QUICK, components=8, values=(16,))
+    found = find_hidden_attributes(features, prompts, settings)[0]
+    assert found.memberships.shape[1] == 16
+    assert found.verdict == "bias"
+    against = place != prompts
+    higher = found.conflict[against].median() > found.conflict[~against].quantile(0.99)
+    assert bool(higher)
+
+
+def test_p_values_are_not_too_small_where_prompts_differ_in_means_only() -> None:
+    settings = replace(QUICK, starts=6, components=3, least_difference=0.0)
+    smallest = []
+    for seed in range(25):
+        features, prompts, _ = _images(200, [0.5, 0.5], apart=4.0, seed=100 + seed)
+        found = find_hidden_attributes(features[:, :4], prompts, settings)
+        smallest.append(min((each.p_value for each in found), default=1.0))
+    values = torch.tensor(smallest)
+    # At a level of 0.2 at most 9 of 25 with probability 0.983; alignment only makes p larger.
+    assert int((values <= 0.2).sum()) <= 9
+    assert int((values <= 0.4).sum()) <= 15
+
+
+def test_one_prompt_or_a_handful_of_images_is_untestable() -> None:
+    features, prompts, attribute = _images(600, [0.3])
+    found = find_hidden_attributes(features, prompts, QUICK)[0]
+    assert found.verdict == "untestable"
+    assert found.p_value == 1.0
+    assert _agreement(found.memberships, attribute) > 0.99
+    features, prompts, _ = _images(12, [0.3, 0.7])
+    assert {each.verdict for each in find_hidden_attributes(features, prompts, QUICK)} <= {
+        "untestable"
+    }
+
+
+def test_prompts_of_few_images_are_compared_together() -> None:
+    shares = torch.rand(300, generator=torch.Generator().manual_seed(1)).tolist()
+    features, prompts, attribute = _images(1800, shares, apart=8.0)
+    features[:, 0] = torch.randn(1800) + (prompts % 7)
+    found = find_hidden_attributes(features, prompts, QUICK)[0]
+    assert _agreement(found.memberships, attribute) > 0.98
+    assert found.verdict == "bias"
+    assert found.shares.shape == (300, 2)
+
+
+def test_all_images_are_assigned_where_some_are_searched() -> None:
+    features, prompts, attribute = _images(3000, [0.1, 0.9])
+    some = replace(QUICK, most_images=500)
+    found = find_hidden_attributes(features.half(), prompts, some)[0]
+    assert _agreement(found.memberships, attribute) > 0.99
+    assert found.verdict == "bias"
+
+
+def test_a_prompt_without_images_has_no_shares() -> None:
+    features, prompts, _ = _images(900, [0.1, 0.9])
+    found = find_hidden_attributes(features, prompts * 2, QUICK)[0]
+    assert found.shares.shape == (3, 2)
+    assert found.shares[1].isnan().all()
+    assert found.conflict.isfinite().all()
+    assert found.verdict == "bias"
+
+
+def test_the_result_depends_on_the_seed_alone() -> None:
+    features, prompts, _ = _images(600, [0.2, 0.8])
+    first, second = (find_hidden_attributes(features, prompts, QUICK)[0] for _ in range(2))
+    torch.testing.assert_close(first.conflict, second.conflict, rtol=0, atol=0)
+    assert first.p_value == second.p_value
+
+
+def test_features_that_do_not_vary_hold_no_attribute() -> None:
+    assert find_hidden_attributes(torch.ones(50, 3), torch.arange(50) % 2, QUICK) == []
+
+
+def test_wrong_shapes_and_values_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected features \[N, F\]"):
+        find_hidden_attributes(torch.ones(5, 3), torch.zeros(4, dtype=torch.long))
+    broken = torch.ones(5, 3)
+    broken[2, 1] = torch.nan
+    with pytest.raises(ValueError, match="image 2"):
+        find_hidden_attributes(broken, torch.zeros(5, dtype=torch.long))
