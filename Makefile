@@ -41,7 +41,7 @@ OPTIONS = $(NAMED) --run-dir $(call quote,$(RUN_DIR)) \
   $(WHERE) --seed_everything=$(SEED) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train augment compare docs-reports backbone check-data sweep export ablation bench tensorboard verify replay test test-slow soak lint format type clean
+.PHONY: help setup train augment compare docs docs-reports backbone check-data sweep export ablation bench tensorboard verify replay test test-slow soak lint format type clean
 
 help: ## list the targets and variables
 	@echo "targets:"
@@ -97,6 +97,10 @@ ablation: setup ## what each part of the method is worth, on the run in RUN_DIR 
 
 bench: setup ## every stage against the reference's recipe, in one run; DEVICE=cuda on a GPU
 	HF_HUB_OFFLINE=1 $(PYTHON) benchmarks/bench.py --device $(DEVICE) $(ARGS)
+
+docs: setup ## a page for each public name, in docs/build
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(PYTHON) -m sphinx -W -q docs/api docs/build
 
 docs-reports: setup ## copy the reports of the runs REPORTS, small, into docs/reports
 	$(foreach name,$(NAMES),$(PYTHON) -m invdiff_pl report --run-dir $(call quote,$(subst NAME,$(name),$(REPORTS))) --into docs/reports/$(name)$(NEXT))

@@ -78,9 +78,18 @@ print(candidate.to_pandas().sort_values("conflict", ascending=False).head())
 print("contact sheet:", work / "sheet.png")
 
 # %%
-# Train a LoRA with which the groups of each prompt are drawn evenly. Afterwards `pipe` is as it was.
+# Train a LoRA with which the groups of each prompt are drawn evenly. `pipe` stays as it was.
+# (A rate this high shows in a few steps that something happens; the default is made for 400.)
 lora = inv.debias(
-    pipe, images, candidate, steps=STEPS, batch_size=24, calibration_samples=0, progress=False
+    pipe,
+    images,
+    candidate,
+    steps=STEPS,
+    batch_size=24,
+    learning_rate=1e-2,
+    warmup_steps=1,
+    calibration_samples=0,
+    progress=False,
 )
 saved = lora.save(work / "even-birds")
 print(lora, "in", saved)
@@ -88,6 +97,7 @@ print(lora, "in", saved)
 # %%
 # Draw with it. A scale of 0 gives the pipeline's own pictures, bit for bit.
 even = inv.InvDiffPipeline.from_pipe(pipe, lora)
+even.set_progress_bar_config(disable=True)
 
 
 def draw(pipeline: StableDiffusionPipeline, **scale: float) -> torch.Tensor:

@@ -47,8 +47,8 @@ model = files("invdiff_pl") / "assets" / "waterbirds"
 pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
 
 # %%
-# A loader of your own. Batches hold `latents` [B, C, h, w] (or the VAE's `moments`), `prompt` (texts,
-# or numbers) and `environment` int64 [B] (or soft `membership` [B, G]).
+# A loader of your own. Batches hold `latents` [B, C, h, w] (or the VAE's `moments`), `prompt`
+# (texts, or numbers) and `environment` int64 [B] (or soft `membership` [B, G]).
 pixels = images.pixels(range(len(images)), resolution=32).float() / 127.5 - 1
 with torch.no_grad():
     latents = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
@@ -60,8 +60,8 @@ loader = DataLoader(rows, batch_size=24, shuffle=True, drop_last=True)
 
 
 # %%
-# The Trainer is Lightning's own; so are its precision, devices, strategy and loggers. The average of
-# the weights is what is saved, since `SaveAdapter` comes after it.
+# The Trainer is Lightning's own; so are its precision, devices, strategy and loggers. The average
+# of the weights is what is saved, since `SaveAdapter` comes after it.
 def trainer(*callbacks: pl.Callback) -> pl.Trainer:
     """A stock Trainer."""
     return pl.Trainer(
@@ -70,7 +70,7 @@ def trainer(*callbacks: pl.Callback) -> pl.Trainer:
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        log_every_n_steps=1,
+        enable_progress_bar=False,
         default_root_dir=work,
         callbacks=list(callbacks),
     )
@@ -85,8 +85,8 @@ module.adapter.detach()
 
 # %%
 # With `LatentsInMemory` batches are balanced over (prompt, environment), pairs of pictures share
-# timestep and noise, and some pictures are held out, by whose risks `HeldOutSelection` chooses among
-# the weights. It encodes the pictures with the pipeline, both as they are and mirrored.
+# timestep and noise, and some pictures are held out, by whose risks `HeldOutSelection` chooses
+# among the weights. It encodes the pictures with the pipeline, both as they are and mirrored.
 data = inv.LatentsInMemory.from_images(
     pipe, images, environments, batch_size=24, held_out=0.1, progress=False
 )
