@@ -162,6 +162,11 @@ def adapter_class(kind: str) -> type[Adapter]:
 def build_adapter(kind: str, unet: UNet2DConditionModel, **settings: Any) -> Adapter:
     """Attach a new adapter of a kind to a UNet.
 
+    Args:
+        kind: such as ``lora``.
+        unet: the frozen denoiser.
+        settings: of that kind.
+
     Raises:
         InvDiffError: if there is no such kind, or a setting is not of this kind.
     """
@@ -191,6 +196,10 @@ def require_adapter(kind: str, settings: Mapping[str, Any]) -> None:
 
 def load_adapter(folder: Path, unet: UNet2DConditionModel) -> Adapter:
     """Attach a saved adapter to a UNet.
+
+    Args:
+        folder: that :meth:`Adapter.save` wrote.
+        unet: the frozen denoiser that it was trained beside.
 
     Raises:
         InvDiffError: if the folder holds no adapter, or a damaged one.
