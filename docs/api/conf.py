@@ -1,5 +1,8 @@
 """Sphinx: a page for each public name, made from its docstring. Built by `make docs`."""
 
+import re
+from typing import Any
+
 import invdiff_pl
 
 project = "InvDiff-PL"
@@ -20,3 +23,14 @@ autodoc_member_order = "bysource"
 autoclass_content = "class"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+
+
+def _keep_last_underscore(*event: Any) -> None:
+    """Names such as ``lambda_`` would be read as links, and lose it."""
+    lines = event[-1]
+    lines[:] = [re.sub(r"^:param (\w+)_:", r":param \1\\_:", line) for line in lines]
+
+
+def setup(app: Any) -> None:
+    """After napoleon."""
+    app.connect("autodoc-process-docstring", _keep_last_underscore, priority=900)
