@@ -93,8 +93,10 @@ class _Dataset:
         return _Dataset({**self.columns, name: values})
 
 
-def _run(script: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, Any]:
-    sizes = {"FRACTION": "0.012", "STEPS": "2", "STARTS": "2", "TMPDIR": str(folder)}
+def _run(
+    script: str, monkeypatch: pytest.MonkeyPatch, folder: Path, steps: int = 2
+) -> dict[str, Any]:
+    sizes = {"FRACTION": "0.012", "STEPS": str(steps), "STARTS": "2", "TMPDIR": str(folder)}
     for name, value in sizes.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("tempfile.tempdir", None)
@@ -134,7 +136,7 @@ def test_the_script_on_a_hugging_face_data_set_says_what_to_install(monkeypatch,
 
 
 def test_the_script_with_a_stock_trainer_leaves_two_adapters(monkeypatch, tmp_path) -> None:
-    names = _run("stock_trainer.py", monkeypatch, tmp_path)
+    names = _run("stock_trainer.py", monkeypatch, tmp_path, steps=1)
     for folder in ("own-loader", "in-memory"):
         assert inv.TrainedAdapter(names["work"] / folder / "adapter").trained
     assert (names["work"] / "picture.png").is_file()

@@ -56,7 +56,7 @@ rows = [
     {"latents": latents[n], "prompt": images[n][1], "environment": environments[n]}
     for n in range(len(images))
 ]
-loader = DataLoader(rows, batch_size=24, shuffle=True, drop_last=True)
+loader = DataLoader(rows, batch_size=12, shuffle=True, drop_last=True)
 
 
 # %%
@@ -88,7 +88,7 @@ module.adapter.detach()
 # timestep and noise, and some pictures are held out, by whose risks `HeldOutSelection` chooses
 # among the weights. It encodes the pictures with the pipeline, both as they are and mirrored.
 data = inv.LatentsInMemory.from_images(
-    pipe, images, environments, batch_size=24, held_out=0.1, progress=False
+    pipe, images, environments, batch_size=12, held_out=0.1, progress=False
 )
 module = inv.InvariantAdapter(pipe, learning_rate=1e-3)
 selection = HeldOutSelection(every_n_steps=max(1, STEPS // 2))
@@ -103,5 +103,5 @@ for measured in selection.report["selection"]["candidates"]:
 # Either folder is a LoRA for `pipe.load_lora_weights`.
 pipe.load_lora_weights(work / "in-memory" / "adapter")
 pipe.set_progress_bar_config(disable=True)
-pipe(images.prompts[0], num_inference_steps=10).images[0].save(work / "picture.png")
+pipe(images.prompts[0], num_inference_steps=5).images[0].save(work / "picture.png")
 print("picture:", work / "picture.png")
