@@ -221,14 +221,13 @@ def _null_strengths(
     if int(space.prompts.max()) == 0 or not uneven:
         return {}
     wanted = {each.values for each in uneven}
-    places = -uneven[0].fit.shares @ uneven[0].fit.delta
     more = sorted(wanted - {2})
     largest: dict[int, list[float]] = {groups: [] for groups in wanted}
     for number in range(settings.resamples):
         source = generator(settings.seed, "resample", number)
         rows = torch.randperm(len(space.values), generator=source)[:_NULL_IMAGES]
         chosen = space.rows(rows)
-        alike = chosen.dealt(source, places[space.prompts[rows].unique()])
+        alike = chosen.dealt(source, uneven[0].fit.places[space.prompts[rows].unique()])
         found = search(alike, settings.starts, more, settings.quantile, settings.seed)
         for groups in wanted:
             strengths = [each.strength for each in found if each.possible and each.values == groups]

@@ -120,13 +120,15 @@ class Fit:
     Attributes:
         memberships: float64 ``[N, K]``, rows with sum 1.
         shares: float64 ``[P, K]``.
-        delta: the values' places, of mean 0 over images, float64 ``[K, D]``.
+        places: m, of the prompts, float64 ``[P, D]``.
+        delta: of the values, of mean 0 over images, float64 ``[K, D]``.
         precision: of the noise, float64 ``[D, D]``.
         log_likelihood: natural logarithm of each image's, float64 ``[N]``.
     """
 
     memberships: Tensor
     shares: Tensor
+    places: Tensor
     delta: Tensor
     precision: Tensor
     log_likelihood: Tensor
@@ -145,7 +147,8 @@ class Fit:
         apart = (self.delta @ direction)[:, None]
         width = (self.delta[1] - self.delta[0]) @ direction
         precision = (1 / width.clamp(min=1e-12)).reshape(1, 1)
-        _, likelihood = _expectation(line, space.prompts, self.shares, apart, precision)
+        places = (self.places @ direction)[:, None]
+        _, likelihood = _expectation(line, space.prompts, places, self.shares, apart, precision)
         return prompt_means(likelihood - _own_normal(line, parts), parts)
 
 
@@ -165,19 +168,15 @@ def _own_normal(values: Tensor, parts: Tensor) -> Tensor:
 def _expectation(
     values: Tensor,
     prompts: Tensor,
-    own: Tensor,
+    places: Tensor,
+    shares: Tensor,
     delta: Tensor,
     precision: Tensor,
-    shares: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Memberships ``[N, K]`` and log-likelihoods ``[N]`` of values centred by prompt.
-
-    Prompts' places follow from their ``own`` shares; ``shares``, if given, are expected instead.
-    """
-    shifted = values + (own @ delta)[prompts]
+    """Memberships ``[N, K]`` and log-likelihoods ``[N]`` of values, given prompts' places."""
+    shifted = values - places[prompts]
     pulled = delta @ precision
-    expected = (own if shares is None else shares).log()[prompts]
-    logits = shifted @ pulled.T - 0.5 * (delta * pulled).sum(1) + expected
+    logits = shifted @ pulled.T - 0.5 * (delta * pulled).sum(1) + shares.log()[prompts]
     total = logits.logsumexp(1)
     width = values.shape[1]
     constant = 0.5 * (torch.logdet(precision) - width * math.log(2 * math.pi))
@@ -213,13 +212,13 @@ def fit_values(space: Space, start: Tensor, rounds: int = ROUNDS) -> Fit:
         noise = covariance - inner.T @ delta
         variances, axes = torch.linalg.eigh((noise + noise.T) / 2)
         precision = (axes / variances.clamp(min=_LEAST_VARIANCE)) @ axes.T
-        shares = _shares(members, prompts, count)
-        updated, likelihood = _expectation(values, prompts, shares, delta, precision)
+        shares, places = _shares(members, prompts, count), -own @ delta
+        updated, likelihood = _expectation(values, prompts, places, shares, delta, precision)
         moved = (updated - members).abs().max()
         members = updated
         if moved < 1e-4:
             break
-    return Fit(members, shares, delta, precision, likelihood)
+    return Fit(members, shares, places, delta, precision, likelihood)
 
 
 def fit_shares(
@@ -238,15 +237,19 @@ def fit_shares(
         memberships ``[N, K]``, shares ``[P, K]`` and log-likelihoods ``[N]``.
     """
     count = int(prompts.max()) + 1
-    own = fit.memberships.mean(0).clamp(min=_LEAST_SHARE).expand(count, -1)
+    shares = fit.memberships.mean(0).clamp(min=_LEAST_SHARE).expand(count, -1)
     if len(fit.shares) == count:
-        own = fit.shares
-    shares = own.mean(0).expand(count, -1) if equal else None
+        shares = fit.shares
+    places, own = -shares @ fit.delta, shares
+    if equal:
+        shares = shares.mean(0).expand(count, -1)
     for _ in range(rounds):
-        members, likelihood = _expectation(values, prompts, own, fit.delta, fit.precision, shares)
+        members, likelihood = _expectation(
+            values, prompts, places, shares, fit.delta, fit.precision
+        )
         updated = _shares(members, prompts, count)
-        if equal:
-            shares = members.mean(0).clamp(min=_LEAST_SHARE).expand(count, -1)
+        places = -prompt_means(members, prompts) @ fit.delta
+        shares = members.mean(0).clamp(min=_LEAST_SHARE).expand(count, -1) if equal else updated
         moved = (updated - own).abs().max()
         own = updated
         if moved < 1e-4:
