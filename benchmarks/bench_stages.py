@@ -20,6 +20,7 @@ from invdiff_pl.backbones.draws import generator
 from invdiff_pl.backbones.noising import ForwardProcess, sample_losses, sample_posterior
 from invdiff_pl.backbones.pipeline import embed_prompts, sample_images, set_scheduler
 from invdiff_pl.data.cache import ShardedTensor
+from invdiff_pl.data.datasets import LatentBatch
 from invdiff_pl.data.images import read_images, to_float
 from invdiff_pl.data.latents import encode_images
 from invdiff_pl.environments.assignment import assign
@@ -253,7 +254,8 @@ class Training:
         module, device = self.ours_module, self.work.device
         for _ in range(self.steps):
             started = self.work.clock()
-            batch = {name: value.to(device) for name, value in next(self.batches).items()}
+            batch = next(self.batches)
+            batch |= {n: v.to(device) for n, v in batch.items() if isinstance(v, torch.Tensor)}
             self.waits["ours"] += self.work.clock() - started
             draw, moments = batch["draw"], batch["moments"]
             pairs = self.work.batch // 2
@@ -262,7 +264,8 @@ class Training:
             noise, posterior = torch.randn(shape, generator=self.source).to(device)[:, draw]
             prompts = batch["prompt"] % len(PROMPTS)
             with autocast(self.work, self.half):
-                losses = module.denoising_losses(moments, prompts, timesteps, noise, posterior)
+                given = LatentBatch(moments=moments, prompt=prompts)
+                losses = module.denoising_losses(given, timesteps, noise, posterior)
             group_objective(losses, batch["membership"], self.rule).loss.backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -284,7 +287,8 @@ class Training:
         moments = cache.gather(rows, torch.zeros_like(rows)).to(clean.device)
         prompts = self.work.prompt_ids[rows].to(clean.device)
         with autocast(self.work, self.half):
-            ours = self.ours_module.denoising_losses(moments, prompts, timesteps, noise)
+            given = LatentBatch(moments=moments, prompt=prompts)
+            ours = self.ours_module.denoising_losses(given, timesteps, noise)
         apart = float((ours / theirs - 1).abs().max())
         return f"losses differ by {apart:.1e} at most"
 

@@ -330,18 +330,26 @@ class InvariantAdapter(pl.LightningModule):
         target = self.process.target(latents, noise, timesteps)
         return Draw(noisy, timesteps, self.embeddings[prompts], target)
 
-    def denoising_losses(self, batch: LatentBatch, timesteps: Tensor, noise: Tensor) -> Tensor:
-        """Per-sample losses of the adapted denoiser on the posterior's means, not weighted.
+    def denoising_losses(
+        self,
+        batch: LatentBatch,
+        timesteps: Tensor,
+        noise: Tensor,
+        posterior_noise: Tensor | None = None,
+    ) -> Tensor:
+        """Per-sample losses of the adapted denoiser, before any weighting.
 
         Args:
             batch: of B images.
             timesteps: int64 ``[B]``.
             noise: ``[B, C, H, W]``.
+            posterior_noise: the same; the posterior's mean is taken if not given.
 
         Returns:
             float32 ``[B]``.
         """
-        draw = self._noised(self._latents(batch, None), batch["prompt"], timesteps, noise)
+        latents = self._latents(batch, posterior_noise)
+        draw = self._noised(latents, batch["prompt"], timesteps, noise)
         prediction = self.adapter.predict(draw.noisy, draw.timesteps, draw.embeddings)
         return sample_losses(prediction, draw.target)
 

@@ -21,8 +21,9 @@ MAKEFILE = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
 
 def _lines(text: str) -> list[str]:
     """Lines of the blocks that are not of a language."""
-    blocks = re.findall(r"^```(?:bash|sh)?\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    return [line for block in blocks for line in block.splitlines() if line.strip()]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    commands = [block for language, block in blocks if language in ("", "bash", "sh")]
+    return [line for block in commands for line in block.splitlines() if line.strip()]
 
 
 README_LINES = [

@@ -289,7 +289,7 @@ def test_bad_weights_files_are_refused_without_running_their_code(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("clip",), "choose one of dinov2, efficientnet_lite0, inception_v3"),
+        (("clip",), "expected one of dinov2, efficientnet_lite0, inception_v3"),
         (("inception_v3",), "needs a weights file"),
         (("inception_v3", Path("x"), 224), "input_size 299 only"),
         (("efficientnet_lite0", None, 16), "at least 32"),

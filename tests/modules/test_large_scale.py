@@ -185,7 +185,7 @@ def test_low_rank_fine_tuning_writes_a_folder_that_stock_diffusers_loads(
 def test_local_batches_are_as_large_as_allowed_on_any_number_of_devices() -> None:
     assert [micro_batches(64, devices, 16) for devices in (1, 2, 3, 4, 8)] == [4, 2, 2, 1, 1]
     assert micro_batches(48, 1, 48) == 1
-    with pytest.raises(InvDiffError, match="max_micro_batch=0"):
+    with pytest.raises(InvDiffError, match="size=0"):
         MaxMicroBatch(0)
 
 

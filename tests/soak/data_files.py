@@ -70,7 +70,9 @@ def read_data(module) -> None:
 
 
 def read_table(folder: Path) -> None:
-    read_data(TableDataModule(attribute_column="place", **settings(folder)))
+    read_data(
+        TableDataModule(attribute_column="place", min_images_per_prompt=1, **settings(folder))
+    )
 
 
 def make_waterbirds(folder: Path) -> None:
