@@ -24,6 +24,9 @@ class KnownPrompts:
         self._null: Tensor | None = None
         self.numbers(prompts)
 
+    def __len__(self) -> int:
+        return len(self._numbers)
+
     def numbers(self, prompts: Sequence[str]) -> Tensor:
         """The number of each prompt, int64 ``[B]``; new ones are embedded."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._numbers]

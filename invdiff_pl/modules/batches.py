@@ -30,8 +30,8 @@ def completed(
     Raises:
         ValueError: if something is missing, or an environment is not below ``groups``.
     """
-    if missing := [n for n in ("prompt",) if n not in batch]:
-        raise InvDiffError(f"the loader's batches lack {missing[0]!r}: they hold {sorted(batch)}.")
+    if "prompt" not in batch:
+        raise InvDiffError(f"the loader's batches lack 'prompt': they hold {sorted(batch)}.")
     if "latents" not in batch and "moments" not in batch:
         raise InvDiffError(
             f"the loader's batches hold neither 'latents' nor 'moments': they hold {sorted(batch)}."

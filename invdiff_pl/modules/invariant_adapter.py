@@ -38,7 +38,6 @@ from invdiff_pl.objectives import (
 from invdiff_pl.objectives.densities import require_density
 from invdiff_pl.utils.names import WEIGHTINGS, require_name
 
-DEFAULT_ADAPTER = "lora"
 UNTRAINED = (
     "{why}, so the adapter is left untrained, a no-op; train_without_bias=true trains it "
     "all the same"
@@ -130,7 +129,7 @@ class InvariantAdapter(pl.LightningModule):
     def __init__(
         self,
         backbone: str | StableDiffusionPipeline,
-        adapter: str = DEFAULT_ADAPTER,
+        adapter: str = "lora",
         adapter_settings: dict[str, Any] | None = None,
         objective: str = "variance",
         objective_settings: dict[str, Any] | None = None,
@@ -243,7 +242,8 @@ class InvariantAdapter(pl.LightningModule):
         micro_batches = self.trainer.accumulate_grad_batches
         sums = self._whole_batch_sums() if micro_batches > 1 else None
         whole = completed(batch, self.known, self._environments.groups, self.trainer)
-        if not isinstance(batch["prompt"], Tensor):  # some may be new
+        texts = not isinstance(batch["prompt"], Tensor)
+        if texts and len(self.embeddings) != len(self.known) + 1:  # some are new
             self.use_prompts(self.known.embeddings().to(self.device))
         objective = self.objective(self._losses(whole), whole["membership"], sums)
         check_finite(objective.loss, self, {str(n): r for n, r in enumerate(objective.risks)})
