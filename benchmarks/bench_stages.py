@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from bench_measure import flops
 from bench_work import PROMPTS, ReferenceInputs, Work
+from invdiff_pl.environments.assignment import assign
 from loader import loader
 from metrics import CLASSES, stand_ins
 from PIL import Image
@@ -23,7 +24,6 @@ from invdiff_pl.data.cache import ShardedTensor
 from invdiff_pl.data.datasets import LatentBatch
 from invdiff_pl.data.images import read_images, to_float
 from invdiff_pl.data.latents import encode_images
-from invdiff_pl.environments.assignment import assign
 from invdiff_pl.environments.table import LossTable
 from invdiff_pl.metrics.sample_scores import SampleScores
 from invdiff_pl.metrics.scorers import MAIN
@@ -218,7 +218,7 @@ class Training:
         self.ours_module.register_buffer("embeddings", embeddings, persistent=False)
         self.rule = build_rule("variance", 2, 1.0)
         process = self.ours_module.process
-        self.density = build_density("high_noise", process.train_timesteps, 1 / 3, None, None)
+        self.density = build_density("high_noise", process.train_timesteps, 1 / 3)
         cache = work.folder / "latents"
         if not cache.exists():
             prepare(work, self.inputs, cache)
