@@ -14,8 +14,11 @@ from invdiff_pl.backbones.pipeline import own_resolution
 from invdiff_pl.data.latents import encoded
 from invdiff_pl.data.prompted import PromptedImages
 from invdiff_pl.environments.features import image_features
-from invdiff_pl.environments.hidden_attribute import Candidate as HiddenAttribute
-from invdiff_pl.environments.hidden_attribute import HiddenAttributeSettings, find_hidden_attributes
+from invdiff_pl.environments.hidden_attribute import (
+    HiddenAttribute,
+    HiddenAttributeSettings,
+    find_hidden_attributes,
+)
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import write_json
 from invdiff_pl.utils.labels import prompt_label
@@ -244,7 +247,7 @@ def discover(
         >>> from invdiff_pl.environments.hidden_attribute import HiddenAttributeSettings
         >>> prompts = ["a photo of a nurse", "a photo of a pilot"]
         >>> images = inv.PromptedImages(torch.rand(16, 3, 32, 32), prompts * 8)
-        >>> few = HiddenAttributeSettings(components=4, starts=2, resamples=2)  # takes seconds
+        >>> few = HiddenAttributeSettings(components=4, starts=2, alpha=0.5, resamples=2)
         >>> pipe = tiny_pipeline(prompts)
         >>> found = inv.discover(pipe, images, settings=few, progress=False)
         >>> found[0].verdict  # of noise; 16 images would not tell anyway
