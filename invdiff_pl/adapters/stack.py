@@ -33,13 +33,16 @@ def lora_file(source: TrainedAdapter | str | Path) -> Path:
         if len(named) == 1:
             return named[0]
         found = ", ".join(sorted(each.name for each in path.iterdir())[:5]) or "nothing"
-        raise InvDiffError(f"lora={str(path)!r}: expected one {SAFE} file in it, found {found}.")
+        raise InvDiffError(
+            f"lora={str(path)!r}: expected one {SAFE} file in it, found {found}.", "lora"
+        )
     if not path.is_file():
-        raise InvDiffError(f"lora={str(path)!r}: there is no such file or folder.")
+        raise InvDiffError(f"lora={str(path)!r}: there is no such file or folder.", "lora")
     if path.suffix != SAFE:
         raise InvDiffError(
             f"lora={str(path)!r}: expected a {SAFE} file; others are pickles, which may run code "
-            "when they are read. Ask for one, or convert it where you trust it."
+            "when they are read. Ask for one, or convert it where you trust it.",
+            "lora",
         )
     return path
 
@@ -97,11 +100,14 @@ def _load(pipe: StableDiffusionPipeline, file: Path, name: str) -> None:
     except Exception as error:  # of another architecture, they raise whatever is stumbled over
         told = [line for line in str(error).splitlines() if line.strip()]
         reason = " ".join(" ".join(told[:2]).split())[:300] or type(error).__name__
-        raise InvDiffError(f"lora={str(file)!r} does not fit the pipeline: {reason}") from None
+        raise InvDiffError(
+            f"lora={str(file)!r} does not fit the pipeline: {reason}", "lora"
+        ) from None
     if name not in _loaded(pipe):
         raise InvDiffError(
             f"lora={str(file)!r} does not fit the pipeline: none of its layers is in the "
-            "pipeline's networks; it was made for another architecture."
+            "pipeline's networks; it was made for another architecture.",
+            "lora",
         )
 
 
