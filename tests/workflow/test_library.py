@@ -20,7 +20,6 @@ from invdiff_pl.data.environments import Environments, read_environments
 from invdiff_pl.data.latents import encoded
 from invdiff_pl.environments.hidden_attribute import HiddenAttributeSettings
 from invdiff_pl.environments.page import discovery_page
-from invdiff_pl.metrics.readers import FunctionReader
 from invdiff_pl.utils.files import read_json
 
 PROMPTS = ("a photo of a mallard", "a photo of a raven")
@@ -215,51 +214,6 @@ def test_generated_images_are_those_of_their_seeds_whatever_the_batch(pipe) -> N
     assert whole.prompt_ids.tolist() == [0, 0, 0, 1, 1, 1]
     difference = whole.pixels(range(6), 32).int() - parts.pixels(range(6), 32).int()
     assert difference.abs().max() <= 1
-
-
-def test_an_audit_counts_each_class_before_and_after(pipe, tmp_path) -> None:
-    images, environments = _images()
-    lora = inv.debias(
-        pipe,
-        images,
-        environments,
-        steps=1,
-        batch_size=8,
-        learning_rate=0.05,
-        calibration_samples=0,
-        progress=False,
-    )
-    calls = []
-
-    def every_third(pictures: torch.Tensor) -> torch.Tensor:
-        calls.append(len(pictures))
-        return (torch.arange(len(pictures)) % 3 == 0).long()
-
-    reader = FunctionReader(every_third, ["dark", "bright"], name="light")
-    before = _state(pipe)
-    found = inv.audit(
-        pipe, PROMPTS, readers=[reader], lora=lora, per_prompt=6, steps=1, progress=False
-    )
-    assert calls == [12, 12]
-    assert all(torch.equal(value, before[name]) for name, value in _state(pipe).items())
-    table = found.to_pandas()
-    assert len(table) == 2 * 2 * 2
-    row = table[(table["when"] == "after") & (table["class"] == "bright")].iloc[0]
-    assert (row["count"], row["share"]) == (2, pytest.approx(1 / 3))
-    assert row["low"] < 1 / 3 < row["high"]
-    assert found.statistics("light")["bias"].tolist() == pytest.approx([1 / 3, 1 / 3])
-    folder = found.save(tmp_path / "audit")
-    assert {path.name for path in folder.iterdir()} == {"audit.csv", "audit.json"}
-    first, second = (found.images[when].pixels(range(12), 32) for when in ("before", "after"))
-    assert not torch.equal(first, second)
-
-
-def test_an_audit_refuses_no_reader_and_numbers_outside_its_classes(pipe) -> None:
-    with pytest.raises(ValueError, match="readers: expected at least one"):
-        inv.audit(pipe, PROMPTS, readers=[], progress=False)
-    wrong = FunctionReader(lambda images: torch.full((len(images),), 5), ["a", "b"])
-    with pytest.raises(ValueError, match="numbers from 5 to 5"):
-        inv.audit(pipe, PROMPTS, readers=[wrong], per_prompt=2, steps=1, progress=False)
 
 
 def _biased_images(count: int = 160) -> tuple[inv.PromptedImages, torch.Tensor]:
