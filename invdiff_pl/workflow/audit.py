@@ -221,7 +221,7 @@ class _Drawing:
         pixels = to_float(images).to(vae.device, vae.dtype)
         with without(), torch.no_grad():
             latents = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
-            return {_FEATURES: self._features(latents)}
+            return {_FEATURES: self._features(latents).half().cpu()}
 
     def _key(self, loras: Sequence[Path]) -> str:
         """What finished cells depend on, beside the cell itself and its LoRAs."""
