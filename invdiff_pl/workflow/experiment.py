@@ -11,14 +11,23 @@ from omegaconf.errors import OmegaConfBaseException
 
 import invdiff_pl
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.workflow.stages import LIGHTNING, ONE_DEVICE, PLANS, STAGES, Stage
+from invdiff_pl.workflow.stages import (
+    GENERATED,
+    LIGHTNING,
+    ONE_DEVICE,
+    PLANS,
+    STAGES,
+    Stage,
+)
 
+# The DataModule of images that the backbone draws itself.
+GENERATED_DATA = "invdiff_pl.data.generated.GeneratedDataModule"
 # Flags whose value is text, even where it looks like YAML, as a folder called "birds: 2024" does.
 _TEXT = (
     *(f"experiment.{key}" for key in ("run_dir", "data_root", "backbone", "start", "cache_dir")),
     *(
         f"data.{key}"
-        for key in ("prompt", "prompt_map", "prompts_from", "prompt_template", "table")
+        for key in ("prompt", "prompts", "prompt_map", "prompts_from", "prompt_template", "table")
     ),
     *(f"data.{key}_column" for key in ("file", "prompt", "split", "attribute")),
 )
@@ -85,7 +94,12 @@ class Experiment:
     def plan(self, command: str) -> list[Stage]:
         """The stages of a command, in order, less those whose output is given."""
         given = {"data": not self.rendered, "autoencoder": self.fine_tunes}
-        return [STAGES[name] for name in PLANS[command] if not given.get(name, False)]
+        return [self.stage(name) for name in PLANS[command] if not given.get(name, False)]
+
+    def stage(self, name: str) -> Stage:
+        """A stage by its name; that of the data may draw them from prompts."""
+        drawn = self.settings.get("data", {}).get("class_path") == GENERATED_DATA
+        return GENERATED if name == "data" and drawn else STAGES[name]
 
     def stage_files(self, stage: Stage) -> list[Path]:
         """The YAML files of a stage, in order; later ones win."""

@@ -15,6 +15,8 @@ class ExperimentSettings:
         data_root: folder of the data set.
         backbone: pipeline folder, hub id, or ``asset:NAME`` for one shipped with the package.
         start: pipeline that a new backbone is trained on from.
+        shipped: name of the shipped backbone that is used where none is given; the experiment's own
+            name if not given.
         samples_per_prompt: drawn at each invariant scale, unless the scale has its own number.
         cache_dir: latents, prompt embeddings and decoded images, shared by all runs.
     """
@@ -25,6 +27,7 @@ class ExperimentSettings:
     data_root: str = "data"
     backbone: str = "asset:experiment"
     start: str = "runs/experiment/mini/autoencoder/pipeline"
+    shipped: str | None = None
     samples_per_prompt: int = 256
     cache_dir: str = ".cache/invdiff"
 
