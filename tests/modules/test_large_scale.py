@@ -10,7 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from invdiff_pl.adapters import build_adapter, load_adapter
 from invdiff_pl.backbones.pipeline import load_pipeline
@@ -20,19 +20,6 @@ from invdiff_pl.data.waterbirds import WaterbirdsDataModule
 from invdiff_pl.modules import Backbone, ConditionalSampler, EnvironmentInference, InvariantAdapter
 from invdiff_pl.utils import resources
 from invdiff_pl.utils.errors import InvDiffError
-
-
-@pytest.fixture(scope="module")
-def environments(module_of, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("environments")
-    data = module_of()
-    data.prepare_data()
-    assignments = (torch.arange(len(data.index.rows("train"))) % 5 == 0).long()
-    soft = torch.nn.functional.one_hot(assignments, 2).float()
-    tensors = {"assignments": assignments, "memberships": soft}
-    save_file(tensors, folder / "environments.safetensors")
-    (folder / "environments.json").write_text(json.dumps({}))
-    return folder
 
 
 def _trainer(folder: Path, **settings: Any) -> pl.Trainer:
