@@ -1,17 +1,17 @@
 """What every kind of adapter keeps to: no-op at first, scale, files, bf16, checkpointing."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from adapter_cases import disturb, draw_images, frozen_unet, inputs
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from invdiff_pl.adapters import Adapter, build_adapter, load_adapter
 from invdiff_pl.backbones.pipeline import load_pipeline
+from invdiff_pl.cli.experiment import experiment_of
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.workflow.stages import STAGES
 
 # The test backbone is so small that the smallest UNet is a good part of it.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -212,14 +212,13 @@ def test_files_of_another_backbone_and_missing_ones_are_refused(
 
 
 def test_the_shipped_settings_stay_below_three_percent_of_the_shipped_backbones() -> None:
-    experiments = Path(__file__).parents[2] / "experiments"
-    files = experiments / "scales" / "mini.yaml", experiments / "stages" / "adapter.yaml"
-    arguments: Any = OmegaConf.merge(*map(OmegaConf.load, files)).model.init_args
     for name in ("waterbirds", "celeba", "fairface"):
+        experiment = experiment_of("train", ["--experiment", name])
+        chosen = experiment.config(STAGES["adapter"])["model"]["init_args"]
         unet = load_pipeline(f"asset:{name}").unet
         size = sum(parameter.numel() for parameter in unet.parameters())
-        settings: Any = OmegaConf.to_container(arguments.adapter_settings)
-        assert build_adapter(arguments.adapter, unet, **settings).size() <= 0.03 * size
+        adapter = build_adapter(chosen["adapter"], unet, **chosen["adapter_settings"])
+        assert adapter.size() <= 0.03 * size
 
 
 @pytest.mark.parametrize("kind", ["small_unet", "bottleneck"])
