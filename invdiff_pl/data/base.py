@@ -260,11 +260,11 @@ class BiasedDataModule(LatentDataModule, ABC):
                 self.images(split)
             return
         self.prompt_embeddings()
-        folder = self._folder("latents", "train")
-        if self.content == "latents" and not is_complete(folder):
-            paths = self.index.paths(self.index.rows("train"))
-            vae = load_pipeline(self.backbone, with_unet=False).vae
-            encode_images(vae, paths, self.resolution, folder)
+        if self.content != "latents" or is_complete(folder := self._folder("latents", "train")):
+            return
+        paths = self.index.paths(self.index.rows("train"))
+        vae = load_pipeline(self.backbone, with_unet=False).vae
+        encode_images(vae, paths, self.resolution, folder)
 
     def prompt_embeddings(self) -> Tensor:
         """Embeddings of every prompt and, last, of the empty one: float32 ``[P + 1, L, D]``."""
