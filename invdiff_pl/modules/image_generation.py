@@ -102,9 +102,8 @@ class ImageGeneration(ConditionalSampler):
             self._features = BlockFeatures(self.unet, process, self.embeddings[-1:])
         pixels = to_float(images).to(self.device, self.vae.dtype)
         latents = self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor
-        found = zip(
-            batch["index"].tolist(), batch["prompt"].tolist(), self._features(latents), strict=True
-        )
+        features = self._features(latents).half().cpu()
+        found = zip(batch["index"].tolist(), batch["prompt"].tolist(), features, strict=True)
         self._found |= {index: (prompt, features) for index, prompt, features in found}
 
     def _share_features(self) -> None:
