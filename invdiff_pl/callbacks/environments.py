@@ -124,7 +124,8 @@ def summary(told: dict[str, Any]) -> str:
     entries = list(zip(told["prompts"], told["quality"]["per_prompt"], strict=True))
     for prompt, entry in entries[:_PROMPTS_TOLD]:
         sizes = " + ".join(map(str, entry["sizes"]))
-        sure = f", confidence {entry['confidence']:.2f}" if "confidence" in entry else ""
+        tested = told["bias_found"] is not None and "confidence" in entry
+        sure = f", confidence {entry['confidence']:.2f}" if tested else ""
         auc = "" if entry.get("auc") is None else f", AUC {entry['auc']:.4f}"
         lines.append(f"{' '.join(prompt.split())}: {sizes} images{sure}{auc}")
     if len(entries) > _PROMPTS_TOLD:
