@@ -114,10 +114,10 @@ def training_rungs(work: Work, compiled: bool) -> Iterator[Rung]:
     """Measures of adapter training, with the shipped LoRA."""
     steps, plain = Steps(work), Training(work, "lora")
     variants = {"channels_last": Training(work, "lora")}
-    variants["channels_last"].theirs.adapter.unet.to(memory_format=torch.channels_last)
+    variants["channels_last"].theirs.adapter.network.to(memory_format=torch.channels_last)
     if compiled:
         variants["torch.compile"] = Training(work, "lora")
-        variants["torch.compile"].theirs.adapter.unet.compile()
+        variants["torch.compile"].theirs.adapter.network.compile()
 
     def train(measure: str = "") -> None:
         chosen = variants.get(measure, plain)
@@ -141,7 +141,7 @@ def frozen_rungs(work: Work, steps: Steps) -> Iterator[Rung]:
     """The frozen branch of an adapter that is a network of its own, in half precision."""
     small, half = Training(work, "small_unet"), work.pipeline().unet.to(torch.bfloat16)
     branch = small.theirs.adapter.denoiser.branch
-    frozen = small.theirs.adapter.unet
+    frozen = small.theirs.adapter.network
 
     class InHalf(torch.nn.Module):
         def forward(self, noisy: Tensor, timesteps: Tensor, text: Tensor, **_: bool) -> list:

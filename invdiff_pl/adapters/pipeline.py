@@ -183,7 +183,7 @@ class InvDiffPipeline(StableDiffusionPipeline):
             raise InvDiffError("the pipeline carries no adapter to save.")
         frozen = self.adapter.frozen_weights()
         with torch.device("meta"):
-            unet = UNet2DConditionModel.from_config(self.adapter.unet.config)
+            unet = UNet2DConditionModel.from_config(self.adapter.network.config)
         unet.load_state_dict(frozen, assign=True)
         parts = {**self.components, "unet": unet}
         stock = StableDiffusionPipeline(

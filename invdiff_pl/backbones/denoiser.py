@@ -9,6 +9,7 @@ pipelines' own calls: ``prompt_embeds`` and, by family, ``pooled_prompt_embeds``
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +24,49 @@ Condition = Mapping[str, Tensor]
 _PROMPTS = 32
 # Log-variance of latents of an autoencoder without a posterior.
 _CERTAIN = -30.0
+
+
+def encoded_moments(vae: Any, images: Tensor) -> Tensor:
+    """Moments of an autoencoder's posterior; of one without a posterior, hardly any variance.
+
+    Args:
+        vae: of diffusers, of C latent channels.
+        images: float ``[B, 3, H, W]`` in [-1, 1].
+
+    Returns:
+        means and log-variances, ``[B, 2C, h, w]``, on the autoencoder's device.
+    """
+    encoded = vae.encode(images.to(vae.device, vae.dtype))
+    if hasattr(encoded, "latent_dist"):
+        moments: Tensor = encoded.latent_dist.parameters
+        return moments
+    return torch.cat([encoded.latent, torch.full_like(encoded.latent, _CERTAIN)], dim=1)
+
+
+def scaled_latents(
+    config: Mapping[str, Any], moments: Tensor, noise: Tensor | None = None
+) -> Tensor:
+    """Latents of about unit variance, as a denoiser takes them.
+
+    Args:
+        config: of the autoencoder: a scaling factor, and a shift or means and deviations.
+        moments: as :func:`encoded_moments` gives them, ``[B, 2C, h, w]``.
+        noise: standard normal ``[B, C, h, w]``; ``None`` takes the posterior's mean.
+
+    Returns:
+        float32 ``[B, C, h, w]``.
+    """
+    mean, log_variance = moments.float().chunk(2, dim=1)
+    if noise is not None:
+        mean = mean + noise * torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
+    scale = float(config["scaling_factor"])
+    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+        shift, deviation = (
+            torch.tensor(config[name], device=mean.device).reshape(1, -1, 1, 1)
+            for name in ("latents_mean", "latents_std")
+        )
+        return (mean - shift) * (scale / deviation)
+    return (mean - float(config.get("shift_factor") or 0.0)) * scale
 
 
 class FrozenDenoiser(ABC):
@@ -44,12 +88,26 @@ class FrozenDenoiser(ABC):
     def __init__(self, pipe: Any, resolution: int | None = None) -> None:
         self.pipe = pipe
         self.resolution = self.own_resolution if resolution is None else resolution
-        self.process: NoiseProcess = noise_process(pipe.scheduler.config, self.tokens)
+
+    @cached_property
+    def process(self) -> NoiseProcess:
+        """How the scheduler noises latents, and what the denoiser should predict."""
+        return noise_process(self.pipe.scheduler.config, self.tokens)
 
     @property
     def network(self) -> Any:
-        """The denoiser itself, a module of diffusers."""
+        """The denoiser itself, a module of diffusers, or what stands in its place."""
         return getattr(self.pipe, self.part)
+
+    @network.setter
+    def network(self, network: Any) -> None:
+        setattr(self.pipe, self.part, network)
+
+    @property
+    def other_networks(self) -> list[nn.Module]:
+        """The pipeline's networks beside the denoiser: autoencoder and text encoders."""
+        parts = self.pipe.components.items()
+        return [part for name, part in parts if name != self.part and isinstance(part, nn.Module)]
 
     @property
     def own_resolution(self) -> int:
@@ -70,44 +128,9 @@ class FrozenDenoiser(ABC):
         patch = self.network.config.get("patch_size", 1) or 1
         return int(height // patch * (width // patch))
 
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Moments of the autoencoder's posterior.
-
-        Args:
-            images: float ``[B, 3, H, W]`` in [-1, 1].
-
-        Returns:
-            means and log-variances, ``[B, 2C, h, w]``, on the autoencoder's device.
-        """
-        vae = self.pipe.vae
-        encoded = vae.encode(images.to(vae.device, vae.dtype))
-        if hasattr(encoded, "latent_dist"):
-            moments: Tensor = encoded.latent_dist.parameters
-            return moments
-        return torch.cat([encoded.latent, torch.full_like(encoded.latent, _CERTAIN)], dim=1)
-
     def latents(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents as the denoiser takes them, of about unit variance.
-
-        Args:
-            moments: as :meth:`encode` gives them, ``[B, 2C, h, w]``.
-            noise: standard normal ``[B, C, h, w]``; ``None`` takes the posterior's mean.
-
-        Returns:
-            float32 ``[B, C, h, w]``.
-        """
-        mean, log_variance = moments.float().chunk(2, dim=1)
-        if noise is not None:
-            mean = mean + noise * torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
-        config = self.pipe.vae.config
-        scale = float(config.scaling_factor)
-        if config.get("latents_mean") is not None and config.get("latents_std") is not None:
-            shape = (1, -1, 1, 1)
-            shift = torch.tensor(config.latents_mean, device=mean.device).reshape(shape)
-            deviation = torch.tensor(config.latents_std, device=mean.device).reshape(shape)
-            return (mean - shift) * (scale / deviation)
-        return (mean - float(config.get("shift_factor") or 0.0)) * scale
+        """Latents as the denoiser takes them, see :func:`scaled_latents`."""
+        return scaled_latents(self.pipe.vae.config, moments, noise)
 
     @torch.no_grad()
     def condition(self, prompts: Sequence[str]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from invdiff_pl.backbones.noising import ForwardProcess
+from invdiff_pl.backbones.noising import NoiseProcess
 
 # Sides of the grids that the middle block's output is averaged over.
 _GRIDS = (1, 2)
@@ -20,7 +20,7 @@ def feature_width(unet: UNet2DConditionModel) -> int:
 @torch.no_grad()
 def middle_features(
     unet: UNet2DConditionModel,
-    process: ForwardProcess,
+    process: NoiseProcess,
     latents: Tensor,
     timestep: int,
     noise: Tensor,

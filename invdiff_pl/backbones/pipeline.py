@@ -6,12 +6,19 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from torch import Tensor
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from invdiff_pl.backbones.assets import resolve_backbone
 from invdiff_pl.backbones.check import check_backbone
-from invdiff_pl.backbones.draws import generator
+from invdiff_pl.backbones.denoiser import Condition
+from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.folders import make_portable, weights_variant
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import digest_folder, digest_json
@@ -60,19 +67,23 @@ def load_pipeline(
     return frozen(pipeline)
 
 
-def frozen(pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
+def frozen(pipeline: Any) -> Any:
     """The same pipeline, none of whose weights is trained, in evaluation mode."""
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        if part is not None:
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
     limit_tokens(pipeline)
     return pipeline
 
 
-def limit_tokens(pipeline: StableDiffusionPipeline) -> None:
-    """Cut prompts at what the text encoder takes, where the tokenizer does not tell."""
-    most = pipeline.text_encoder.config.max_position_embeddings
-    pipeline.tokenizer.model_max_length = min(pipeline.tokenizer.model_max_length, most)
+def limit_tokens(pipeline: Any) -> None:
+    """Cut prompts at what CLIP's text encoders take, where their tokenizers do not tell."""
+    for name in ("", "_2"):
+        encoder = getattr(pipeline, f"text_encoder{name}", None)
+        if isinstance(encoder, CLIPTextModel | CLIPTextModelWithProjection):
+            tokenizer = getattr(pipeline, f"tokenizer{name}")
+            most = encoder.config.max_position_embeddings
+            tokenizer.model_max_length = min(tokenizer.model_max_length, most)
 
 
 def _whole(kind: type[Any], source: str, part: str, dtype: torch.dtype) -> Any:
@@ -109,27 +120,6 @@ def backbone_digest(backbone: str, part: str = ".") -> str:
     return digest_folder(source / part) if source.is_dir() else digest_json([backbone, part])
 
 
-@torch.no_grad()
-def embed_prompts(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> Tensor:
-    """Text embeddings of prompts, ``[P, L, D]``, in the text encoder's dtype, on its device."""
-    device = pipeline.text_encoder.device
-    tokens = pipeline.tokenizer(
-        list(prompts),
-        padding="max_length",
-        truncation=True,
-        max_length=pipeline.tokenizer.model_max_length,
-        return_tensors="pt",
-    )
-    embeddings: Tensor = pipeline.text_encoder(tokens.input_ids.to(device))[0]
-    return embeddings
-
-
-def own_resolution(pipeline: StableDiffusionPipeline) -> int:
-    """Side of the images that a pipeline draws, in pixels."""
-    size = pipeline.unet.config.sample_size
-    return int((size if isinstance(size, int) else size[0]) * pipeline.vae_scale_factor)
-
-
 def tokens_cut(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> dict[str, int]:
     """Prompts longer than the text encoder takes, and how many of their tokens it does not see."""
     tokenizer = pipeline.tokenizer
@@ -164,56 +154,11 @@ def scheduler_class(name: str) -> Any:
     return scheduler
 
 
-def initial_latents(
-    pipeline: StableDiffusionPipeline, indices: Sequence[int], seed: int
-) -> tuple[Tensor, list[torch.Generator]]:
-    """Starting noise of the samples with the given global indices.
-
-    Each sample has a generator of its own, seeded by (seed, index), so that a sample does not
-    depend on which others share its batch or on the number of ranks.
-
-    Returns:
-        latents float32 ``[B, C, H, W]`` on the CPU, and the generators, for schedulers that draw
-        noise while sampling.
-    """
-    config = pipeline.unet.config
-    size = config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    generators = [generator(seed, "sample", index) for index in indices]
-    shape = (config.in_channels, height, width)
-    latents = torch.stack([torch.randn(shape, generator=source) for source in generators])
-    return latents, generators
-
-
-def _call(
-    pipeline: StableDiffusionPipeline,
-    embeddings: Tensor,
-    null_embedding: Tensor,
-    start: tuple[Tensor, list[torch.Generator]],
-    *,
-    steps: int,
-    guidance_scale: float,
-    output_type: str,
-) -> Tensor:
-    """What the stock pipeline call makes of starting noise, on its device."""
-    latents, generators = start
-    drawn: Tensor = pipeline(
-        prompt_embeds=embeddings,
-        negative_prompt_embeds=null_embedding.expand_as(embeddings),
-        latents=latents.to(embeddings.device, embeddings.dtype),
-        generator=generators,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        output_type=output_type,
-    ).images
-    return drawn
-
-
 @torch.no_grad()
 def sample_antithetic_latents(
-    pipeline: StableDiffusionPipeline,
-    embeddings: Tensor,
-    null_embedding: Tensor,
+    pipeline: DiffusionPipeline,
+    condition: Condition,
+    null: Condition,
     indices: Sequence[int],
     *,
     seed: int,
@@ -227,9 +172,9 @@ def sample_antithetic_latents(
     independent ones. For counting, not for figures.
 
     Args:
-        pipeline: its ``unet`` may carry an adapter.
-        embeddings: text embeddings ``[B, L, D]``, one a sample.
-        null_embedding: of the empty prompt, ``[1, L, D]``.
+        pipeline: its denoiser may carry an adapter.
+        condition: what the prompts become, a row a sample.
+        null: the same of the empty prompt, one row.
         indices: global sample indices.
         seed: of the whole set of samples.
         steps: denoising steps.
@@ -238,13 +183,14 @@ def sample_antithetic_latents(
     Returns:
         ``[B, C, H, W]`` of about unit variance, on the pipeline's device.
     """
-    latents, generators = initial_latents(pipeline, [index // 2 for index in indices], seed)
+    denoiser = frozen_denoiser(pipeline)
+    noise, generators = denoiser.initial_noise([index // 2 for index in indices], seed)
     signs = torch.tensor([1.0 if index % 2 == 0 else -1.0 for index in indices])
-    return _call(
-        pipeline,
-        embeddings,
-        null_embedding,
-        (latents * signs[:, None, None, None], generators),
+    return denoiser.draw(
+        condition,
+        null,
+        noise * signs[:, None, None, None],
+        generators,
         steps=steps,
         guidance_scale=guidance_scale,
         output_type="latent",
@@ -253,9 +199,9 @@ def sample_antithetic_latents(
 
 @torch.no_grad()
 def sample_images(
-    pipeline: StableDiffusionPipeline,
-    embeddings: Tensor,
-    null_embedding: Tensor,
+    pipeline: DiffusionPipeline,
+    condition: Condition,
+    null: Condition,
     indices: Sequence[int],
     *,
     seed: int,
@@ -265,9 +211,9 @@ def sample_images(
     """Classifier-free-guided samples, through the stock pipeline call.
 
     Args:
-        pipeline: its ``unet`` may carry an adapter.
-        embeddings: text embeddings ``[B, L, D]``, one a sample.
-        null_embedding: of the empty prompt, ``[1, L, D]``.
+        pipeline: its denoiser may carry an adapter.
+        condition: what the prompts become, a row a sample.
+        null: the same of the empty prompt, one row.
         indices: global sample indices, which choose the noise.
         seed: of the whole set of samples.
         steps: denoising steps.
@@ -279,14 +225,13 @@ def sample_images(
     Raises:
         InvDiffError: if pixels are not finite.
     """
-    images = _call(
-        pipeline,
-        embeddings,
-        null_embedding,
-        initial_latents(pipeline, indices, seed),
+    denoiser = frozen_denoiser(pipeline)
+    images = denoiser.draw(
+        condition,
+        null,
+        *denoiser.initial_noise(indices, seed),
         steps=steps,
         guidance_scale=guidance_scale,
-        output_type="pt",
     )
     finite = images.isfinite().flatten(1).all(1).tolist()
     if not all(finite):

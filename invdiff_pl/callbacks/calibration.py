@@ -11,7 +11,6 @@ from torch import Tensor
 
 from invdiff_pl.backbones.draws import generator
 from invdiff_pl.backbones.features import feature_width, middle_features
-from invdiff_pl.backbones.noising import sample_posterior
 from invdiff_pl.backbones.pipeline import sample_antithetic_latents
 from invdiff_pl.data.training import LatentDataModule, training_data
 from invdiff_pl.environments.reader import Counts, EnvironmentReader, even_scale, fit_reader
@@ -105,14 +104,14 @@ class ScaleCalibration(pl.Callback):
         if not (wanted and adapter.rescalable):
             return
         pipeline.to(pl_module.device)
-        denoiser = pipeline.unet
+        denoiser = pl_module.frozen.network
         modes = {part: part.training for part in pl_module.denoiser.modules()}
         pl_module.denoiser.eval()
         with trainer.precision_plugin.val_step_context():
             told = self._calibrate(trainer, pl_module)
         self._place(pl_module, 0.0)
         adapter.set_scale(1.0)
-        pipeline.unet = denoiser
+        pl_module.frozen.network = denoiser
         for part, training in modes.items():
             part.training = training
         adapter.rescale(told["scale"])
@@ -186,8 +185,7 @@ class ScaleCalibration(pl.Callback):
 
         def features(mine: Tensor) -> Tensor:
             batch = trainer.strategy.batch_to_device(data.training_latents(rows[mine]))
-            scaling = module.pipeline.vae.config.scaling_factor
-            return self._features(module, sample_posterior(batch["moments"], None, scaling))
+            return self._features(module, module.frozen.latents(batch["moments"]))
 
         table = self._gathered(trainer, module, len(rows), features)
         return fit_reader(
@@ -212,8 +210,8 @@ class ScaleCalibration(pl.Callback):
             self._place(module, scale)
             drawn = sample_antithetic_latents(
                 module.pipeline,
-                module.embeddings[prompts[mine]],
-                module.embeddings[-1:],
+                module.conditions[prompts[mine]],
+                module.conditions.null,
                 (FIRST_SAMPLE + mine).tolist(),
                 seed=self.seed,
                 steps=self.steps,
@@ -227,21 +225,21 @@ class ScaleCalibration(pl.Callback):
 
     def _place(self, module: InvariantAdapter, scale: float) -> None:
         """Put the adapter at a scale; folded into the weights where rounding cannot lose it."""
-        if module.adapter.unet.dtype == torch.float32:
+        if module.adapter.network.dtype == torch.float32:
             module.adapter.prepare_sampling(module.pipeline, scale)
         else:
-            module.pipeline.unet = module.adapter.denoiser
+            module.frozen.network = module.adapter.denoiser
             module.adapter.set_scale(scale)
 
     def _features(self, module: InvariantAdapter, latents: Tensor) -> Tensor:
         noise = torch.randn(latents.shape[1:], generator=generator(self.seed, "calibration"))
         return middle_features(
-            module.adapter.unet,
+            module.adapter.network,
             module.process,
             latents.float(),
             int(LOOK * module.process.train_timesteps),
             noise,
-            module.embeddings[-1:],
+            module.conditions.null["prompt_embeds"],
         )
 
     def _gathered(
@@ -252,7 +250,7 @@ class ScaleCalibration(pl.Callback):
         Raises:
             ValueError: on every rank, if some are not finite.
         """
-        width = feature_width(module.adapter.unet)
+        width = feature_width(module.adapter.network)
         everybody = torch.zeros((count, width), device=module.device)
         mine = torch.arange(trainer.global_rank, count, trainer.world_size)
         what = f"{stage_name(module)}, calibration"

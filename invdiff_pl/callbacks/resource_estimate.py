@@ -236,7 +236,7 @@ def _pass(trainer: pl.Trainer, module: Any, count: int) -> None:
     rows, side = 2 * count if guided else count, _side(module)
     noisy = torch.zeros((rows, unet.config.in_channels, side, side), device=module.device)
     timesteps = torch.zeros(rows, dtype=torch.int64, device=module.device)
-    embeddings = module.embeddings[-1:].expand(rows, -1, -1)
+    embeddings = module.conditions.null["prompt_embeds"].expand(rows, -1, -1)
     plugin = trainer.precision_plugin
     context = plugin.train_step_context if trained else plugin.predict_step_context
     with context(), torch.set_grad_enabled(bool(trained)):

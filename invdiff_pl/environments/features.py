@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from invdiff_pl.backbones.draws import generator, on_device
+from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.noising import ForwardProcess, predict
-from invdiff_pl.backbones.pipeline import embed_prompts
 
 # Parts of all timesteps: with less noise details are seen, with more the layout.
 LEVELS = (0.3, 0.7)
@@ -184,7 +184,12 @@ def image_features(
     """
     process = ForwardProcess(pipeline.scheduler.config)
     reader = BlockFeatures(
-        pipeline.unet, process, embed_prompts(pipeline, [""]), block, levels, seed
+        pipeline.unet,
+        process,
+        frozen_denoiser(pipeline).condition([""])["prompt_embeds"],
+        block,
+        levels,
+        seed,
     )
     batches = latents.split(batch_size) if isinstance(latents, Tensor) else latents
     found = [reader(batch.to(pipeline.unet.device)) for batch in batches]

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.adapters import load_adapter
+from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.pipeline import (
     load_pipeline,
     sample_images,
     scheduler_class,
     set_scheduler,
 )
+from invdiff_pl.backbones.prompts import Conditions
 from invdiff_pl.data.datasets import PromptBatch
 from invdiff_pl.data.images import read_images
 from invdiff_pl.data.samples import (
@@ -57,7 +59,7 @@ class ConditionalSampler(pl.LightningModule):
         max_samples: most samples to draw, of all prompts and scales; any number if not given.
     """
 
-    embeddings: Tensor
+    conditions: Conditions
 
     def __init__(
         self,
@@ -87,9 +89,9 @@ class ConditionalSampler(pl.LightningModule):
         self.unet = self.pipeline.unet if self.adapter is None else self.adapter.denoiser
         self.vae = self.pipeline.vae
 
-    def use_prompts(self, embeddings: Tensor) -> None:
-        """Take embeddings of the prompts and, last, of the empty one."""
-        self.register_buffer("embeddings", embeddings, persistent=False)
+    def use_prompts(self, conditions: Conditions) -> None:
+        """Take what the prompts and, last, the empty one become."""
+        self.conditions = conditions
 
     @staticmethod
     def require_settings(settings: Mapping[str, Any]) -> None:
@@ -134,8 +136,8 @@ class ConditionalSampler(pl.LightningModule):
             self.adapter.prepare_sampling(self.pipeline, scale)
         images = sample_images(
             self.pipeline,
-            self.embeddings[batch["prompt"]],
-            self.embeddings[-1:],
+            self.conditions[batch["prompt"]],
+            self.conditions.null,
             indices,
             seed=self.seed,
             steps=self.steps,
@@ -156,7 +158,7 @@ class ConditionalSampler(pl.LightningModule):
 
     @property
     def _side(self) -> int:
-        return int(self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor)
+        return frozen_denoiser(self.pipeline).resolution
 
     def on_predict_batch_end(self, *unused: object) -> None:
         """Let a failed write (a full disk, say) stop the run rather than go unseen."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from invdiff_pl.backbones.draws import generator, on_device, stratified_timesteps
 from invdiff_pl.backbones.noising import ForwardProcess, predict, sample_losses, sample_posterior
 from invdiff_pl.backbones.pipeline import load_pipeline
+from invdiff_pl.backbones.prompts import Conditions
 from invdiff_pl.data.datasets import LatentBatch
 from invdiff_pl.environments.inference import Settings, infer
 from invdiff_pl.environments.quality import environment_report
@@ -53,7 +54,7 @@ class EnvironmentInference(pl.LightningModule):
         seed: of the noises.
     """
 
-    embeddings: Tensor
+    conditions: Conditions
 
     def __init__(
         self,
@@ -104,9 +105,9 @@ class EnvironmentInference(pl.LightningModule):
                 "noise_draws",
             )
 
-    def use_prompts(self, embeddings: Tensor) -> None:
-        """Take embeddings of the prompts and, last, of the empty one."""
-        self.register_buffer("embeddings", embeddings, persistent=False)
+    def use_prompts(self, conditions: Conditions) -> None:
+        """Take what the prompts and, last, the empty one become."""
+        self.conditions = conditions
 
     def setup(self, stage: str) -> None:
         """Fetch the losses that an interrupted run left."""
@@ -122,8 +123,8 @@ class EnvironmentInference(pl.LightningModule):
         if self.present[batch["row"]].all():
             return
         latents = sample_posterior(batch["moments"], None, self.scaling_factor)
-        own = self.embeddings[batch["prompt"]]
-        null = self.embeddings[-1:].expand_as(own)
+        own = self.conditions[batch["prompt"]]["prompt_embeds"]
+        null = self.conditions.null["prompt_embeds"].expand_as(own)
         losses = latents.new_zeros((len(latents), 2, len(self.grid), self.noise_draws))
         for column, timestep in enumerate(self.grid.tolist()):
             timesteps = torch.full((len(latents),), timestep, device=self.device)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from invdiff_pl.adapters.trained import TrainedAdapter
+from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.callbacks import (
     ExponentialMovingAverage,
     HeldOutSelection,
@@ -26,7 +27,7 @@ from invdiff_pl.utils.errors import InvDiffError
 
 
 def debias(
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     images: PromptedImages,
     environments: HasMemberships | Tensor,
     *,
@@ -123,11 +124,11 @@ def debias(
 
 
 def _trainer(
-    pipe: StableDiffusionPipeline, steps: int, callbacks: list[pl.Callback], progress: bool
+    pipe: DiffusionPipeline, steps: int, callbacks: list[pl.Callback], progress: bool
 ) -> pl.Trainer:
     if steps < 1:
         raise InvDiffError(f"steps={steps}: expected at least 1.")
-    device = pipe.unet.device
+    device = frozen_denoiser(pipe).network.device
     return pl.Trainer(
         max_steps=steps,
         accelerator="gpu" if device.type == "cuda" else device.type,
@@ -143,20 +144,22 @@ def _trainer(
 
 
 @contextmanager
-def borrowed(pipe: StableDiffusionPipeline) -> Iterator[None]:
+def borrowed(pipe: DiffusionPipeline) -> Iterator[None]:
     """A pipeline to train with, given back as it was but for what is attached to its denoiser."""
-    parts = {"unet": pipe.unet, "vae": pipe.vae, "text_encoder": pipe.text_encoder}
-    device = pipe.unet.device
-    modes = {part: part.training for whole in parts.values() for part in whole.modules()}
-    wanted = {value: value.requires_grad for w in parts.values() for value in w.parameters()}
-    checkpointing = pipe.unet.is_gradient_checkpointing
+    denoiser = frozen_denoiser(pipe)
+    network = denoiser.network
+    parts = [network, *denoiser.other_networks]
+    device = network.device
+    modes = {part: part.training for whole in parts for part in whole.modules()}
+    wanted = {value: value.requires_grad for whole in parts for value in whole.parameters()}
+    checkpointing = network.is_gradient_checkpointing
     try:
         yield
     finally:
-        pipe.unet = parts["unet"]
+        denoiser.network = network
         pipe.to(device)
         if not checkpointing:
-            pipe.unet.disable_gradient_checkpointing()
+            network.disable_gradient_checkpointing()
         for part, mode in modes.items():
             part.training = mode
         for value, gradient in wanted.items():

@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from invdiff_pl.backbones.pipeline import own_resolution
+from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.data.latents import encoded
 from invdiff_pl.data.prompted import PromptedImages
 from invdiff_pl.environments.features import image_features
@@ -283,6 +283,8 @@ def _features(
     """Features of every image, ``[N, D]``, as they are encoded."""
     scaling = pipe.vae.config.scaling_factor
     told = "features of images" if progress else None
-    batches = encoded(pipe.vae, images, resolution or own_resolution(pipe), batch_size, told)
+    batches = encoded(
+        pipe.vae, images, frozen_denoiser(pipe, resolution).resolution, batch_size, told
+    )
     means = (moments[:, 0].chunk(2, dim=1)[0] * scaling for moments in batches)
     return image_features(pipe, means, seed=seed)

@@ -48,7 +48,7 @@ def test_the_references_copy_starts_from_a_shrunken_prediction(tiny_backbone) ->
         torch.testing.assert_close(adapter.predict(*inputs()), 0.75 * frozen)
         # With its last layer as it was, the copy is the backbone, and so is any blend of the two.
         branch: Any = adapter.denoiser.branch
-        branch.conv_out.load_state_dict(adapter.unet.conv_out.state_dict())
+        branch.conv_out.load_state_dict(adapter.network.conv_out.state_dict())
         torch.testing.assert_close(adapter.predict(*inputs()), frozen, rtol=1e-4, atol=1e-5)
 
 
@@ -159,7 +159,7 @@ def test_gradient_checkpointing_and_bf16_autocast_train_the_same_parameters(
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             prediction = adapter.predict(*inputs())
         prediction.float().square().mean().backward()
-        assert all(p.grad is None for n, p in adapter.unet.named_parameters() if _is_frozen(n))
+        assert all(p.grad is None for n, p in adapter.network.named_parameters() if _is_frozen(n))
         return {n: p.grad for n, p in adapter.parameters().items() if p.grad is not None}
 
     plain = gradients(checkpointing=False, autocast=False)

@@ -55,7 +55,7 @@ class _Watch(pl.Callback):
         named = dict(pl_module.named_parameters())
         self.frozen = {value.dtype for value in named.values() if id(value) not in trained}
         self.trained = {value.dtype for value in named.values() if id(value) in trained}
-        self.modes = {part.training for part in pl_module.adapter.unet.modules()}
+        self.modes = {part.training for part in pl_module.adapter.network.modules()}
         self.row = batch["row"]
 
 
@@ -81,7 +81,7 @@ def test_under_mixed_precision_frozen_weights_are_half_and_trained_ones_whole(
 def test_a_branch_beside_the_frozen_denoiser_keeps_none_of_its_activations(tiny_backbone) -> None:
     adapter = build_adapter("small_unet", load_pipeline(str(tiny_backbone)).unet, ratio=0.5)
     seen = []
-    adapter.unet.register_forward_hook(lambda unet, given, result: seen.append(result[0]))
+    adapter.network.register_forward_hook(lambda network, given, result: seen.append(result[0]))
     noisy = torch.zeros(1, 4, 16, 16)
     prediction = adapter.predict(noisy, torch.tensor([5]), torch.zeros(1, 16, 16))
     assert prediction.requires_grad
