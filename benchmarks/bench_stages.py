@@ -241,7 +241,7 @@ class Training:
             noise = torch.randn_like(clean)
             timesteps = torch.randint(process.train_timesteps, rows.shape, device=clean.device)
             noisy = process.add_noise(clean, noise, timesteps)
-            prediction = adapter.predict(noisy, timesteps, text)
+            prediction = predict(adapter.denoiser, noisy, timesteps, text)
             losses = sample_losses(prediction, process.target(clean, noise, timesteps))
             weights = torch.nn.functional.one_hot(rows % 2, 2).float().to(losses.device)
             risks = (weights * losses[:, None]).sum(0) / weights.sum(0).clamp(min=1)
@@ -279,8 +279,11 @@ class Training:
         timesteps = (
             torch.linspace(0, process.train_timesteps - 1, len(rows)).long().to(clean.device)
         )
-        prediction = self.theirs.adapter.predict(
-            process.add_noise(clean, noise, timesteps), timesteps, text
+        prediction = predict(
+            self.theirs.adapter.denoiser,
+            process.add_noise(clean, noise, timesteps),
+            timesteps,
+            text,
         )
         theirs = sample_losses(prediction, process.target(clean, noise, timesteps))
         cache = ShardedTensor(self.work.folder / "latents")
@@ -299,7 +302,9 @@ class Training:
         noisy = torch.zeros(1, unet.config.in_channels, *[unet.config.sample_size] * 2)
         given = noisy.to(self.work.device), torch.tensor([0], device=self.work.device)
         text = module.embeddings[:1]
-        return flops(lambda: module.adapter.predict(*given, text).square().mean().backward())
+        return flops(
+            lambda: predict(module.adapter.denoiser, *given, text).square().mean().backward()
+        )
 
 
 def training(work: Work, half: bool = False, adapter: str = "lora") -> Stage:

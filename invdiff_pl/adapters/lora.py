@@ -24,13 +24,14 @@ from invdiff_pl.utils.tensors import read_tensors
 NAME = "invdiff"
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 
-# Which layers each name stands for; those of convolutions and of time are a UNet's.
+# Which layers each name stands for.
 _SPATIAL = r"conv1|conv2|downsamplers\.0\.conv|upsamplers\.0\.conv"
 LAYERS = {
     "attention": (
         r"to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out"
-        r"|(?<=\.)proj_in|(?<=\.)proj_out|ff\.net\.0\.proj|ff\.net\.2"
+        r"|attentions\..*(proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2)"  # of a UNet
     ),
+    "feed_forward": r"(ff|ff_context)\.net\.0\.proj|(ff|ff_context)\.net\.2|proj_mlp",
     "spatial": _SPATIAL,
     "convolution": rf"{_SPATIAL}|conv_shortcut",
     "time": r"time_emb_proj|time_embedding\.linear_1|time_embedding\.linear_2",
@@ -49,9 +50,11 @@ class LoraAdapter(Adapter):
         network: the frozen denoiser, a UNet or a transformer of diffusers.
         rank: of the updates.
         alpha: the updates are scaled by ``alpha / rank``; the rank if not given.
-        layers: which layers are adapted, of ``attention``, ``spatial`` (3×3 convolutions),
-            ``convolution`` (these and the 1×1 ones beside residual blocks), ``time`` and
-            ``input_output``. The default is 2.95 % of the shipped backbones' parameters.
+        layers: which layers are adapted, of ``attention`` (of a UNet, with the linear layers beside
+            it), ``feed_forward``, ``spatial`` (3×3 convolutions), ``convolution`` (these and the
+            1×1 ones beside residual blocks), ``time`` and ``input_output``; the last four are a
+            UNet's. The default is 2.95 % of the shipped backbones' parameters, and of a
+            transformer the attention alone.
 
     Raises:
         InvDiffError: if a name in ``layers`` is unknown, or alpha is not above 0.

@@ -81,6 +81,8 @@ class FrozenDenoiser(ABC):
     """
 
     pipelines: ClassVar[tuple[str, ...]]
+    # As ModelSpec names what a LoRA is for.
+    architecture: ClassVar[str]
     part: ClassVar[str] = "transformer"
     # What `encode_prompt` returns.
     encoded: ClassVar[tuple[str, ...]]

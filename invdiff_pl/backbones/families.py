@@ -17,6 +17,7 @@ class StableDiffusion(FrozenDenoiser):
     """Stable Diffusion 1.x and 2.x."""
 
     pipelines = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+    architecture = "stable-diffusion-v1"
     part = "unet"
     encoded = ("prompt_embeds", "negative_prompt_embeds")
 
@@ -29,6 +30,7 @@ class StableDiffusionXL(FrozenDenoiser):
     """SDXL: a second text encoder's pooled embedding, and the size and crop of the image."""
 
     pipelines = ("StableDiffusionXLPipeline",)
+    architecture = "stable-diffusion-xl-v1-base"
     part = "unet"
     encoded = (
         "prompt_embeds",
@@ -52,6 +54,7 @@ class StableDiffusion3(FrozenDenoiser):
     """Stable Diffusion 3 and 3.5: flow matching, pooled embeddings, shifted latents."""
 
     pipelines = ("StableDiffusion3Pipeline",)
+    architecture = "stable-diffusion-3"
     encoded = StableDiffusionXL.encoded
 
     def _call(self, network: nn.Module, noisy: Tensor, time: Tensor, given: Condition) -> Tensor:
@@ -72,6 +75,7 @@ class Flux(FrozenDenoiser):
     """
 
     pipelines = ("FluxPipeline",)
+    architecture = "flux-1-dev"
     encoded = ("prompt_embeds", "pooled_prompt_embeds", "_text_ids")
 
     @property
@@ -153,6 +157,7 @@ class PixArtSigma(_Masked):
     """PixArt-Σ, whose network predicts a variance beside the noise."""
 
     pipelines = ("PixArtSigmaPipeline",)
+    architecture = "pixart-sigma"
 
     def _call(self, network: nn.Module, noisy: Tensor, time: Tensor, given: Condition) -> Tensor:
         predicted: Tensor = network(
@@ -170,6 +175,7 @@ class Sana(_Masked):
     """Sana: an autoencoder without a posterior, flow matching."""
 
     pipelines = ("SanaPipeline",)
+    architecture = "sana"
 
     def _call(self, network: nn.Module, noisy: Tensor, time: Tensor, given: Condition) -> Tensor:
         predicted: Tensor = network(

@@ -9,9 +9,10 @@ from diffusers import DDPMScheduler, DiTTransformer2DModel
 from torch import Tensor, nn
 
 from invdiff_pl.backbones.draws import generator
+from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.features import middle_features
 from invdiff_pl.backbones.noising import ForwardProcess
-from invdiff_pl.backbones.pipeline import embed_prompts, load_pipeline
+from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.environments.features import BlockFeatures, image_features, middle_block
 
 
@@ -37,7 +38,7 @@ def test_features_are_those_of_the_middle_block(pipeline: Any, latents: Tensor) 
             latents,
             int(level * process.train_timesteps),
             noise,
-            embed_prompts(pipeline, [""]),
+            frozen_denoiser(pipeline).condition([""])["prompt_embeds"],
         )
         for level in (0.3, 0.7)
     ]

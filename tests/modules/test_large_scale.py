@@ -13,6 +13,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from safetensors.torch import load_file, save_file
 
 from invdiff_pl.adapters import build_adapter, load_adapter
+from invdiff_pl.backbones.noising import predict
 from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.callbacks import MaxMicroBatch, ResourceEstimate, SampleGrid, SaveAdapter
 from invdiff_pl.callbacks.max_micro_batch import micro_batches
@@ -83,7 +84,7 @@ def test_a_branch_beside_the_frozen_denoiser_keeps_none_of_its_activations(tiny_
     seen = []
     adapter.network.register_forward_hook(lambda network, given, result: seen.append(result[0]))
     noisy = torch.zeros(1, 4, 16, 16)
-    prediction = adapter.predict(noisy, torch.tensor([5]), torch.zeros(1, 16, 16))
+    prediction = predict(adapter.denoiser, noisy, torch.tensor([5]), torch.zeros(1, 16, 16))
     assert prediction.requires_grad
     assert not seen[0].requires_grad
 
@@ -343,11 +344,12 @@ def test_estimates_of_scoring_and_sampling_tell_images_and_files(
 def test_prompt_embeddings_are_cached_in_half_precision_by_key(
     module_of, tiny_backbone, tmp_path
 ) -> None:
-    whole = module_of(cache_dir=str(tmp_path)).prompt_embeddings()
+    name = "prompt_embeds"
+    whole = module_of(cache_dir=str(tmp_path)).conditions().rows()[name]
     half: WaterbirdsDataModule = module_of(cache_dir=str(tmp_path), embedding_dtype="float16")
-    computed, read = half.prompt_embeddings(), half.prompt_embeddings()
+    computed, read = (half.conditions().rows()[name] for _ in range(2))
     files = {path.stat().st_size: path for path in (tmp_path / "prompts").glob("*.safetensors")}
-    dtypes = [load_file(files[size])["embeddings"].dtype for size in sorted(files)]
+    dtypes = [load_file(files[size])[name].dtype for size in sorted(files)]
     assert dtypes == [torch.float16, torch.float32]
     assert computed.dtype == read.dtype == torch.float32
     assert torch.equal(computed, whole.half().float())
