@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
+from diffusers.utils import is_bs4_available
 from torch import Tensor, nn
 
 from invdiff_pl.backbones.draws import generator
@@ -178,6 +179,8 @@ class FrozenDenoiser(ABC):
             "prompt": prompts,
             "device": self.pipe._execution_device,
         }
+        if not is_bs4_available():  # the pipeline would do the same, with warnings
+            given["clean_caption"] = False
         taken = inspect.signature(self.pipe.encode_prompt).parameters
         found: Sequence[Tensor] = self.pipe.encode_prompt(
             **{name: value for name, value in given.items() if name in taken}

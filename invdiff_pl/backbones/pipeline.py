@@ -1,22 +1,18 @@
 """Loading the frozen backbone, a diffusers pipeline folder, and running it."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DiffusionPipeline,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from invdiff_pl.backbones.assets import resolve_backbone
-from invdiff_pl.backbones.check import check_backbone
+from invdiff_pl.backbones.check import FAMILIES, check_backbone
 from invdiff_pl.backbones.denoiser import Condition
 from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.folders import make_portable, weights_variant
@@ -25,9 +21,9 @@ from invdiff_pl.utils.files import digest_folder, digest_json
 
 
 def load_pipeline(
-    backbone: str, dtype: torch.dtype = torch.float32, *, with_unet: bool = True
-) -> StableDiffusionPipeline:
-    """Load a Stable-Diffusion-1.x/2.x-compatible pipeline, frozen and in evaluation mode.
+    backbone: str, dtype: torch.dtype = torch.float32, *, with_denoiser: bool = True
+) -> Any:
+    """Load a pipeline of a supported family, frozen and in evaluation mode.
 
     Whatever dtypes its files hold, all parts get the same one. Of a folder that has no plain
     weights, a variant's (``fp16``, say) are taken.
@@ -35,33 +31,32 @@ def load_pipeline(
     Args:
         backbone: a pipeline folder, a hub id, or ``asset:NAME``.
         dtype: of all weights.
-        with_unet: load the denoiser, too, which is most of a large pipeline.
+        with_denoiser: load the denoiser, too, which is most of a large pipeline.
 
     Raises:
         InvDiffError: if there is no such folder or hub id, or it is not such a pipeline, or its
             weights are pickles or its parts of other libraries.
     """
-    check_backbone(backbone)
-    source = resolve_backbone(backbone)
+    name = check_backbone(backbone).replace("Img2Img", "")
+    family, source = FAMILIES[name], resolve_backbone(backbone)
+    part, denoiser = family.denoiser
+    kind = getattr(diffusers, name)
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
+        pipeline = kind.from_pretrained(
             source,
-            unet=_whole(UNet2DConditionModel, source, "unet", dtype) if with_unet else None,
-            vae=_whole(AutoencoderKL, source, "vae", dtype),
+            **{part: _whole(denoiser, source, part, dtype) if with_denoiser else None},
+            vae=_whole(str(family.others["vae"]), source, "vae", dtype),
             dtype=dtype,
             variant=weights_variant(Path(source) / "text_encoder"),
-            safety_checker=None,
-            feature_extractor=None,  # the safety checker's, of a class that may be gone
-            requires_safety_checker=False,
             use_safetensors=True,  # the other formats are pickles, which may run code
+            **_left_out(kind),
         )
     except InvDiffError:
         raise
     except Exception as error:  # damaged parts raise whatever their readers stumble over
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InvDiffError(
-            f"cannot load the backbone {source!r} as a Stable Diffusion pipeline with safetensors "
-            f"weights: {reason}"
+            f"cannot load the backbone {source!r} as a {name} with safetensors weights: {reason}"
         ) from None
     pipeline.set_progress_bar_config(disable=True)
     return frozen(pipeline)
@@ -86,13 +81,26 @@ def limit_tokens(pipeline: Any) -> None:
             tokenizer.model_max_length = min(tokenizer.model_max_length, most)
 
 
-def _whole(kind: type[Any], source: str, part: str, dtype: torch.dtype) -> Any:
+def _left_out(kind: type[Any]) -> dict[str, Any]:
+    """Parts that are not needed to draw pictures of prompts; some are of classes that are gone."""
+    unneeded = {
+        "safety_checker": None,
+        "feature_extractor": None,
+        "image_encoder": None,
+        "requires_safety_checker": False,
+        "add_watermarker": False,
+    }
+    taken = inspect.signature(kind).parameters
+    return {name: value for name, value in unneeded.items() if name in taken}
+
+
+def _whole(name: str, source: str, part: str, dtype: torch.dtype) -> Any:
     """A part of a pipeline all of whose weights are there; others would be drawn at random.
 
     Raises:
         InvDiffError: naming the first missing weight.
     """
-    model, found = kind.from_pretrained(
+    model, found = getattr(diffusers, name).from_pretrained(
         source,
         subfolder=part,
         torch_dtype=dtype,
@@ -108,7 +116,7 @@ def _whole(kind: type[Any], source: str, part: str, dtype: torch.dtype) -> Any:
     return model
 
 
-def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
     """Write a pipeline folder that loads with no more arguments (see ``make_portable``)."""
     pipeline.save_pretrained(folder)
     make_portable(folder)
@@ -120,7 +128,7 @@ def backbone_digest(backbone: str, part: str = ".") -> str:
     return digest_folder(source / part) if source.is_dir() else digest_json([backbone, part])
 
 
-def tokens_cut(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> dict[str, int]:
+def tokens_cut(pipeline: Any, prompts: Sequence[str]) -> dict[str, int]:
     """Prompts longer than the text encoder takes, and how many of their tokens it does not see."""
     tokenizer = pipeline.tokenizer
     tokens = tokenizer(list(prompts), padding=False, truncation=False).input_ids
@@ -128,7 +136,7 @@ def tokens_cut(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> dic
     return {prompt: cut for prompt, cut in zip(prompts, lengths, strict=True) if cut > 0}
 
 
-def set_scheduler(pipeline: StableDiffusionPipeline, name: str | None) -> None:
+def set_scheduler(pipeline: Any, name: str | None) -> None:
     """Swap in the diffusers scheduler class ``name``, keeping the backbone's noise schedule.
 
     Raises:

@@ -10,6 +10,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from invdiff_pl.backbones.check import text_parts
 from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.pipeline import (
     backbone_digest,
@@ -256,7 +257,7 @@ class BiasedDataModule(LatentDataModule, ABC):
         folder = self._folder("latents", "train")
         if self.content == "latents" and not is_complete(folder):
             paths = self.index.paths(self.index.rows("train"))
-            vae = load_pipeline(self.backbone, with_unet=False).vae
+            vae = load_pipeline(self.backbone, with_denoiser=False).vae
             encode_images(vae, paths, self.resolution, folder)
 
     def conditions(self) -> Conditions:
@@ -270,7 +271,7 @@ class BiasedDataModule(LatentDataModule, ABC):
             else:
                 if len(cached["prompt_embeds"]) == len(self.prompts) + 1:
                     return Conditions(in_single_precision(cached))
-        pipeline = load_pipeline(self.backbone, with_unet=False)
+        pipeline = load_pipeline(self.backbone, with_denoiser=False)
         for prompt, cut in tokens_cut(pipeline, self.prompts).items():
             print(f"warning: the text encoder does not see the last {cut} tokens of {prompt!r}")
         rows = frozen_denoiser(pipeline, self.resolution).condition([*self.prompts, ""])
@@ -374,8 +375,7 @@ class BiasedDataModule(LatentDataModule, ABC):
     def _prompts_file(self) -> Path:
         key: dict[str, Any] = {
             "prompts": self.prompts,
-            "tokenizer": backbone_digest(self.backbone, "tokenizer"),
-            "text_encoder": backbone_digest(self.backbone, "text_encoder"),
+            **{part: backbone_digest(self.backbone, part) for part in text_parts(self.backbone)},
         }
         if self.embedding_dtype != torch.float32:
             key["dtype"] = str(self.embedding_dtype)
