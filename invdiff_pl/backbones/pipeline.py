@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from invdiff_pl.backbones.assets import resolve_backbone
-from invdiff_pl.backbones.check import FAMILIES, check_backbone
+from invdiff_pl.backbones.check import FAMILIES, check_backbone, text_parts
 from invdiff_pl.backbones.denoiser import Condition
 from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.folders import make_portable, weights_variant
@@ -49,7 +49,7 @@ def load_pipeline(
             dtype=dtype,
             variant=weights_variant(Path(source) / "text_encoder"),
             use_safetensors=True,  # the other formats are pickles, which may run code
-            **_left_out(kind),
+            **_left_out(kind, source),
         )
     except InvDiffError:
         raise
@@ -81,8 +81,11 @@ def limit_tokens(pipeline: Any) -> None:
             tokenizer.model_max_length = min(tokenizer.model_max_length, most)
 
 
-def _left_out(kind: type[Any]) -> dict[str, Any]:
-    """Parts that are not needed to draw pictures of prompts; some are of classes that are gone."""
+def _left_out(kind: type[Any], source: str) -> dict[str, Any]:
+    """Parts that are not needed to draw pictures of prompts, or that the pipeline lacks.
+
+    Some are of classes that are gone; a third text encoder is often left out.
+    """
     unneeded = {
         "safety_checker": None,
         "feature_extractor": None,
@@ -91,6 +94,8 @@ def _left_out(kind: type[Any]) -> dict[str, Any]:
         "add_watermarker": False,
     }
     taken = inspect.signature(kind).parameters
+    lacking = {"text_encoder_3", "tokenizer_3"} - set(text_parts(source))
+    unneeded |= dict.fromkeys(lacking)
     return {name: value for name, value in unneeded.items() if name in taken}
 
 
