@@ -34,7 +34,7 @@ from invdiff_pl.data.synthetic.waterbirds import RenderedWaterbirds, render_wate
 from invdiff_pl.data.tables import check_codes, read_table
 from invdiff_pl.environments.features import LEVELS, image_features
 from invdiff_pl.environments.hidden_attribute import (
-    Candidate,
+    HiddenAttribute,
     HiddenAttributeSettings,
     find_hidden_attributes,
 )
@@ -166,7 +166,7 @@ def figures(
     }
 
 
-def recall_of(candidate: Candidate, prompts: Tensor, attributes: Tensor) -> float | None:
+def recall_of(candidate: HiddenAttribute, prompts: Tensor, attributes: Tensor) -> float | None:
     """Lowest recall, over prompts, of images against the bias by a positive conflict."""
     groups = (candidate.conflict > 0).long()
     return worst_group_precision_recall(groups, prompts, attributes)[1]

@@ -58,6 +58,22 @@ def noise_process(config: Mapping[str, Any], tokens: int = 4096) -> NoiseProcess
     return ForwardProcess(config)
 
 
+def timestep_at(process: NoiseProcess, log_snr: float) -> int:
+    """The timestep whose logarithmic signal-to-noise ratio is nearest to a level.
+
+    One level means as much noise under any schedule: ``log(abar / (1 - abar))`` of diffusion,
+    ``2 log((1 - sigma) / sigma)`` of flow matching.
+
+    Example:
+        >>> from diffusers import FlowMatchEulerDiscreteScheduler
+        >>> flow = noise_process(FlowMatchEulerDiscreteScheduler().config)
+        >>> timestep_at(flow, 0.0)  # as much signal as noise
+        499
+    """
+    every = process.signal_to_noise(torch.arange(process.train_timesteps)).double().log()
+    return int((every - log_snr).abs().nan_to_num(torch.inf).argmin())
+
+
 def is_flow(config: Mapping[str, Any]) -> bool:
     """Whether a scheduler's configuration is of flow matching."""
     if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":

@@ -9,10 +9,9 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from invdiff_pl.backbones.draws import generator
-from invdiff_pl.backbones.features import feature_width, middle_features
 from invdiff_pl.backbones.pipeline import sample_antithetic_latents
 from invdiff_pl.data.training import LatentDataModule, training_data
+from invdiff_pl.environments.features import BlockFeatures
 from invdiff_pl.environments.reader import Counts, EnvironmentReader, even_scale, fit_reader
 from invdiff_pl.modules.common import stage_name
 from invdiff_pl.modules.invariant_adapter import InvariantAdapter
@@ -26,8 +25,8 @@ FIRST_SAMPLE = 2**31
 # Scales that are tried: the first two always, the others where the even one lies beyond.
 TRIED = (1.0, 1.5)
 BEYOND = {1.0: 0.5, 1.5: 2.0}
-# Of all timesteps: where images are looked at, still clear enough to show everything.
-LOOK = 0.3
+# Where images are looked at, still clear enough to show everything: a log signal-to-noise ratio.
+LOOK = 0.26
 # Prompts are left out rather than counted with fewer than this.
 SAMPLES_A_PROMPT = 64
 Features = Callable[[Tensor], Tensor]
@@ -232,15 +231,10 @@ class ScaleCalibration(pl.Callback):
             module.adapter.set_scale(scale)
 
     def _features(self, module: InvariantAdapter, latents: Tensor) -> Tensor:
-        noise = torch.randn(latents.shape[1:], generator=generator(self.seed, "calibration"))
-        return middle_features(
-            module.adapter.network,
-            module.process,
-            latents.float(),
-            int(LOOK * module.process.train_timesteps),
-            noise,
-            module.conditions.null["prompt_embeds"],
+        reader = BlockFeatures(
+            module.frozen, module.conditions.null, None, [LOOK], self.seed, module.adapter.network
         )
+        return reader(latents)
 
     def _gathered(
         self, trainer: pl.Trainer, module: InvariantAdapter, count: int, features: Features
@@ -250,7 +244,9 @@ class ScaleCalibration(pl.Callback):
         Raises:
             ValueError: on every rank, if some are not finite.
         """
-        width = feature_width(module.adapter.network)
+        self._place(module, 0.0)
+        latents = module.frozen.initial_noise([0], 0)[0].to(module.device)
+        width = self._features(module, latents).shape[1]
         everybody = torch.zeros((count, width), device=module.device)
         mine = torch.arange(trainer.global_rank, count, trainer.world_size)
         what = f"{stage_name(module)}, calibration"

@@ -31,6 +31,7 @@ class SaveAdapter(pl.Callback):
         facts: dict[str, Any] = {
             "trained": pl_module.trains,
             "architecture": pl_module.frozen.architecture,
+            "candidates": list(pl_module.environments.candidates),
         }
         if pl_module.withheld is not None:
             facts["reason"] = UNTRAINED.format(why=pl_module.withheld)

@@ -67,7 +67,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
         description=f"Run the stages: {', '.join(PLANS[command])}.",
         epilog="Any other --key=value is a Lightning CLI override. "
         f"--model.… and --trainer.… go to the {MAIN_STAGE[command]} stage, --STAGE.model.… to the "
-        "stage named, --data.…, --scale.…, --evaluation.… and --seed_everything to all.",
+        "stage named, --data.…, --scale.…, --evaluation.… and --seed_everything to all; "
+        "--adapter.candidate=2 trains on that one of environments/discover.html, 0,1 on both.",
         allow_abbrev=False,
     )
     parser.add_argument("--experiment", required=True, help="name of a file in experiments/")
@@ -154,6 +155,8 @@ def _sort_overrides(
             shared.append(flag)
         elif group in STAGES and group != "data":
             rest = "--" + flag.removeprefix(f"--{group}.")
+            if rest.startswith("--candidate="):  # of those that the environments stage shows
+                rest = f"--data.{rest.removeprefix('--')}"
             by_stage[group] = (*by_stage.get(group, ()), rest)
         elif group in ("model", "trainer"):
             main = MAIN_STAGE[command]

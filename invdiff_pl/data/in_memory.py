@@ -10,7 +10,7 @@ from torch import Tensor
 from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.prompts import Conditions, in_single_precision
 from invdiff_pl.data.cache import ResidentTensor, RowSource
-from invdiff_pl.data.environments import Environments, HasMemberships, as_environments
+from invdiff_pl.data.environments import Environments, HasEnvironments, as_environments
 from invdiff_pl.data.latents import encoded
 from invdiff_pl.data.prompted import PromptedImages
 from invdiff_pl.data.training import LatentDataModule
@@ -54,7 +54,7 @@ class LatentsInMemory(LatentDataModule):
         prompts: Sequence[str],
         prompt_ids: Tensor,
         conditions: Mapping[str, Tensor],
-        environments: HasMemberships | Tensor | None = None,
+        environments: HasEnvironments | Environments | Tensor | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -79,7 +79,7 @@ class LatentsInMemory(LatentDataModule):
         cls,
         pipe: DiffusionPipeline,
         images: PromptedImages,
-        environments: HasMemberships | Tensor | None = None,
+        environments: HasEnvironments | Environments | Tensor | None = None,
         *,
         resolution: int | None = None,
         progress: bool = True,

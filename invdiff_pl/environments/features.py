@@ -1,19 +1,30 @@
 """What a frozen denoiser sees in images: one vector an image, in one streaming pass."""
 
+import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from invdiff_pl.backbones.draws import generator, on_device
+from invdiff_pl.backbones.denoiser import Condition, FrozenDenoiser
+from invdiff_pl.backbones.draws import generator, on_device, stratified_timesteps
 from invdiff_pl.backbones.families import frozen_denoiser
-from invdiff_pl.backbones.noising import ForwardProcess, predict
+from invdiff_pl.backbones.noising import sample_losses, timestep_at
+from invdiff_pl.utils.errors import InvDiffError
 
-# Parts of all timesteps: with less noise details are seen, with more the layout.
-LEVELS = (0.3, 0.7)
+# Of noise, as logarithms of the signal-to-noise ratio: with less of it details are seen, with more
+# the layout. Of the schedule of Stable Diffusion they are about 0.3 and 0.7 of all timesteps.
+LEVELS = (0.26, -2.84)
 # Sides of the grids that a block's output is averaged over: the whole and quarters.
 _GRIDS = (1, 2)
+# Features of each channel of a block at a level.
+# Of losses: timesteps in the noisier part, where layout is decided, and noises at each.
+TIMESTEPS, EARLIEST, LATEST = 4, 0.72, 0.96
+NOISES = 8
 
 
 class _ReachedBlock(Exception):  # noqa: N818 - no error, it ends a forward pass
@@ -48,13 +59,13 @@ class BlockFeatures:
     the block: for the middle block of a UNet at about half of the cost.
 
     Args:
-        denoiser: frozen, in evaluation mode, called as a ``UNet2DConditionModel``.
-        process: its forward process.
-        embedding: of the empty prompt, ``[1, L, E]``.
-        block: module name, as in ``denoiser.named_modules()``; the middle block if not given.
-        levels: levels of noise as parts of all timesteps, in [0, 1); the features of all levels
+        denoiser: frozen, in evaluation mode.
+        null: what the empty prompt becomes for it, one row.
+        block: module name, as in the network's ``named_modules()``; the middle block if not given.
+        levels: of noise, as logarithms of the signal-to-noise ratio; the features of all levels
             stand side by side.
         seed: of the noise.
+        network: looked into instead of the pipeline's own, such as the one beneath an adapter.
 
     Raises:
         ValueError: if there is no such block or level.
@@ -62,27 +73,29 @@ class BlockFeatures:
 
     def __init__(
         self,
-        denoiser: nn.Module,
-        process: ForwardProcess,
-        embedding: Tensor,
+        denoiser: FrozenDenoiser,
+        null: Condition,
         block: str | None = None,
         levels: Sequence[float] = LEVELS,
         seed: int = 0,
+        network: Any = None,
     ) -> None:
-        if not levels or not all(0 <= level < 1 for level in levels):
-            raise ValueError(f"levels={list(levels)}: expected parts of all timesteps, in [0, 1)")
-        name = middle_block(denoiser) if block is None else block
-        try:
-            self._block = denoiser.get_submodule(name)
-        except AttributeError:
-            close = [each for each, _ in denoiser.named_children()]
+        if not levels or not all(math.isfinite(level) for level in levels):
             raise ValueError(
-                f"block={name!r}: {type(denoiser).__name__} has no such module; its parts are "
+                f"levels={list(levels)}: expected logarithms of the signal-to-noise ratio"
+            )
+        self._network = denoiser.network if network is None else network
+        name = middle_block(self._network) if block is None else block
+        try:
+            self._block = self._network.get_submodule(name)
+        except AttributeError:
+            close = [each for each, _ in self._network.named_children()]
+            raise ValueError(
+                f"block={name!r}: {type(self._network).__name__} has no such module; its parts are "
                 f"{', '.join(close)}"
             ) from None
-        self._denoiser, self._process, self._embedding = denoiser, process, embedding
-        self._timesteps = [int(level * process.train_timesteps) for level in levels]
-        self._seed = seed
+        self._denoiser, self._null, self._seed = denoiser, dict(null), seed
+        self._timesteps = [timestep_at(denoiser.process, level) for level in levels]
 
     @torch.no_grad()
     def __call__(self, latents: Tensor) -> Tensor:
@@ -92,24 +105,20 @@ class BlockFeatures:
             latents: ``[B, C, H, W]`` of about unit variance, on the denoiser's device.
 
         Returns:
-            float16 ``[B, 5 M L]`` on the CPU, for M channels of the block and L levels. An image's
-            features depend on no other image of the batch, up to rounding.
+            float32 ``[B, 5 M L]`` on the latents' device, for M channels of the block and L levels.
+            An image's features depend on no other image of the batch, up to rounding.
 
         Raises:
-            ValueError: if features are not finite, or the block's output is not of images.
+            ValueError: if the block's output is not of images.
         """
         noise = torch.randn(latents.shape[1:], generator=generator(self._seed, "feature noise"))
         noise = on_device(noise, latents.device).expand_as(latents)
         found = []
         for timestep in self._timesteps:
             timesteps = torch.full((len(latents),), timestep, device=latents.device)
-            noisy = self._process.add_noise(latents.float(), noise, timesteps)
+            noisy = self._denoiser.process.add_noise(latents.float(), noise, timesteps)
             found.append(_pooled(self._output(noisy, timesteps), latents.shape))
-        features = torch.cat(found, dim=1).half()
-        if not features.isfinite().all():
-            row = int((~features.isfinite().all(1)).nonzero()[0])
-            raise ValueError(f"features of image {row} of the batch are not finite in float16")
-        return features.cpu()
+        return torch.cat(found, dim=1)
 
     def _output(self, noisy: Tensor, timesteps: Tensor) -> Any:
         kept: list[Any] = []
@@ -120,7 +129,13 @@ class BlockFeatures:
 
         handle = self._block.register_forward_hook(keep)
         try:
-            predict(self._denoiser, noisy, timesteps, self._embedding.expand(len(noisy), -1, -1))
+            # A compiled denoiser would not notice the hook.
+            with torch.compiler.set_stance("force_eager"):
+                null = {
+                    name: value.to(noisy.device).expand(len(noisy), *value.shape[1:])
+                    for name, value in self._null.items()
+                }
+                self._denoiser.predict(noisy, timesteps, null, self._network)
         except _ReachedBlock:
             pass
         finally:
@@ -168,7 +183,7 @@ def image_features(
     """Features of images in one pass, for :func:`find_hidden_attributes`.
 
     Args:
-        pipeline: a Stable Diffusion pipeline of diffusers.
+        pipeline: a loaded pipeline of a supported family.
         latents: of about unit variance, ``[N, C, H, W]`` or batches of such, which are read
             one at a time.
         block: see :class:`BlockFeatures`.
@@ -180,19 +195,116 @@ def image_features(
         float16 ``[N, D]``.
 
     Raises:
-        ValueError: if there are no images, or see :class:`BlockFeatures`.
+        ValueError: if there are no images or features are not finite, or see
+            :class:`BlockFeatures`.
     """
-    process = ForwardProcess(pipeline.scheduler.config)
-    reader = BlockFeatures(
-        pipeline.unet,
-        process,
-        frozen_denoiser(pipeline).condition([""])["prompt_embeds"],
-        block,
-        levels,
-        seed,
-    )
+    denoiser = frozen_denoiser(pipeline)
+    reader = BlockFeatures(denoiser, denoiser.condition([""]), block, levels, seed)
     batches = latents.split(batch_size) if isinstance(latents, Tensor) else latents
-    found = [reader(batch.to(pipeline.unet.device)) for batch in batches]
+    found = [reader(batch.to(denoiser.network.device)).half().cpu() for batch in batches]
     if not found:
         raise ValueError("latents: expected at least one image, found none")
-    return torch.cat(found)
+    features = torch.cat(found)
+    if not features.isfinite().all():
+        row = int((~features.isfinite().all(1)).nonzero()[0])
+        raise ValueError(f"features of image {row} are not finite in float16")
+    return features
+
+
+class DenoisingLosses:
+    """Losses of the denoiser under each image's own prompt, as the InvDiff paper has them.
+
+    All images meet the same noises at the same timesteps, so that losses differ by what images
+    show. Takes a pass for each (timestep, noise), 32 an image.
+
+    Args:
+        denoiser: frozen, in evaluation mode.
+        seed: of the noises.
+    """
+
+    def __init__(self, denoiser: FrozenDenoiser, seed: int = 0) -> None:
+        self._denoiser, self._seed = denoiser, seed
+        steps = denoiser.process.train_timesteps
+        self._grid = stratified_timesteps(TIMESTEPS, steps, EARLIEST, LATEST)
+
+    @torch.no_grad()
+    def __call__(self, latents: Tensor, condition: Condition) -> Tensor:
+        """Losses of latents.
+
+        Args:
+            latents: ``[B, C, H, W]``.
+            condition: what the images' prompts become, a row an image.
+
+        Returns:
+            float32 ``[B, 32]`` on the latents' device, timestep by timestep.
+        """
+        process, columns = self._denoiser.process, []
+        for number, timestep in enumerate(self._grid.tolist()):
+            timesteps = torch.full((len(latents),), timestep, device=latents.device)
+            for draw in range(NOISES):
+                source = generator(self._seed, "common noise", number, draw)
+                noise = torch.randn(latents.shape[1:], generator=source)
+                noise = on_device(noise, latents.device).expand_as(latents)
+                noisy = process.add_noise(latents, noise, timesteps)
+                target = process.target(latents, noise, timesteps)
+                prediction = self._denoiser.predict(noisy, timesteps, condition)
+                columns.append(sample_losses(prediction, target))
+        return torch.stack(columns, dim=1)
+
+
+def read_features(file: str | Path, count: int | None = None) -> Tensor:
+    """Features of one's own from a file, such as embeddings of CLIP or DINO.
+
+    Args:
+        file: ``.npy``, which is read as it is needed, or ``.safetensors`` of one tensor.
+        count: N, if it is known.
+
+    Returns:
+        ``[N, D]`` of the file's float type.
+
+    Raises:
+        InvDiffError: if the file cannot be read, or holds something else.
+    """
+    path = Path(file)
+    if path.suffix not in (".npy", ".safetensors") or not path.is_file():
+        raise InvDiffError(
+            f"features={file}: expected block, losses, or an existing file .npy or .safetensors of "
+            "features of your own, [N, D].",
+            "features",
+        )
+    try:
+        if path.suffix == ".npy":
+            found = torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+        else:
+            with safe_open(path, framework="pt") as tensors:
+                (name,) = tensors.keys()
+                found = tensors.get_tensor(name)
+    except (OSError, ValueError, TypeError, EOFError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise InvDiffError(
+            f"features={file}: cannot be read as one array of numbers ({reason}).", "features"
+        ) from None
+    require_features(found, count, f"features={file}", "features")
+    return found
+
+
+def require_features(features: Tensor, count: int | None, told: str, argument: str) -> None:
+    """Refuse features that are not of the images.
+
+    Args:
+        features: anything.
+        count: N, if it is known.
+        told: how the message begins.
+        argument: that they were given as.
+
+    Raises:
+        InvDiffError: naming the shape or type that was found.
+    """
+    right = features.ndim == 2 and features.is_floating_point()
+    if not right or (count is not None and len(features) != count):
+        raise InvDiffError(
+            f"{told}: found {str(features.dtype).removeprefix('torch.')} of shape "
+            f"{list(features.shape)}; expected floats [{'N' if count is None else count}, D], a "
+            "row an image.",
+            argument,
+        )

@@ -65,6 +65,7 @@ from torch import Tensor
 from invdiff_pl.backbones.draws import generator
 from invdiff_pl.environments.judging import SHARED, Judged, aligned, parts_of, search
 from invdiff_pl.environments.shared_values import Space, memberships_of, whiten
+from invdiff_pl.utils.errors import InvDiffError
 
 Verdict = Literal["bias", "no bias", "unaligned", "untestable"]
 
@@ -85,12 +86,17 @@ class HiddenAttributeSettings:
         values: K, numbers of values that are tried beside two; none looks for two values only.
         candidates: the most that are returned.
         alpha: how often a bias may be reported where there is none.
-        resamples: data sets without a bias that the search is repeated on; at least ``1 / alpha``.
+        resamples: data sets without a bias that the search is repeated on, at least
+            ``1 / alpha - 1``.
         least_difference: smallest difference of shares between prompts (twice their standard
             deviation) that is called a bias, however certain it is.
         quantile: share of the prompts in which an attribute need not be clear.
         most_images: images that are searched, drawn at random; all images are assigned.
         seed: of starts, resamples and the images searched.
+
+    Raises:
+        ValueError: if the test could never report a bias: its p-value is at least
+            ``1 / (resamples + 1)``.
     """
 
     components: int = 10
@@ -104,9 +110,20 @@ class HiddenAttributeSettings:
     most_images: int = 5000
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse a level that the test cannot reach."""
+        if not 1 / (self.resamples + 1) <= self.alpha < 1:
+            raise InvDiffError(
+                f"alpha={self.alpha} with resamples={self.resamples}: expected alpha from "
+                f"1/(resamples + 1) = {1 / (self.resamples + 1):.3g} to below 1, since no p-value "
+                "is lower; give more resamples.",
+                "alpha",
+                "resamples",
+            )
+
 
 @dataclass(frozen=True)
-class Candidate:
+class HiddenAttribute:
     """A hidden attribute, as far as features tell.
 
     Attributes:
@@ -137,7 +154,7 @@ class Candidate:
 
 def find_hidden_attributes(
     features: Tensor, prompts: Tensor, settings: HiddenAttributeSettings | None = None
-) -> list[Candidate]:
+) -> list[HiddenAttribute]:
     """Hidden attributes whose values are not equally frequent in all prompts.
 
     Args:
@@ -242,8 +259,8 @@ def _candidate(
     comparable: bool,
     nulls: dict[int, Tensor],
     settings: HiddenAttributeSettings,
-) -> Candidate:
-    """A candidate for all images."""
+) -> HiddenAttribute:
+    """A hidden attribute of all images."""
     memberships, shares = memberships_of(each.fit, values, prompts)
     order = memberships.sum(0).argsort(descending=True)
     memberships, shares = memberships[:, order], shares[:, order]
@@ -256,7 +273,7 @@ def _candidate(
     reason = "there are too few prompts or images to compare prompts."
     if comparable:
         verdict, reason = _verdict(each, _difference(shares), p_shares, settings)
-    return Candidate(
+    return HiddenAttribute(
         memberships=memberships,
         shares=shares,
         conflict=conflict,

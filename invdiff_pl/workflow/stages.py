@@ -76,7 +76,10 @@ STAGES = {
             ("data",),
             True,
             "infer environments without labels",
-            ("backbones", "data", "environments", "modules"),
+            (
+                *("backbones", "data", "environments", "modules"),
+                *("callbacks/environments.py", "metrics/intervals.py"),
+            ),
         ),
         Stage(
             "adapter",

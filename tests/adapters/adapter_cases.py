@@ -37,7 +37,7 @@ def run_folder(folder: Path, backbone: Path | str, kind: str) -> Path:
     }
     record = {"config": config, "revision": "abc", "hardware": "2 cores"}
     (folder / "adapter" / "stage.json").write_text(json.dumps(record))
-    environments = {"prompts": [PROMPT], "images": 9, "groups": 2, "score": "refined_contrast"}
+    environments = {"prompts": [PROMPT], "images": 9, "groups": 2, "features": "block"}
     (folder / "environments").mkdir()
     (folder / "environments" / "environments.json").write_text(json.dumps(environments))
     return folder

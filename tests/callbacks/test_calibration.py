@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
-from trainers import adapter_trainer, quiet_trainer
+from trainers import adapter_trainer, infer
 
 from invdiff_pl.adapters import LoraAdapter
 from invdiff_pl.backbones.families import frozen_denoiser
@@ -16,15 +16,14 @@ from invdiff_pl.backbones.pipeline import (
 )
 from invdiff_pl.backbones.prompts import Conditions
 from invdiff_pl.callbacks import ScaleCalibration
-from invdiff_pl.modules import EnvironmentInference, InvariantAdapter
+from invdiff_pl.modules import InvariantAdapter
 from invdiff_pl.utils.files import read_json
 
 
 @pytest.fixture(scope="module")
 def environments(module_of, tiny_backbone, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("environments")
-    module = EnvironmentInference(str(tiny_backbone), str(folder), timesteps=2, noise_draws=1)
-    quiet_trainer(folder).predict(module, datamodule=module_of(), return_predictions=False)
+    infer(tiny_backbone, folder, module_of())
     return folder
 
 

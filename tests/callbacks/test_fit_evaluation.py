@@ -8,7 +8,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
-from trainers import quiet_trainer
+from trainers import infer, quiet_trainer
 
 from invdiff_pl.callbacks import (
     Dashboard,
@@ -18,7 +18,7 @@ from invdiff_pl.callbacks import (
 )
 from invdiff_pl.callbacks.live import live_pipeline
 from invdiff_pl.metrics.settings import EvaluationSettings
-from invdiff_pl.modules import EnvironmentInference, InvariantAdapter
+from invdiff_pl.modules import InvariantAdapter
 
 SCORING = EvaluationSettings(resolution=32)
 
@@ -26,8 +26,7 @@ SCORING = EvaluationSettings(resolution=32)
 @pytest.fixture(scope="module")
 def environments(module_of, tiny_backbone, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("environments")
-    module = EnvironmentInference(str(tiny_backbone), str(folder), timesteps=2, noise_draws=1)
-    quiet_trainer(folder).predict(module, datamodule=module_of(), return_predictions=False)
+    infer(tiny_backbone, folder, module_of())
     return folder
 
 

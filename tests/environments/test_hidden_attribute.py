@@ -10,6 +10,7 @@ from invdiff_pl.environments.hidden_attribute import (
     HiddenAttributeSettings,
     find_hidden_attributes,
 )
+from invdiff_pl.utils.errors import InvDiffError
 
 QUICK = HiddenAttributeSettings(starts=12, values=(), components=8, alpha=0.2, resamples=4)
 
@@ -165,3 +166,9 @@ def test_wrong_shapes_and_values_are_refused() -> None:
     broken[2, 1] = torch.nan
     with pytest.raises(ValueError, match="image 2"):
         find_hidden_attributes(broken, torch.zeros(5, dtype=torch.long))
+
+
+@pytest.mark.parametrize("settings", [{"alpha": 0.04}, {"alpha": 0.2, "resamples": 3}])
+def test_a_level_that_no_p_value_reaches_is_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(InvDiffError, match=r"expected alpha from 1/\(resamples \+ 1\)"):
+        HiddenAttributeSettings(**settings)  # type: ignore[arg-type]

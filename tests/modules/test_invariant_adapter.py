@@ -183,8 +183,8 @@ def test_without_a_bias_that_was_found_the_adapter_stays_a_no_op_unless_forced(
     other = tmp_path / "unbiased"
     shutil.copytree(place, other)
     count = len(_data(birds, tiny_backbone, other).index.rows("train"))
-    evidence = {"reason": "too few"} if found is None else None
-    _write_environments(other, count, bias_found=found, evidence=evidence)
+    reason = "too few." if found is None else None
+    _write_environments(other, count, bias_found=found, reason=reason)
     data = _data(birds, tiny_backbone, other)
     module = _module(tiny_backbone)
     trainer = _fit(

@@ -11,6 +11,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
 from safetensors.torch import load_file, save_file
+from trainers import QUICK
 
 from invdiff_pl.adapters import build_adapter, load_adapter
 from invdiff_pl.backbones.noising import predict
@@ -311,9 +312,7 @@ def test_what_does_not_fit_is_refused_before_the_first_step(
 def test_estimates_of_scoring_and_sampling_tell_images_and_files(
     module_of, tiny_backbone, tmp_path, capsys, monkeypatch
 ) -> None:
-    module = EnvironmentInference(
-        str(tiny_backbone), str(tmp_path / "environments"), timesteps=1, noise_draws=1
-    )
+    module = EnvironmentInference(str(tiny_backbone), settings=QUICK)
     callback = ResourceEstimate(warm_up=1, timed=2)
     data = module_of(batch_size=8)
     _trainer(tmp_path, callbacks=[callback]).predict(

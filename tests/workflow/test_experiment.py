@@ -30,7 +30,8 @@ TINY = [
     "--scale.samples_per_prompt=4",
     "--scale.sampling_batch=4",
     "--evaluation.resolution=32",
-    "--environments.model.timesteps=2",
+    "--environments.model.settings.starts=4",
+    "--environments.model.settings.values=[]",
     "--model.train_without_bias=true",
     "--experiment.cache_dir=cache",
 ]

@@ -87,9 +87,9 @@ def render_celeba(root: Path, settings: RenderedCelebA, progress: bool = True) -
             hair, style = cells[cell]
             own = np.random.default_rng((settings.seed, 1, number))
             skin = _LIGHTEST + (_DARKEST - _LIGHTEST) * own.uniform()
-            face = Face(style, _HAIR[hair], tuple(skin.tolist()))
+            face = Face(style, _HAIR[hair], tuple(skin.tolist()), cues=True)
             name = f"{number:06d}.jpg"
-            picture = draw_face(face, settings.width, height, 0.6, own)
+            picture = draw_face(face, settings.width, height, 0.52, own, size=0.85)
             picture.save(folder / name, quality=_QUALITY)
             true = {hair} | ({"Male"} if style == MASCULINE else set())
             attributes.append(f"{name} {' '.join('1' if a in true else '-1' for a in ATTRIBUTES)}")
