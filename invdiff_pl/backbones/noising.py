@@ -209,20 +209,3 @@ def predict(denoiser: Any, noisy: Tensor, timesteps: Tensor, embeddings: Tensor)
 def sample_losses(prediction: Tensor, target: Tensor) -> Tensor:
     """Per-sample denoising loss: the mean square over channels and pixels, float32 ``[B]``."""
     return (prediction.float() - target.float()).square().flatten(1).mean(1)
-
-
-def sample_posterior(moments: Tensor, noise: Tensor | None, scaling_factor: float) -> Tensor:
-    """Latents from the VAE posterior's moments.
-
-    Args:
-        moments: ``[B, 2C, H, W]``: mean and log variance.
-        noise: standard normal ``[B, C, H, W]``; ``None`` takes the posterior's mean.
-        scaling_factor: the VAE's, so that latents have unit variance.
-
-    Returns:
-        float32 ``[B, C, H, W]``.
-    """
-    mean, log_variance = moments.float().chunk(2, dim=1)
-    if noise is not None:
-        mean = mean + noise * torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
-    return mean * scaling_factor
