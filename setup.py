@@ -10,7 +10,6 @@ setup(
             "py.typed",
             "assets/**/*",
             "data/prompt_lists/*.txt",
-            "report/templates/*",
             "templates/*.html",
         ],
         "invdiff_pl.experiments": ["**/*.yaml", "cluster/*.sh"],

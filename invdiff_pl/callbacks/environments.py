@@ -13,7 +13,9 @@ from torch.utils.tensorboard import SummaryWriter
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.data.images import read_images
 from invdiff_pl.environments.discovery import SHEETS, SHOWN, Discovery, Pictures, most_frequent
+from invdiff_pl.environments.naming import WORDS
 from invdiff_pl.environments.quality import environment_report
+from invdiff_pl.metrics.clip import ClipEncoder
 from invdiff_pl.modules.environment_inference import EnvironmentInference
 
 _PROMPTS_TOLD = 20
@@ -47,14 +49,22 @@ class SaveEnvironments(pl.Callback):
         images: that were looked at, in the order of their rows; those of the train split of the
             trainer's DataModule if not given.
         tensorboard: folder of events, for sheets and histograms of conflict; none if not given.
+        clip: folder of a CLIP model, which names the groups.
+        words: that they may be named by; a short list of usual ones if not given.
     """
 
     changes_result = True
 
     def __init__(
-        self, output: str, images: Pictures | None = None, tensorboard: str | None = None
+        self,
+        output: str,
+        images: Pictures | None = None,
+        tensorboard: str | None = None,
+        clip: str | None = None,
+        words: Sequence[str] = WORDS,
     ) -> None:
         self.output, self.images, self.tensorboard = output, images, tensorboard
+        self.clip, self.words = clip, words
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write them."""
@@ -70,6 +80,8 @@ class SaveEnvironments(pl.Callback):
         if images is None:
             raise ValueError("images: give SaveEnvironments those that the loader's latents are of")
         found = Discovery(pl_module.found, images)
+        if self.clip is not None:
+            found = found.named(ClipEncoder(self.clip), self.words)
         facts: dict[str, Any] = {
             "features": pl_module.kind,
             "inference": pl_module.inference,

@@ -1,7 +1,7 @@
 """Hidden attributes of prompted images, as a person looks at them and as they are kept."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, overload
 
@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from invdiff_pl.backbones.draws import generator
 from invdiff_pl.data.environments import crossed, usual_first
 from invdiff_pl.environments.hidden_attribute import HiddenAttribute
+from invdiff_pl.environments.naming import MOST_IMAGES, WORDS, Encoder, group_words
 from invdiff_pl.environments.partition import LossPartition
 from invdiff_pl.metrics.intervals import wilson_interval
 from invdiff_pl.utils.errors import InvDiffError
@@ -24,6 +26,7 @@ from invdiff_pl.utils.tensors import write_tensors
 SHOWN = 5
 SHEETS = 12
 _COLUMNS = 10
+_BATCH = 64
 _HEADING = 60  # characters
 
 
@@ -44,10 +47,12 @@ class Candidate:
     Attributes:
         attribute: what the inference found.
         images: N images of P prompts.
+        names: words that tell each group from the others, where a model has been asked.
     """
 
     attribute: HiddenAttribute
     images: Pictures
+    names: tuple[str, ...] = ()
 
     @property
     def memberships(self) -> Tensor:
@@ -123,7 +128,8 @@ class Candidate:
         for group, size in enumerate(sizes):
             chosen = self.typical(number, group, _COLUMNS)
             pixels = self.images.pixels(chosen, TILE) if chosen else ()
-            rows[f"group {group}: {size}"] = list(pixels)
+            name = self.names[group] if self.names else f"group {group}"
+            rows[f"{name}: {size}"] = list(pixels)
         return contact_sheet(prompt_label(prompts[number], number, _HEADING), rows, _COLUMNS)
 
     def to_pandas(self) -> pd.DataFrame:
@@ -146,6 +152,7 @@ class Candidate:
             "verdict": self.verdict,
             "reason": self.reason,
             "groups": self.memberships.shape[1],
+            "names": list(self.names),
             "evidence": self.evidence,
             "gain": found.gain,
             "alignment": found.alignment,
@@ -214,6 +221,38 @@ class Discovery(Sequence[Candidate]):
         """Number of the first candidate that is called a bias; ``None`` if none is."""
         verdicts = [candidate.verdict for candidate in self]
         return verdicts.index("bias") if "bias" in verdicts else None
+
+    def named(
+        self, encoder: Encoder, words: Sequence[str] = WORDS, resolution: int = 224
+    ) -> "Discovery":
+        """The same, with words that tell the groups of each candidate apart.
+
+        Args:
+            encoder: of images and words, such as ``invdiff_pl.metrics.clip.ClipEncoder(folder)``.
+            words: that groups may be named by; see
+                :func:`~invdiff_pl.environments.naming.words_of` for those of captions.
+            resolution: at which images are shown to it.
+        """
+        prompts = self.images.prompt_ids
+        rows = torch.randperm(len(prompts), generator=generator(0, "named images"))[:MOST_IMAGES]
+        shown = [
+            encoder.encode_images(self.images.pixels(part.tolist(), resolution)).cpu()
+            for part in rows.split(_BATCH)
+        ]
+        texts = encoder.encode_prompts([f"a photo of {word}" for word in words]).cpu()
+        found = Discovery((), self.images)
+        found._candidates = tuple(
+            replace(
+                each,
+                names=tuple(
+                    group_words(
+                        torch.cat(shown), each.memberships[rows], prompts[rows], words, texts
+                    )
+                ),
+            )
+            for each in self
+        )
+        return found
 
     def crossed(self, first: int, second: int) -> Tensor:
         """Environments of two candidates at once, to train on: every pair of their groups.

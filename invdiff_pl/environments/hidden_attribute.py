@@ -221,8 +221,9 @@ def _check(features: Tensor, prompts: Tensor) -> None:
             f"expected features [N, F] and prompts [N], found {list(features.shape)} and "
             f"{list(prompts.shape)}"
         )
-    if not features.isfinite().all():
-        bad = int((~features.isfinite().all(1)).nonzero()[0])
+    finite = torch.cat([part.isfinite().all(1) for part in features.split(16384)])
+    if not finite.all():
+        bad = int((~finite).nonzero()[0])
         raise ValueError(f"features of image {bad} are not finite")
 
 

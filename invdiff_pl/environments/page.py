@@ -52,7 +52,7 @@ def _prompt(candidate: Candidate, prompt: int) -> dict[str, Any]:
         low, high = (100 * intervals[group]).tolist()
         rows.append(
             {
-                "group": group,
+                "group": candidate.names[group] if candidate.names else f"group {group}",
                 "share": f"{100 * float(shares[group]):.0f} %",
                 "interval": f"[{low:.0f}, {high:.0f}]",
                 "picture": _strip(candidate, prompt, group),

@@ -10,9 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from invdiff_pl.backbones.draws import generator
+
 ROUNDS = 60
 # Images that are read at once where all are turned into components.
-_CHUNK = 65536
+_CHUNK = 16384
+_MULTIPLIED_PROMPTS = 64
+# Features of which all components are computed; of more, the leading ones only.
+_FEW_FEATURES = 1024
+_SUBSPACE_ROUNDS = 12
+_SUBSPACE_MARGIN = 30
 # Images of the mean share that each prompt's own shares are drawn towards.
 _PRIOR_IMAGES = 1.0
 _LEAST_SHARE = 1e-4
@@ -24,8 +31,15 @@ def prompt_means(values: Tensor, prompts: Tensor, count: int | None = None) -> T
     """Mean of each prompt's rows ``[P, ...]``; 0 for a prompt without any."""
     count = int(prompts.max()) + 1 if count is None else count
     sizes = prompts.bincount(minlength=count).clamp(min=1).to(values)
-    sums = values.new_zeros((count, *values.shape[1:])).index_add_(0, prompts, values)
-    return sums / sizes.reshape(-1, *[1] * (values.dim() - 1))
+    rows = values.reshape(len(values), -1)
+    sums = values.new_zeros(count, rows.shape[1])
+    if count <= _MULTIPLIED_PROMPTS:  # a product of matrices is faster than sums by index
+        for part, some in zip(rows.split(_CHUNK), prompts.split(_CHUNK), strict=True):
+            belongs = values.new_zeros(count, len(some)).scatter_(0, some[None], 1.0)
+            sums += belongs @ part
+    else:
+        sums.index_add_(0, prompts, rows)
+    return (sums / sizes[:, None]).reshape(count, *values.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -75,9 +89,8 @@ class Space:
 
     def of(self, features: Tensor, prompts: Tensor) -> Tensor:
         """Components of all images, centred by prompt: ``[N, D]`` of ``features`` ``[N, F]``."""
-        parts = [part.double() @ self.axes for part in features.split(_CHUNK)]
-        values = torch.cat(parts)
-        return values - prompt_means(values, prompts)[prompts]
+        values = torch.cat([part.double() @ self.axes for part in features.split(_CHUNK)])
+        return values.sub_(prompt_means(values, prompts)[prompts])
 
 
 def whiten(
@@ -94,23 +107,38 @@ def whiten(
     Returns:
         ``None`` where features do not vary within prompts.
     """
-    values = features.double()
-    means = prompt_means(values, prompts)
-    centred = values - means[prompts]
-    free = max(len(values) - len(means), 1)
+    centred = features.double()
+    means = prompt_means(centred, prompts)
+    middle = centred.mean(0)
+    centred = centred - means[prompts]
+    free = max(len(centred) - len(means), 1)
     deviations = (centred.square().sum(0) / free).sqrt()
     scale = torch.where(deviations > 1e-9, 1 / deviations.clamp(min=1e-9), 0.0)
     if not standardise:
         scale = torch.ones_like(scale)
-    centred = centred * scale
-    variances, axes = torch.linalg.eigh(centred.T @ centred / free)
-    kept = min(components, int((variances > 1e-9 * variances.max().clamp(min=1e-9)).sum()), free)
+    variances, axes = _principal(centred * scale, min(components, free), free)
+    kept = int((variances > 1e-9 * variances.max().clamp(min=1e-9)).sum())
     if kept == 0 or variances.max() <= 1e-9:
         return None
-    variances, axes = variances.flip(0)[:kept], axes.flip(1)[:, :kept]
-    axes = scale[:, None] * axes / variances.sqrt()
-    offsets = (means - values.mean(0)) @ axes
-    return Space((centred / scale.clamp(min=1e-30)) @ axes, prompts, offsets, axes)
+    axes = scale[:, None] * axes[:, :kept] / variances[:kept].sqrt()
+    return Space(centred @ axes, prompts, (means - middle) @ axes, axes)
+
+
+def _principal(centred: Tensor, count: int, free: int) -> tuple[Tensor, Tensor]:
+    """Largest variances ``[C]`` of the columns' covariance and their axes ``[F, C]``."""
+    if centred.shape[1] <= _FEW_FEATURES:
+        variances, axes = torch.linalg.eigh(centred.T @ centred / free)
+        return variances.flip(0)[:count], axes.flip(1)[:, :count]
+    # Subspace iteration: all components of many features would take hours.
+    width = min(count + _SUBSPACE_MARGIN, *centred.shape)
+    axes = torch.randn(
+        centred.shape[1], width, dtype=centred.dtype, generator=generator(0, "components")
+    )
+    for _ in range(_SUBSPACE_ROUNDS):
+        axes = torch.linalg.qr(centred.T @ (centred @ axes)).Q
+    reduced = centred @ axes
+    variances, turns = torch.linalg.eigh(reduced.T @ reduced / free)
+    return variances.flip(0)[:count], (axes @ turns.flip(1))[:, :count]
 
 
 @dataclass(frozen=True)
@@ -148,48 +176,58 @@ class Fit:
         width = (self.delta[1] - self.delta[0]) @ direction
         precision = (1 / width.clamp(min=1e-12)).reshape(1, 1)
         places = (self.places @ direction)[:, None]
-        _, likelihood = _expectation(line, space.prompts, places, self.shares, apart, precision)
+        likelihood = _log_likelihoods(line, space.prompts, places, self.shares, apart, precision)
         return prompt_means(likelihood - _own_normal(line, parts), parts)
 
 
 def _own_normal(values: Tensor, parts: Tensor) -> Tensor:
     """Log-likelihood ``[N]`` of one normal distribution a part, of its own covariance."""
-    count, width = int(parts.max()) + 1, values.shape[1]
-    ridge = 1e-6 * torch.eye(width, dtype=values.dtype)
-    found = values.new_zeros(count)
-    for part in range(count):
-        own = values[parts == part]
-        own = own - own.mean(0)
-        covariance = own.T @ own / len(own) + ridge
-        found[part] = -0.5 * (torch.logdet(covariance) + width * (1 + math.log(2 * math.pi)))
+    width = values.shape[1]
+    centred = values - prompt_means(values, parts)[parts]
+    covariances = prompt_means(centred[:, :, None] * centred[:, None, :], parts)
+    covariances = covariances + 1e-6 * torch.eye(width, dtype=values.dtype)
+    found = -0.5 * (torch.logdet(covariances) + width * (1 + math.log(2 * math.pi)))
     return found[parts]
 
 
-def _expectation(
+def _logits(
     values: Tensor,
     prompts: Tensor,
     places: Tensor,
     shares: Tensor,
     delta: Tensor,
     precision: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Memberships ``[N, K]`` and log-likelihoods ``[N]`` of values, given prompts' places."""
-    shifted = values - places[prompts]
+) -> Tensor:
+    """Logarithms of the groups' densities ``[N, K]``, up to a constant of the image."""
     pulled = delta @ precision
-    logits = shifted @ pulled.T - 0.5 * (delta * pulled).sum(1) + shares.log()[prompts]
-    total = logits.logsumexp(1)
-    width = values.shape[1]
-    constant = 0.5 * (torch.logdet(precision) - width * math.log(2 * math.pi))
-    likelihood = total + constant - 0.5 * ((shifted @ precision) * shifted).sum(1)
-    return (logits - total[:, None]).exp(), likelihood
+    own = shares.log() - places @ pulled.T - 0.5 * (delta * pulled).sum(1)
+    return torch.addmm(own.index_select(0, prompts), values, pulled.T)
 
 
-def _shares(memberships: Tensor, prompts: Tensor, count: int) -> Tensor:
-    """Shares ``[P, K]`` from memberships; each prompt's own, drawn a little towards the mean."""
-    mean = memberships.mean(0)
-    sizes = prompts.bincount(minlength=count).to(memberships)[:, None]
-    sums = prompt_means(memberships, prompts, count) * sizes
-    shares = ((sums + _PRIOR_IMAGES * mean) / (sizes + _PRIOR_IMAGES)).clamp(min=_LEAST_SHARE)
+def _log_likelihoods(
+    values: Tensor,
+    prompts: Tensor,
+    places: Tensor,
+    shares: Tensor,
+    delta: Tensor,
+    precision: Tensor,
+) -> Tensor:
+    """Log-likelihoods ``[N]`` of values, given prompts' places."""
+    total = _logits(values, prompts, places, shares, delta, precision).logsumexp(1)
+    shifted = values - places[prompts]
+    constant = 0.5 * (torch.logdet(precision) - values.shape[1] * math.log(2 * math.pi))
+    return total + constant - 0.5 * ((shifted @ precision) * shifted).sum(1)
+
+
+def _shares(own: Tensor, sizes: Tensor) -> Tensor:
+    """Shares ``[P, K]`` from means of memberships, drawn a little towards the mean of all.
+
+    Args:
+        own: mean memberships of each prompt, ``[P, K]``.
+        sizes: images of each prompt, ``[P, 1]``.
+    """
+    mean = (own * sizes).sum(0) / sizes.sum()
+    shares = ((own * sizes + _PRIOR_IMAGES * mean) / (sizes + _PRIOR_IMAGES)).clamp(_LEAST_SHARE)
     return shares / shares.sum(1, keepdim=True)
 
 
@@ -200,76 +238,113 @@ def fit_values(space: Space, start: Tensor, rounds: int = ROUNDS) -> Fit:
     """
     values, prompts = space.values, space.prompts
     count = int(prompts.max()) + 1
-    weights = prompts.bincount() / len(prompts)
+    sizes = prompts.bincount()[:, None].to(values)
     covariance = values.T @ values / len(values)
     members = start.double()
     for _ in range(rounds):
-        own = prompt_means(members, prompts)
-        between = members.mean(0).diag() - (own.T * weights) @ own
-        inner = (members - own[prompts]).T @ values / len(values)
+        own = prompt_means(members, prompts, count)
+        mean = (own * sizes).sum(0) / len(values)
+        between = mean.diag() - (own * sizes).T @ own / len(values)
+        inner = members.T @ values / len(values)  # values have mean 0 in each prompt
         delta = torch.linalg.pinv(between, rtol=1e-8, hermitian=True) @ inner
-        delta = delta - members.mean(0) @ delta
+        delta = delta - mean @ delta
         noise = covariance - inner.T @ delta
         variances, axes = torch.linalg.eigh((noise + noise.T) / 2)
         precision = (axes / variances.clamp(min=_LEAST_VARIANCE)) @ axes.T
-        shares, places = _shares(members, prompts, count), -own @ delta
-        updated, likelihood = _expectation(values, prompts, places, shares, delta, precision)
+        shares, places = _shares(own, sizes), -own @ delta
+        updated = _logits(values, prompts, places, shares, delta, precision).softmax(1)
         moved = (updated - members).abs().max()
         members = updated
         if moved < 1e-4:
             break
+    likelihood = _log_likelihoods(values, prompts, places, shares, delta, precision)
     return Fit(members, shares, places, delta, precision, likelihood)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a fit's values are in images that they were not (all) found on.
+
+    Attributes:
+        own: shares of the values, float64 ``[P, K]``.
+        places: of the prompts, float64 ``[P, D]``.
+        expected: shares that memberships are read with: ``own``, or the same for all prompts.
+    """
+
+    own: Tensor
+    places: Tensor
+    expected: Tensor
+
+    def memberships(self, fit: Fit, values: Tensor, prompts: Tensor) -> Tensor:
+        """Probabilities of the values ``[N, K]``."""
+        logits = _logits(values, prompts, self.places, self.expected, fit.delta, fit.precision)
+        return logits.softmax(1)
+
+    def log_likelihood(self, fit: Fit, values: Tensor, prompts: Tensor) -> float:
+        """Natural logarithm of the likelihood of all images together."""
+        known = self.places, self.expected, fit.delta, fit.precision
+        return float(_log_likelihoods(values, prompts, *known).sum())
 
 
 def fit_shares(
     fit: Fit, values: Tensor, prompts: Tensor, equal: bool = False, rounds: int = ROUNDS
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Shares of the fit's values in images that they were not (all) found on.
+) -> Reading:
+    """Shares and places of prompts, given what the values look like.
 
     Args:
         fit: of the same number of values.
-        values: float64 ``[N, D]``, centred by prompt.
+        values: float64 ``[N, D]``, centred by prompt; read in parts.
         prompts: int64 ``[N]``, without gaps.
         equal: expect the values in the same shares in all prompts; the prompts' places stay free.
         rounds: at most; it stops where no share moves by 1e-4.
-
-    Returns:
-        memberships ``[N, K]``, shares ``[P, K]`` and log-likelihoods ``[N]``.
     """
     count = int(prompts.max()) + 1
+    sizes = prompts.bincount()[:, None].to(values)
     shares = fit.memberships.mean(0).clamp(min=_LEAST_SHARE).expand(count, -1)
     if len(fit.shares) == count:
         shares = fit.shares
-    places, own = -shares @ fit.delta, shares
-    if equal:
-        shares = shares.mean(0).expand(count, -1)
+    now = Reading(
+        shares, -shares @ fit.delta, shares.mean(0).expand(count, -1) if equal else shares
+    )
     for _ in range(rounds):
-        members, likelihood = _expectation(
-            values, prompts, places, shares, fit.delta, fit.precision
-        )
-        updated = _shares(members, prompts, count)
-        places = -prompt_means(members, prompts) @ fit.delta
-        shares = members.mean(0).clamp(min=_LEAST_SHARE).expand(count, -1) if equal else updated
-        moved = (updated - own).abs().max()
-        own = updated
+        means = shares.new_zeros(shares.shape)
+        for rows, some in zip(values.split(_CHUNK), prompts.split(_CHUNK), strict=True):
+            members = now.memberships(fit, rows, some)
+            means += prompt_means(members, some, count) * some.bincount(minlength=count)[:, None]
+        means = means / sizes
+        own = _shares(means, sizes)
+        mean = (means * sizes).sum(0) / sizes.sum()
+        expected = mean.clamp(min=_LEAST_SHARE).expand(count, -1) if equal else own
+        moved = (own - now.own).abs().max()
+        read, now = now, Reading(own, -means @ fit.delta, expected)
         if moved < 1e-4:
             break
-    return members, own, likelihood
+    return Reading(now.own, read.places, read.expected)
 
 
 def log_likelihood_ratio(fit: Fit, space: Space) -> float:
     """Twice the log-likelihood of own over equal shares of the fit's values, at least 0."""
-    own = fit_shares(fit, space.values, space.prompts)[2]
-    equal = fit_shares(fit, space.values, space.prompts, equal=True)[2]
-    return max(2 * float((own - equal).sum()), 0.0)
+    own, equal = (
+        fit_shares(fit, space.values, space.prompts, equal).log_likelihood(
+            fit, space.values, space.prompts
+        )
+        for equal in (False, True)
+    )
+    return max(2 * (own - equal), 0.0)
 
 
 def memberships_of(fit: Fit, values: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
     """Memberships ``[N, K]`` and shares ``[P, K]`` of all images, centred by prompt."""
     present, numbers = prompts.unique(return_inverse=True)
-    members, own, _ = fit_shares(fit, values, numbers)
-    shares = own.new_full((int(prompts.max()) + 1, own.shape[1]), float("nan"))
-    shares[present] = own
+    reading = fit_shares(fit, values, numbers)
+    members = torch.cat(
+        [
+            reading.memberships(fit, rows, some)
+            for rows, some in zip(values.split(_CHUNK), numbers.split(_CHUNK), strict=True)
+        ]
+    )
+    shares = members.new_full((int(prompts.max()) + 1, members.shape[1]), float("nan"))
+    shares[present] = reading.own
     return members, shares
 
 

@@ -116,7 +116,8 @@ def _climb(space: Space, members: Tensor, rounds: int, along: Tensor | None = No
     for _ in range(rounds):
         own = prompt_means(members, prompts).clamp(1e-4, 1 - 1e-4)
         between = (weights * own * (1 - own)).sum(0)
-        delta = values.T @ (members - own[prompts]) / len(values) / between
+        # Values have mean 0 in each prompt, so that memberships need not be centred.
+        delta = values.T @ members / len(values) / between
         if along is not None:
             delta = along * (along * delta).sum(0)
         unbounded = between * delta.square().sum(0)
@@ -124,9 +125,10 @@ def _climb(space: Space, members: Tensor, rounds: int, along: Tensor | None = No
         delta = delta * (explained / unbounded.clamp(min=1e-12)).sqrt()
         direction = delta / (1 - explained)
         distance = (delta * direction).sum(0).clamp(min=1e-12)
-        line = values @ direction
-        low = line + own[prompts] * distance  # from the lower group's place
-        members = torch.sigmoid(torch.logit(own)[prompts] + low - distance / 2)
+        own_logits = torch.logit(own) + (own - 0.5) * distance
+        members = torch.addmm(own_logits.index_select(0, prompts), values, direction).sigmoid_()
+    line = values @ direction
+    low = line + own[prompts] * distance  # from the lower group's place
     # Along the line, of variance `distance` within groups and distance / (1 - explained) in all.
     groups = _log_density(low, distance, own[prompts])
     one = -0.5 * line.square() * (1 - explained) / distance

@@ -28,6 +28,7 @@ from invdiff_pl.environments.partition import partition_attribute
 from invdiff_pl.environments.table import FeatureTable
 from invdiff_pl.modules.common import hold_frozen
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import remove
 from invdiff_pl.utils.names import INFERENCES, require_name
 
 
@@ -200,6 +201,11 @@ class EnvironmentInference(pl.LightningModule):
             else:
                 self.found = find_hidden_attributes(self.features, self.prompts, self.settings)
         self.trainer.strategy.barrier()
+
+    def on_predict_end(self) -> None:
+        """Drop the parts: callbacks have kept what was found, and the features are in one file."""
+        if self.trainer.is_global_zero:
+            remove(self.table.folder)
 
     def _all_features(self, count: int) -> Tensor:
         if self.kind in ("block", "losses"):

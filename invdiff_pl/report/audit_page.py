@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from invdiff_pl.metrics.intervals import wilson_interval
 from invdiff_pl.metrics.measures import MEASURES
 from invdiff_pl.utils.labels import plain, prompt_label
 from invdiff_pl.utils.sheets import contact_sheet
+from invdiff_pl.utils.templates import render
 
 if TYPE_CHECKING:
     from invdiff_pl.workflow.audit_result import Audit
@@ -33,11 +33,9 @@ def audit_page(audit: "Audit", figures: Sequence[dict[str, Any]]) -> str:
         audit: whose figures they are.
         figures: as ``audit.figures()`` gives them.
     """
-    environment = Environment(
-        loader=PackageLoader("invdiff_pl.report"), autoescape=True, undefined=StrictUndefined
-    )
     shown = audit.prompts[:_SHEETS]
-    return environment.get_template("audit.html").render(
+    return render(
+        "audit.html",
         prompts=audit.prompts,
         summary=[line for name in audit.classes for line in _summary(audit, name, figures)],
         notes=audit.notes,

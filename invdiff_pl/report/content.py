@@ -235,8 +235,12 @@ def _environments(environments: dict[str, Any]) -> list[Block]:
         ["features", environments["features"]],
         ["groups", str(environments["groups"])],
     ]
+    trained, default = environments["trained_on"], environments["candidate"]
+    if trained and trained != [default]:
+        rows.append(["trained on", f"candidates {', '.join(map(str, trained))}, as a person chose"])
     if auc is not None:
-        rows.append(["AUC for bias-conflicting images (labels used here only)", f"{auc:.4f}"])
+        what = "AUC of the inference's choice for bias-conflicting images (labels used here only)"
+        rows.append([what, f"{auc:.4f}"])
     candidates = [
         [
             str(number),

@@ -223,7 +223,7 @@ class _Drawing:
             return {reader.name: _classes(reader, images) for reader in self.readers}
         with without(), torch.no_grad():
             moments = encoded_moments(self.pipe.vae, to_float(images))
-            return {_FEATURES: self._features(self.denoiser.latents(moments))}
+            return {_FEATURES: self._features(self.denoiser.latents(moments)).half().cpu()}
 
     def _key(self, loras: Sequence[Path]) -> str:
         """What finished cells depend on, beside the cell itself and its LoRAs."""

@@ -78,7 +78,7 @@ STAGES = {
             "infer environments without labels",
             (
                 *("backbones", "data", "environments", "modules"),
-                *("callbacks/environments.py", "metrics/intervals.py"),
+                *("callbacks/environments.py", "metrics/intervals.py", "metrics/clip.py"),
             ),
         ),
         Stage(

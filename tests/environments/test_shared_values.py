@@ -126,8 +126,11 @@ def test_shares_of_other_images_follow_from_the_fit() -> None:
     true = torch.stack([value[half][prompts[half] == p].double().mean() for p in range(3)])
     assert (shares[:, 1] - true).abs().max() < 0.03
     assert float((members.argmax(1) == value[half]).double().mean()) > 0.97
-    equal = fit_shares(fit, values, prompts[half], equal=True)[2]
-    assert float(equal.sum()) < float(fit_shares(fit, values, prompts[half])[2].sum())
+    own, equal = (
+        fit_shares(fit, values, prompts[half], each).log_likelihood(fit, values, prompts[half])
+        for each in (False, True)
+    )
+    assert equal < own
 
 
 def test_dealt_residuals_differ_between_prompts_in_means_only() -> None:

@@ -16,7 +16,7 @@ from invdiff_pl.backbones.pipeline import load_pipeline, sample_images
 from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection, ScaleCalibration
 from invdiff_pl.data.samples import read_manifest, sample_file
 from invdiff_pl.environments.features import BlockFeatures
-from invdiff_pl.modules import ConditionalSampler, InvariantAdapter
+from invdiff_pl.modules import ConditionalSampler, InvariantAdapter, environment_inference
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import digest_folder
 from invdiff_pl.utils.images import image_grid
@@ -116,6 +116,10 @@ def test_inference_and_training_never_read_the_attribute(
     _assert_equal(weights, load_file(trained / "adapter" / "pytorch_lora_weights.safetensors"))
 
 
+def _interrupted(*_: object) -> None:
+    raise OSError("killed")
+
+
 def _features(folder: Path) -> torch.Tensor:
     return torch.from_numpy(np.load(folder / "features" / "features.npy").astype(np.float32))
 
@@ -128,9 +132,13 @@ def test_features_do_not_depend_on_the_batch_size(birds, tiny_backbone, inferred
 def test_an_interrupted_inference_keeps_what_it_has(
     birds, tiny_backbone, inferred, tmp_path, monkeypatch
 ) -> None:
-    shutil.copytree(inferred / "features", tmp_path / "features")
+    with monkeypatch.context() as patch:
+        patch.setattr(environment_inference, "find_hidden_attributes", _interrupted)
+        with pytest.raises(OSError, match="killed"):
+            _infer(birds, tiny_backbone, tmp_path)
     monkeypatch.delattr(BlockFeatures, "__call__")  # all of them are there
     _infer(birds, tiny_backbone, tmp_path)
+    assert not (tmp_path / "features" / "parts").exists()
     _assert_equal(
         load_file(tmp_path / "environments.safetensors"),
         load_file(inferred / "environments.safetensors"),

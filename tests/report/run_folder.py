@@ -50,6 +50,7 @@ CANDIDATE = {
     "verdict": "bias",
     "reason": "shares differ by 0.8.",
     "groups": 2,
+    "names": [],
     "evidence": 0.4,
     "gain": 0.3,
     "alignment": 0.95,
