@@ -131,6 +131,12 @@ def text_parts(backbone: str) -> list[str]:
     return [part for part in index if part.startswith(names) and _class_of(index, part)]
 
 
+def absent_parts(backbone: str) -> list[str]:
+    """Parts that a pipeline does without, and has to be told so: the third text encoder of SD3."""
+    present = text_parts(backbone)
+    return [part for part in ("text_encoder_3", "tokenizer_3") if part not in present]
+
+
 def denoiser_part(pipeline: str) -> str:
     """What a supported class of pipelines calls its denoiser, ``unet`` or ``transformer``."""
     return FAMILIES[pipeline].denoiser[0]

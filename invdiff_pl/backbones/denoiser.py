@@ -107,6 +107,17 @@ class FrozenDenoiser(ABC):
         setattr(self.pipe, self.part, network)
 
     @property
+    def stock(self) -> Any:
+        """The class of diffusers, whatever subclass of it the pipeline is of."""
+        kinds = ((kind.__name__, kind) for kind in type(self.pipe).__mro__)
+        return next(kind for name, kind in kinds if name in self.pipelines)
+
+    @property
+    def call_parameters(self) -> Mapping[str, inspect.Parameter]:
+        """Parameters of the stock pipeline's call."""
+        return inspect.signature(self.stock.__call__).parameters
+
+    @property
     def other_networks(self) -> list[nn.Module]:
         """The pipeline's networks beside the denoiser: autoencoder and text encoders."""
         parts = self.pipe.components.items()
@@ -169,13 +180,13 @@ class FrozenDenoiser(ABC):
 
         Those of a call may differ from the method's own.
         """
-        call = inspect.signature(self.pipe.__call__).parameters
+        call = self.call_parameters
         given: dict[str, Any] = {
             "prompt_2": None,  # of further text encoders, the same as the first's
             "prompt_3": None,
             "num_images_per_prompt": 1,
             "do_classifier_free_guidance": True,
-            **{name: each.default for name, each in call.items() if name != "self"},
+            **{name: each.default for name, each in call.items()},
             "prompt": prompts,
             "device": self.pipe._execution_device,
         }

@@ -3,7 +3,6 @@
 Read off the pipelines and training scripts of diffusers 0.42.
 """
 
-import inspect
 from typing import Any
 
 import torch
@@ -102,7 +101,7 @@ class Flux(FrozenDenoiser):
         kept = noisy.device, noisy.dtype
         guidance = None
         if self.network.config.guidance_embeds:
-            default = inspect.signature(self.pipe.__call__).parameters["guidance_scale"].default
+            default = self.call_parameters["guidance_scale"].default
             guidance = torch.full((len(noisy),), default, device=noisy.device)
         positions = self.pipe._prepare_latent_image_ids(1, height // 2, width // 2, *kept)
         predicted: Tensor = network(

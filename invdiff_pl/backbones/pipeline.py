@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from invdiff_pl.backbones.assets import resolve_backbone
-from invdiff_pl.backbones.check import FAMILIES, check_backbone, text_parts
+from invdiff_pl.backbones.check import FAMILIES, absent_parts, check_backbone
 from invdiff_pl.backbones.denoiser import Condition
 from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.folders import make_portable, weights_variant
@@ -41,10 +41,12 @@ def load_pipeline(
     family, source = FAMILIES[name], resolve_backbone(backbone)
     part, denoiser = family.denoiser
     kind = getattr(diffusers, name)
+    # An SD3 without its third text encoder asks its denoiser how wide that would be.
+    needed = with_denoiser or bool({"text_encoder_3"} & _left_out(kind, source).keys())
     try:
         pipeline = kind.from_pretrained(
             source,
-            **{part: _whole(denoiser, source, part, dtype) if with_denoiser else None},
+            **{part: _whole(denoiser, source, part, dtype) if needed else None},
             vae=_whole(str(family.others["vae"]), source, "vae", dtype),
             dtype=dtype,
             variant=weights_variant(Path(source) / "text_encoder"),
@@ -94,8 +96,7 @@ def _left_out(kind: type[Any], source: str) -> dict[str, Any]:
         "add_watermarker": False,
     }
     taken = inspect.signature(kind).parameters
-    lacking = {"text_encoder_3", "tokenizer_3"} - set(text_parts(source))
-    unneeded |= dict.fromkeys(lacking)
+    unneeded |= dict.fromkeys(absent_parts(source))
     return {name: value for name, value in unneeded.items() if name in taken}
 
 

@@ -13,7 +13,9 @@ from torch import Tensor
 from invdiff_pl.adapters import Adapter, build_adapter, load_adapter
 from invdiff_pl.adapters.forms import write_form
 from invdiff_pl.adapters.lora import WEIGHTS_FILE
+from invdiff_pl.adapters.pipeline import InvDiffPipeline
 from invdiff_pl.adapters.trained import TrainedAdapter
+from invdiff_pl.backbones.check import absent_parts
 from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.utils.errors import InvDiffError
 
@@ -126,3 +128,27 @@ def test_feed_forward_layers_of_a_transformer_are_adapted_by_name() -> None:
     assert layers == {"ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"} | {
         "proj_mlp"
     }
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "sd"])
+def test_a_pipeline_of_another_family_takes_an_invariant_scale(name: str, tmp_path: Path) -> None:
+    trained, adapter = adapted(name)
+    disturb(adapter)
+    adapter.save(tmp_path / "lora")
+    expected, plain = drawn(trained), drawn(made(name))
+    pipe = InvDiffPipeline.from_pipe(made(name), lora=tmp_path / "lora")
+    assert type(pipe).__name__ == f"InvDiff{type(made(name)).__name__}"
+    torch.testing.assert_close(drawn(pipe), expected, atol=1e-6, rtol=0)
+    denoiser, call = frozen_denoiser(pipe, 32), type(pipe).__call__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            type(pipe), "__call__", lambda self, **kw: call(self, invariant_scale=0.0, **kw)
+        )
+        torch.testing.assert_close(drawn(pipe), plain, atol=1e-6, rtol=0)
+    pipe.save_pretrained(tmp_path / "both")
+    again = InvDiffPipeline.from_pretrained(tmp_path / "both")
+    torch.testing.assert_close(drawn(again), expected, atol=1e-5, rtol=0)
+    absent = dict.fromkeys(absent_parts(str(tmp_path / "both"))) if name == "sd3" else {}
+    stock = denoiser.stock.from_pretrained(tmp_path / "both", **absent)
+    stock.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(drawn(stock), plain, atol=1e-5, rtol=0)
