@@ -137,7 +137,7 @@ def test_ddp_sends_trained_parameters_only(
     trainer.fit(module, datamodule=data)
     sent, trained, buffers = json.loads(watch.file.read_text())
     assert sent == trained
-    assert "embeddings" in buffers
+    assert "conditions.prompt_embeds" in buffers
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
