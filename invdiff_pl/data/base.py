@@ -262,11 +262,11 @@ class BiasedDataModule(LatentDataModule, ABC):
                 self.images(split)
             return
         self.conditions()
-        folder = self._folder("latents", "train")
-        if self.content == "latents" and not is_complete(folder):
-            paths = self.index.paths(self.index.rows("train"))
-            vae = load_pipeline(self.backbone, with_denoiser=False).vae
-            encode_images(vae, paths, self.resolution, folder)
+        if self.content != "latents" or is_complete(folder := self._folder("latents", "train")):
+            return
+        paths = self.index.paths(self.index.rows("train"))
+        vae = load_pipeline(self.backbone, with_denoiser=False).vae
+        encode_images(vae, paths, self.resolution, folder)
 
     def conditions(self) -> Conditions:
         """What every prompt and, last, the empty one become for the denoiser, in float32."""

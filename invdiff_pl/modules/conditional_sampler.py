@@ -84,9 +84,11 @@ class ConditionalSampler(pl.LightningModule):
         self.max_samples = max_samples
         self.pipeline = load_pipeline(backbone)
         set_scheduler(self.pipeline, scheduler)
-        self.adapter = None if adapter is None else load_adapter(Path(adapter), self.pipeline.unet)
+        self.frozen = frozen_denoiser(self.pipeline)
+        network = self.frozen.network
+        self.adapter = None if adapter is None else load_adapter(Path(adapter), network)
         # Registered so that Lightning moves the weights to the device.
-        self.unet = self.pipeline.unet if self.adapter is None else self.adapter.denoiser
+        self.denoiser = network if self.adapter is None else self.adapter.denoiser
         self.vae = self.pipeline.vae
 
     def use_prompts(self, conditions: Conditions) -> None:
@@ -158,7 +160,7 @@ class ConditionalSampler(pl.LightningModule):
 
     @property
     def _side(self) -> int:
-        return frozen_denoiser(self.pipeline).resolution
+        return self.frozen.resolution
 
     def on_predict_batch_end(self, *unused: object) -> None:
         """Let a failed write (a full disk, say) stop the run rather than go unseen."""

@@ -105,6 +105,7 @@ def _attribute(audit: "Audit", attribute: str, figures: Sequence[dict[str, Any]]
         else "",
         "by_scale": _plot_by_scale(own) if len(audit.guidance_scales) > 1 else "",
         "shares": _plot_shares(audit, [e for e in own if e["guidance_scale"] == scale]),
+        "examples": _examples(audit, attribute),
         "prompts": _prompt_rows(audit, [e for e in own if e["guidance_scale"] == scale]),
     }
 
@@ -190,6 +191,22 @@ def _sheet(audit: "Audit", number: int) -> dict[str, str]:
     heading = prompt_label(audit.prompts[number], number, 60)
     contact_sheet(heading, rows, _COLUMNS).save(target, "JPEG", quality=85)
     return {"prompt": audit.prompts[number], "source": _data("jpeg", target)}
+
+
+def _examples(audit: "Audit", attribute: str) -> str:
+    """Samples of each class, of all prompts in turn: they show what a reader means by it."""
+    cell = audit.cells[0]
+    pictures = audit.pictures[cell]
+    read = audit.readings[attribute][cell][:, : pictures.shape[1]]
+    # The first samples of all prompts, then the second ones, and so on.
+    shown, classes = pictures.transpose(0, 1).flatten(0, 1), read.T.flatten()
+    rows = {
+        plain(name): shown[classes == number][:_COLUMNS]
+        for number, name in enumerate(audit.classes[attribute])
+    }
+    target = BytesIO()
+    contact_sheet("what counts as each class", rows, _COLUMNS).save(target, "JPEG", quality=85)
+    return _data("jpeg", target)
 
 
 def _data(kind: str, content: BytesIO) -> str:

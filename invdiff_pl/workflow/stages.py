@@ -115,6 +115,15 @@ STAGES = {
         ),
     )
 }
+# Takes the place of ``data`` where the images are drawn from prompts.
+GENERATED = Stage(
+    "data",
+    "predict",
+    (),
+    True,
+    "draw images of the prompts from the frozen model",
+    ("backbones", "data", "environments", "modules"),
+)
 PLANS = {
     "train": ("data", "classifier", "environments", "adapter", "samples", "report"),
     "augment": (
