@@ -178,6 +178,7 @@ def sample_antithetic_latents(
     seed: int,
     steps: int,
     guidance_scale: float,
+    resolution: int | None = None,
 ) -> Tensor:
     """Latents of samples, not decoded, in pairs of opposite starting noise.
 
@@ -193,11 +194,12 @@ def sample_antithetic_latents(
         seed: of the whole set of samples.
         steps: denoising steps.
         guidance_scale: 1 switches guidance off.
+        resolution: side of the images in pixels; the pipeline's own if not given.
 
     Returns:
         ``[B, C, H, W]`` of about unit variance, on the pipeline's device.
     """
-    denoiser = frozen_denoiser(pipeline)
+    denoiser = frozen_denoiser(pipeline, resolution)
     noise, generators = denoiser.initial_noise([index // 2 for index in indices], seed)
     signs = torch.tensor([1.0 if index % 2 == 0 else -1.0 for index in indices])
     return denoiser.draw(
@@ -221,6 +223,7 @@ def sample_images(
     seed: int,
     steps: int,
     guidance_scale: float,
+    resolution: int | None = None,
 ) -> Tensor:
     """Classifier-free-guided samples, through the stock pipeline call.
 
@@ -232,6 +235,7 @@ def sample_images(
         seed: of the whole set of samples.
         steps: denoising steps.
         guidance_scale: 1 switches guidance off.
+        resolution: side of the images in pixels; the pipeline's own if not given.
 
     Returns:
         uint8 images ``[B, 3, H, W]`` on the CPU.
@@ -239,7 +243,7 @@ def sample_images(
     Raises:
         InvDiffError: if pixels are not finite.
     """
-    denoiser = frozen_denoiser(pipeline)
+    denoiser = frozen_denoiser(pipeline, resolution)
     images = denoiser.draw(
         condition,
         null,

@@ -215,6 +215,7 @@ class ScaleCalibration(pl.Callback):
                 seed=self.seed,
                 steps=self.steps,
                 guidance_scale=self.guidance_scale,
+                resolution=module.frozen.resolution,
             )
             self._place(module, 0.0)
             return self._features(module, drawn)

@@ -121,6 +121,7 @@ class FitEvaluation(pl.Callback):
             seed=self.seed,
             steps=self.steps,
             guidance_scale=self.guidance_scale,
+            resolution=module.frozen.resolution,
         )
 
 

@@ -84,6 +84,7 @@ class SampleGrid(pl.Callback):
                 seed=self.seed,
                 steps=self.steps,
                 guidance_scale=self.guidance_scale,
+                resolution=module.frozen.resolution,
             )
             for indices in track(
                 numbers.split(self.batch_size or len(numbers)),

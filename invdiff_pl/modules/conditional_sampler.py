@@ -57,6 +57,7 @@ class ConditionalSampler(pl.LightningModule):
         guidance_scale: of classifier-free guidance; 1 is none.
         seed: of the noises.
         max_samples: most samples to draw, of all prompts and scales; any number if not given.
+        resolution: side of the images in pixels; the pipeline's own if not given.
     """
 
     conditions: Conditions
@@ -72,6 +73,7 @@ class ConditionalSampler(pl.LightningModule):
         guidance_scale: float = 2.0,
         seed: int = 0,
         max_samples: int | None = None,
+        resolution: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -84,7 +86,7 @@ class ConditionalSampler(pl.LightningModule):
         self.max_samples = max_samples
         self.pipeline = load_pipeline(backbone)
         set_scheduler(self.pipeline, scheduler)
-        self.frozen = frozen_denoiser(self.pipeline)
+        self.frozen = frozen_denoiser(self.pipeline, resolution)
         network = self.frozen.network
         self.adapter = None if adapter is None else load_adapter(Path(adapter), network)
         # Registered so that Lightning moves the weights to the device.
@@ -144,6 +146,7 @@ class ConditionalSampler(pl.LightningModule):
             seed=self.seed,
             steps=self.steps,
             guidance_scale=self.guidance_scale,
+            resolution=self._side,
         )
         for file, image in zip(files, images, strict=True):
             self._writer.write(file, image)

@@ -43,6 +43,7 @@ class ImageGeneration(ConditionalSampler):
         least_rare: images that the rarer group of each prompt should have; 0 never draws more.
         most_per_prompt: the most images of a prompt.
         max_samples: most images to draw at first, of all prompts; any number if not given.
+        resolution: side of the images in pixels; the pipeline's own if not given.
     """
 
     def __init__(
@@ -56,9 +57,18 @@ class ImageGeneration(ConditionalSampler):
         least_rare: int = 32,
         most_per_prompt: int = 4096,
         max_samples: int | None = None,
+        resolution: int | None = None,
     ) -> None:
         super().__init__(
-            backbone, output, None, (0.0,), scheduler, steps, guidance_scale, -1 - seed, max_samples
+            backbone,
+            output,
+            invariant_scales=(0.0,),
+            scheduler=scheduler,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            seed=-1 - seed,
+            max_samples=max_samples,
+            resolution=resolution,
         )
         self.least_rare = least_rare
         self.most_per_prompt = most_per_prompt

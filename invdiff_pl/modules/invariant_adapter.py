@@ -95,6 +95,7 @@ class InvariantAdapter(pl.LightningModule):
         min_snr_gamma: of ``min_snr``.
         gradient_checkpointing: recompute activations, for less memory and more time.
         train_without_bias: train although the inference found no bias or could not test for one.
+        resolution: side of the images in pixels; the pipeline's own if not given.
         seed: of the adapter's weights and of all draws.
 
     Raises:
@@ -148,6 +149,7 @@ class InvariantAdapter(pl.LightningModule):
         min_snr_gamma: float = 5.0,
         gradient_checkpointing: bool = False,
         train_without_bias: bool = False,
+        resolution: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -160,7 +162,7 @@ class InvariantAdapter(pl.LightningModule):
         # A pipeline that was handed in stays as precise as it is.
         self.owns_backbone = isinstance(backbone, str)
         self.pipeline = load_pipeline(backbone) if isinstance(backbone, str) else frozen(backbone)
-        self.frozen = frozen_denoiser(self.pipeline)
+        self.frozen = frozen_denoiser(self.pipeline, resolution)
         self.process = self.frozen.process
         with torch.random.fork_rng():
             torch.manual_seed(seed)
