@@ -11,12 +11,16 @@ from invdiff_pl.backbones.noising import ForwardProcess, sample_losses, sample_p
 from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.cli.lightning import build
 from invdiff_pl.data.base import BiasedDataModule
-from invdiff_pl.environments.assignment import assign
 from invdiff_pl.environments.quality import conflicting
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.utils.files import atomic_path, read_json, write_json
+from invdiff_pl.utils.files import atomic_path, write_json
 
 _BATCH = 128
+# Of the reference's ascent, as far as METHOD tells; rate and weight of the least mass are not
+# published.
+EPOCHS = 500
+LEARNING_RATE = 0.01
+LEAST_WEIGHT = 1.0
 
 
 def write_groups(kind: str, config: Path, folder: Path, seed: int) -> Path:
@@ -42,11 +46,9 @@ def write_groups(kind: str, config: Path, folder: Path, seed: int) -> Path:
     if (target / "environments.safetensors").is_file():
         return target
     tensors = _tensors(kind, data, seed)
-    facts = read_json(data.environments / "environments.json")
-    kept = {n: facts[n] for n in ("timesteps", "timestep_weights") if n in facts}
     groups = int(tensors["assignments"].max()) + 1
     # Training is told nothing of where they come from; people are.
-    write_json(target / "environments.json", {**kept, "groups": groups, "made_by": kind})
+    write_json(target / "environments.json", {"groups": groups, "made_by": kind})
     with atomic_path(target / "environments.safetensors") as partial:
         save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
     return target
@@ -65,8 +67,8 @@ def _tensors(kind: str, data: BiasedDataModule, seed: int) -> dict[str, Tensor]:
         minority = kind == "oracle_minority"
         return {"assignments": conflicting(prompts, attributes).long() if minority else attributes}
     scores = reference_scores(data, seed)
-    found = assign(scores, prompts, data.inferred().groups, method="gradient")
-    return {"assignments": found.assignments, "memberships": found.memberships.float()}
+    memberships = gradient_memberships(scores, data.inferred().groups)
+    return {"assignments": memberships.argmax(1), "memberships": memberships}
 
 
 def shuffled_within(assignments: Tensor, prompts: Tensor, seed: int) -> Tensor:
@@ -103,3 +105,36 @@ def reference_scores(data: BiasedDataModule, seed: int) -> Tensor:
         prediction = pipeline.unet(noisy, timesteps, text, return_dict=False)[0]
         scores.append(sample_losses(prediction, latents).double())
     return torch.cat(scores)
+
+
+def gradient_memberships(scores: Tensor, groups: int, seed: int = 0) -> Tensor:
+    """The reference's ascent of the spread of group means, over all images at once.
+
+    Adam on a dense ``[N, G]`` matrix of memberships from random ones, with the loss
+    ``-std(L_g) - w min(l q)``; after each step rows are clamped to [0, 1] and made to sum to 1.
+
+    Args:
+        scores: ``[N]``.
+        groups: G, at least 2.
+        seed: of the memberships at the start.
+
+    Returns:
+        float32 ``[N, G]``, rows with sum 1.
+    """
+    values = scores.float()
+    members = torch.rand(len(values), groups, generator=generator(seed, "memberships"))
+    members = members / members.sum(1, keepdim=True)
+    with torch.inference_mode(False), torch.enable_grad():
+        members = members.clone().requires_grad_(True)
+        values = values.clone()
+        optimizer = torch.optim.Adam([members], lr=LEARNING_RATE)
+        for _ in range(EPOCHS):
+            optimizer.zero_grad()
+            weighted = values[:, None] * members
+            means = weighted.sum(0) / members.sum(0).clamp(min=1e-9)
+            (-means.std() - LEAST_WEIGHT * weighted.min()).backward()
+            optimizer.step()
+            with torch.no_grad():
+                members.clamp_(1e-9, 1)
+                members /= members.sum(1, keepdim=True)
+    return members.detach()

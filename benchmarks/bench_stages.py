@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ablation_groups import gradient_memberships
 from bench_measure import flops
 from bench_work import PROMPTS, ReferenceInputs, Work
 from loader import loader
@@ -16,18 +17,19 @@ from metrics import CLASSES, stand_ins
 from PIL import Image
 from torch import Tensor
 
-from invdiff_pl.backbones.draws import generator
+from invdiff_pl.backbones.draws import generator, stratified_timesteps
 from invdiff_pl.backbones.noising import ForwardProcess, sample_losses, sample_posterior
 from invdiff_pl.backbones.pipeline import embed_prompts, sample_images, set_scheduler
 from invdiff_pl.data.cache import ShardedTensor
 from invdiff_pl.data.datasets import LatentBatch
 from invdiff_pl.data.images import read_images, to_float
 from invdiff_pl.data.latents import encode_images
-from invdiff_pl.environments.assignment import assign
-from invdiff_pl.environments.table import LossTable
+from invdiff_pl.environments.features import EARLIEST, LATEST, NOISES, TIMESTEPS, DenoisingLosses
+from invdiff_pl.environments.partition import partition as exact_partition
+from invdiff_pl.environments.table import FeatureTable
 from invdiff_pl.metrics.sample_scores import SampleScores
 from invdiff_pl.metrics.scorers import MAIN
-from invdiff_pl.modules import EnvironmentInference, InvariantAdapter
+from invdiff_pl.modules import InvariantAdapter
 from invdiff_pl.objectives import build_density, build_rule, group_objective
 from invdiff_pl.utils.images import ImageWriter
 
@@ -99,25 +101,21 @@ def prepare(work: Work, inputs: ReferenceInputs, folder: Path) -> None:
 
 
 class Scoring:
-    """Denoising losses of every picture, ours through the module of the environment stage."""
+    """Denoising losses of every picture, ours as the environment stage takes them."""
 
     def __init__(self, work: Work, half: bool = False) -> None:
         self.work, self.half = work, half
         self.inputs = ReferenceInputs(work)
         self.process = ForwardProcess(self.inputs.pipeline.scheduler.config)
-        self.module = EnvironmentInference(
-            work.backbone, str(work.folder / "scored"), timesteps=2, noise_draws=2
-        ).to(work.device)
+        self.unet = self.inputs.pipeline.unet
         if work.compiled:
-            self.module.unet.compile()
-        self.module.register_buffer(
-            "embeddings", embed_prompts(self.inputs.pipeline, [*PROMPTS, ""]), persistent=False
-        )
+            self.unet.compile()
+        self.losses = DenoisingLosses(self.unet, self.process)
+        self.embeddings = embed_prompts(self.inputs.pipeline, PROMPTS)
         self.cache = work.folder / "latents"
         if not self.cache.exists():
             prepare(work, self.inputs, self.cache)
-        # Each (timestep, noise) under the empty prompt, the first noise under the own one, too.
-        self.calls = len(self.module.grid) * (self.module.noise_draws + self.module.own_draws)
+        self.calls = TIMESTEPS * NOISES
 
     @torch.no_grad()
     def reference(self) -> None:
@@ -138,42 +136,46 @@ class Scoring:
 
     @torch.inference_mode()
     def ours(self) -> None:
-        """The module's own step on cached latents; only losses are kept."""
-        module, work = self.module, self.work
-        shutil.rmtree(work.folder / "scored", ignore_errors=True)
-        (work.folder / "scored").mkdir()
-        table = LossTable(work.folder / "scored", (len(module.grid), module.noise_draws))
-        module.table, module.present = table, torch.zeros(len(work.paths), dtype=torch.bool)
-        cache = ShardedTensor(self.cache)
+        """Cached latents; only losses are kept."""
+        work, folder = self.work, self.work.folder / "scored"
+        shutil.rmtree(folder, ignore_errors=True)
+        table, cache = FeatureTable(folder), ShardedTensor(self.cache)
+        scaling = self.inputs.pipeline.vae.config.scaling_factor
         with autocast(work, self.half):
-            for number, rows in enumerate(work.rows()):
+            for rows in work.rows():
                 moments = cache.gather(rows, torch.zeros_like(rows)).to(work.device)
-                prompt = work.prompt_ids[rows].to(work.device)
-                module.predict_step({"row": rows, "moments": moments, "prompt": prompt}, number)
+                prompts = work.prompt_ids[rows]
+                text = self.embeddings[prompts.to(self.embeddings.device)]
+                latents = sample_posterior(moments, None, scaling)
+                table.append(rows, prompts, self.losses(latents, text))
         table.flush()
 
     @torch.no_grad()
     def parity(self) -> str:
         """The reference's loss at our draws, against ours; the target is the right one in both."""
         self.ours()
-        ours = self.module.table.read(len(self.work.paths))[0]
+        folder = self.work.folder / "scored"
+        ours = FeatureTable(folder).read(folder / "features.npy")
         rows, worst = self.work.rows()[0], 0.0
         clean, text = self.inputs.encode(self.inputs.read(rows)), self.inputs.embed(rows)
-        for column, timestep in enumerate(self.module.grid.tolist()):
-            source = generator(self.module.seed, "common noise", column, 0)
+        grid = stratified_timesteps(TIMESTEPS, self.process.train_timesteps, EARLIEST, LATEST)
+        for column, timestep in enumerate(grid.tolist()):
+            source = generator(0, "common noise", column, 0)
             noise = torch.randn(clean.shape[1:], generator=source).to(clean).expand_as(clean)
             timesteps = torch.full((len(rows),), timestep, device=clean.device)
             noisy = self.process.add_noise(clean, noise, timesteps)
             prediction = self.inputs.pipeline.unet(noisy, timesteps, text).sample
             theirs = sample_losses(prediction, self.process.target(clean, noise, timesteps)).cpu()
-            worst = max(worst, float((theirs / ours[rows, 0, column, 0] - 1).abs().max()))
+            worst = max(
+                worst, float((theirs / ours[rows, NOISES * column].float() - 1).abs().max())
+            )
         return f"losses differ by {worst:.1e} at most"
 
     def required(self) -> int:
         """Operations of one denoiser call for one picture."""
         unet = self.inputs.pipeline.unet
         noisy = torch.zeros(1, unet.config.in_channels, *[unet.config.sample_size] * 2)
-        given = noisy.to(unet.device), torch.tensor(0), self.module.embeddings[:1]
+        given = noisy.to(unet.device), torch.tensor(0), self.embeddings[:1]
         with torch.no_grad():
             return flops(lambda: unet(*given))
 
@@ -193,11 +195,16 @@ def partition(work: Work, _: bool = False, images: int = 4795) -> Stage:
     scores = torch.randn(images, generator=source, dtype=torch.float64) + 4 * rare
     prompts = torch.zeros(images, dtype=torch.int64)
 
+    def spread(assignments: Tensor) -> float:
+        means = [scores[assignments == group].mean() for group in (0, 1)]
+        share = assignments.double().mean()
+        return float(share * (1 - share) * (means[1] - means[0]).square())
+
     def reference() -> float:
-        return assign(scores, prompts, 2, method="gradient").objective
+        return spread(gradient_memberships(scores, 2).argmax(1))
 
     def ours() -> float:
-        return assign(scores, prompts, 2).objective
+        return spread(exact_partition(scores, prompts))
 
     parity = f"spread reached: {ours():.3f} against {reference():.3f}"
     return Stage("partition", "images", reference, ours, (images, images), parity)
@@ -218,7 +225,7 @@ class Training:
         self.ours_module.register_buffer("embeddings", embeddings, persistent=False)
         self.rule = build_rule("variance", 2, 1.0)
         process = self.ours_module.process
-        self.density = build_density("high_noise", process.train_timesteps, 1 / 3, None, None)
+        self.density = build_density("high_noise", process.train_timesteps, 1 / 3)
         cache = work.folder / "latents"
         if not cache.exists():
             prepare(work, self.inputs, cache)

@@ -18,7 +18,7 @@ from invdiff_pl.data.cache import ShardedTensor
 from invdiff_pl.data.custom import TableDataModule
 from invdiff_pl.data.images import read_image
 from invdiff_pl.data.samples import read_manifest
-from invdiff_pl.environments.table import LossTable
+from invdiff_pl.environments.table import FeatureTable
 from invdiff_pl.metrics.classifier import SampleClassifier
 from invdiff_pl.metrics.clip import ClipEncoder
 from invdiff_pl.metrics.extractors import build_extractor
@@ -131,7 +131,7 @@ def _clip_folder(path: Path) -> None:
 READERS: dict[str, Callable[[Path], object]] = {
     "file.ckpt": lambda path: SafeCheckpointIO().load_checkpoint(path, weights_only=False),
     "file.safetensors": lambda path: read_tensors(path, "x"),
-    "part-0.safetensors": lambda path: LossTable(path.parent, (1, 1)).read(1),
+    "part-0.safetensors": lambda path: FeatureTable(path.parent).rows(),
     "shards.json": lambda path: ShardedTensor(path.parent),
     "file.json": read_json,
     "stage.json": read_record,

@@ -4,10 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningDataModule, Trainer
 from pytorch_lightning.strategies import DDPStrategy
 
-from invdiff_pl.callbacks import SaveAdapter
+from invdiff_pl.callbacks import SaveAdapter, SaveEnvironments
+from invdiff_pl.modules import EnvironmentInference
+
+# Of the inference, so that it takes a second.
+QUICK = {"starts": 4, "values": [], "components": 6, "alpha": 0.5, "resamples": 1}
 
 
 def quiet_trainer(folder: Path, ranks: int = 1, **settings: Any) -> Trainer:
@@ -25,6 +29,18 @@ def quiet_trainer(folder: Path, ranks: int = 1, **settings: Any) -> Trainer:
         enable_model_summary=False,
         **chosen,
     )
+
+
+def infer(
+    backbone: Path, folder: Path, data: LightningDataModule, ranks: int = 1, **settings: Any
+) -> EnvironmentInference:
+    """Environments of a data set, written into a folder."""
+    callbacks = [*settings.pop("callbacks", ()), SaveEnvironments(str(folder))]
+    chosen = {"settings": QUICK, "folder": str(folder / "features"), **settings}
+    module = EnvironmentInference(str(backbone), **chosen)
+    trainer = quiet_trainer(folder, ranks, callbacks=callbacks)
+    trainer.predict(module, datamodule=data, return_predictions=False)
+    return module
 
 
 def adapter_trainer(

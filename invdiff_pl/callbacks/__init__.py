@@ -4,6 +4,7 @@ from invdiff_pl.callbacks.calibration import ScaleCalibration
 from invdiff_pl.callbacks.dashboard import Dashboard
 from invdiff_pl.callbacks.denoiser_form import DenoiserForm
 from invdiff_pl.callbacks.ema import ExponentialMovingAverage
+from invdiff_pl.callbacks.environments import SaveEnvironments
 from invdiff_pl.callbacks.evaluation import SampleEvaluation
 from invdiff_pl.callbacks.fit_evaluation import FitEvaluation
 from invdiff_pl.callbacks.grids import SampleGrid
@@ -13,12 +14,10 @@ from invdiff_pl.callbacks.progress import ProgressBar, ProgressLines
 from invdiff_pl.callbacks.resource_estimate import ResourceEstimate
 from invdiff_pl.callbacks.safety import StopOnDivergence, StopOnSigterm
 from invdiff_pl.callbacks.save import SaveAdapter
-from invdiff_pl.callbacks.sheets import EnvironmentSheets
 
 __all__ = [
     "Dashboard",
     "DenoiserForm",
-    "EnvironmentSheets",
     "ExponentialMovingAverage",
     "FitEvaluation",
     "HeldOutSelection",
@@ -29,6 +28,7 @@ __all__ = [
     "SampleEvaluation",
     "SampleGrid",
     "SaveAdapter",
+    "SaveEnvironments",
     "ScaleCalibration",
     "StopOnDivergence",
     "StopOnSigterm",

@@ -9,11 +9,10 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from invdiff_pl.backbones.draws import generator
-from invdiff_pl.backbones.features import feature_width, middle_features
 from invdiff_pl.backbones.noising import sample_posterior
 from invdiff_pl.backbones.pipeline import sample_antithetic_latents
 from invdiff_pl.data.training import LatentDataModule, training_data
+from invdiff_pl.environments.features import A_CHANNEL, BlockFeatures
 from invdiff_pl.environments.reader import Counts, EnvironmentReader, even_scale, fit_reader
 from invdiff_pl.modules.common import stage_name
 from invdiff_pl.modules.invariant_adapter import InvariantAdapter
@@ -234,15 +233,10 @@ class ScaleCalibration(pl.Callback):
             module.adapter.set_scale(scale)
 
     def _features(self, module: InvariantAdapter, latents: Tensor) -> Tensor:
-        noise = torch.randn(latents.shape[1:], generator=generator(self.seed, "calibration"))
-        return middle_features(
-            module.adapter.unet,
-            module.process,
-            latents.float(),
-            int(LOOK * module.process.train_timesteps),
-            noise,
-            module.embeddings[-1:],
+        reader = BlockFeatures(
+            module.adapter.unet, module.process, module.embeddings[-1:], None, [LOOK], self.seed
         )
+        return reader(latents)
 
     def _gathered(
         self, trainer: pl.Trainer, module: InvariantAdapter, count: int, features: Features
@@ -252,7 +246,7 @@ class ScaleCalibration(pl.Callback):
         Raises:
             ValueError: on every rank, if some are not finite.
         """
-        width = feature_width(module.adapter.unet)
+        width = A_CHANNEL * int(module.adapter.unet.config.block_out_channels[-1])
         everybody = torch.zeros((count, width), device=module.device)
         mine = torch.arange(trainer.global_rank, count, trainer.world_size)
         what = f"{stage_name(module)}, calibration"

@@ -28,7 +28,10 @@ class SaveAdapter(pl.Callback):
         assert isinstance(pl_module, InvariantAdapter)
         if not trainer.is_global_zero:
             return
-        facts: dict[str, Any] = {"trained": pl_module.trains}
+        facts: dict[str, Any] = {
+            "trained": pl_module.trains,
+            "candidates": list(pl_module.environments.candidates),
+        }
         if pl_module.withheld is not None:
             facts["reason"] = UNTRAINED.format(why=pl_module.withheld)
         Path(self.output).mkdir(parents=True, exist_ok=True)

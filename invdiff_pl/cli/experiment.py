@@ -3,15 +3,19 @@
 import argparse
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from invdiff_pl.cli.preflight import check_arguments, check_backbones, check_data
+from invdiff_pl.data.prompt_lists import read_prompts
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.workflow.due import is_current
 from invdiff_pl.workflow.experiment import PACKAGED, Experiment, find_file, find_names
 from invdiff_pl.workflow.run import run_plan
 from invdiff_pl.workflow.stages import LIGHTNING, MAIN_STAGE, PLANS, STAGES
 
+# The experiment of --prompts.
+GENERATED_EXPERIMENT = "prompts"
 SHARED_GROUPS = ("data", "scale", "experiment", "evaluation", "seed_everything")
 
 
@@ -54,6 +58,8 @@ def _recorded(
     words = ["--experiment", options.experiment, "--scale", options.scale]
     if options.data:
         words += ["--data", options.data]
+    if options.prompts is not None:
+        words += ["--prompts", options.prompts]
     if command != "backbone":
         words += ["--backbone", str(experiment.settings["experiment"]["backbone"])]
     elif options.backbone:
@@ -67,10 +73,18 @@ def _parser(command: str) -> argparse.ArgumentParser:
         description=f"Run the stages: {', '.join(PLANS[command])}.",
         epilog="Any other --key=value is a Lightning CLI override. "
         f"--model.… and --trainer.… go to the {MAIN_STAGE[command]} stage, --STAGE.model.… to the "
-        "stage named, --data.…, --scale.…, --evaluation.… and --seed_everything to all.",
+        "stage named, --data.…, --scale.…, --evaluation.… and --seed_everything to all; "
+        "--adapter.candidate=2 trains on that one of environments/discover.html, 0,1 on both.",
         allow_abbrev=False,
     )
-    parser.add_argument("--experiment", required=True, help="name of a file in experiments/")
+    parser.add_argument(
+        "--experiment", help="name of a file in experiments/; prompts where --prompts is given"
+    )
+    parser.add_argument(
+        "--prompts",
+        help="without a data set: draw the images from the backbone, of a shipped list, a file of "
+        'one prompt a line, or "a; b"',
+    )
     parser.add_argument("--scale", default="mini", help="name of a file in experiments/scales/")
     parser.add_argument(
         "--experiments",
@@ -98,6 +112,11 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
 def _experiment(command: str, options: argparse.Namespace, overrides: Sequence[str]) -> Experiment:
     folder: Path = options.experiments
+    if options.prompts is not None:
+        read_prompts(options.prompts)  # refused before anything is loaded
+        options.experiment = options.experiment or GENERATED_EXPERIMENT
+    if options.experiment is None:
+        raise InvDiffError("--experiment: expected the name of a file in experiments/.")
     files = {
         "experiment": f"{options.experiment}.yaml",
         "base": "base.yaml",
@@ -123,6 +142,8 @@ def _experiment(command: str, options: argparse.Namespace, overrides: Sequence[s
         flags.append(f"--experiment.{setting}={options.backbone}")
     elif command in ("train", "augment") and own_backbone.is_dir():
         flags.append(f"--experiment.backbone={own_backbone}")
+    if options.prompts is not None:
+        flags.append(f"--data.prompts={options.prompts}")
     if options.num_nodes > 1 and not options.launcher:
         raise InvDiffError(
             f"--num-nodes={options.num_nodes} needs --launcher=, the command that starts a stage "
@@ -131,7 +152,7 @@ def _experiment(command: str, options: argparse.Namespace, overrides: Sequence[s
     devices = [f"--trainer.devices={options.devices}"] if options.devices else []
     if options.num_nodes > 1:
         devices.append(f"--trainer.num_nodes={options.num_nodes}")
-    return Experiment(
+    experiment = Experiment(
         files=tuple(paths.values()),
         experiments=folder,
         flags=(*flags, *shared),
@@ -140,6 +161,11 @@ def _experiment(command: str, options: argparse.Namespace, overrides: Sequence[s
         fine_tunes=command == "backbone" and bool(options.backbone),
         devices=tuple(devices),
     )
+    shipped = experiment.settings["experiment"].get("shipped")
+    if shipped and not any(flag.startswith("--experiment.backbone=") for flag in flags):
+        preset = f"--experiment.backbone=asset:{shipped}"
+        return replace(experiment, flags=(preset, *experiment.flags))
+    return experiment
 
 
 def _sort_overrides(
@@ -154,17 +180,20 @@ def _sort_overrides(
             shared.append(flag)
         elif group in STAGES and group != "data":
             rest = "--" + flag.removeprefix(f"--{group}.")
+            if rest.startswith("--candidate="):  # of those that the environments stage shows
+                rest = f"--data.{rest.removeprefix('--')}"
             by_stage[group] = (*by_stage.get(group, ()), rest)
         elif group in ("model", "trainer"):
             main = MAIN_STAGE[command]
             by_stage[main] = (*by_stage.get(main, ()), flag)
-        elif group == "render":
-            by_stage["data"] = (*by_stage.get("data", ()), "--" + flag.removeprefix("--render."))
+        elif group in ("render", "generate"):
+            rest = "--" + flag.removeprefix(f"--{group}.")
+            by_stage["data"] = (*by_stage.get("data", ()), rest)
         else:
             raise InvDiffError(
                 f"{flag}: expected --model.…, --trainer.…, --data.…, --scale.…, --evaluation.…, "
                 f"--seed_everything or --STAGE.… with STAGE one of {', '.join(PLANS[command])} "
-                "(render for the stand-in pictures)."
+                "(render for the stand-in pictures, generate for those drawn of prompts)."
             )
     return by_stage, shared
 

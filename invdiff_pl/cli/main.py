@@ -32,6 +32,7 @@ helpers:
   replay     make a run folder's results anew in another folder, and compare
   card       write a new backbone's model card
   export     write a run's backbone, adapter and model card into a folder to take away
+  audit      what a pipeline draws of prompts, with and without LoRAs: shares, bias, a page
   sweep      bias against quality over invariant and guidance scales, of one or several runs
 
 python -m invdiff_pl COMMAND --help tells a command's options.
@@ -123,6 +124,7 @@ _COMMANDS = {
     "verify": "workflow.verify:run_verify",
     "replay": "cli.replay:run_replay",
     "export": "cli.export:run_export",
+    "audit": "cli.audit:run_audit",
     "sweep": "cli.sweep:run_sweep",
 }
 

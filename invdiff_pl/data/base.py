@@ -31,7 +31,7 @@ from invdiff_pl.data.datasets import (
     ImageDataset,
     PromptDataset,
 )
-from invdiff_pl.data.environments import Environments, read_environments
+from invdiff_pl.data.environments import Environments, candidate_numbers, read_environments
 from invdiff_pl.data.images import read_images
 from invdiff_pl.data.index import ImageIndex, content_digest
 from invdiff_pl.data.latents import encode_images
@@ -68,6 +68,8 @@ class BiasedDataModule(LatentDataModule, ABC):
         environments: folder of the environment stage's result. If given, training batches are
             made as ``batches`` says.
         soft_environments: whether images belong to environments by soft memberships.
+        candidate: number of the candidate that is trained on, or several as ``"0,1"``, which are
+            crossed; the first that is called a bias if not given.
         batches: ``paired`` (balanced over (prompt, environment), with paired draws), ``balanced``
             (the same, each image with a draw of its own) or ``shuffled``.
         held_out: share of each environment that training never sees, for held-out risks.
@@ -99,6 +101,7 @@ class BiasedDataModule(LatentDataModule, ABC):
         samples_per_prompt: int = 256,
         environments: str | None = None,
         soft_environments: bool = False,
+        candidate: int | str | None = None,
         batches: Batches = "paired",
         held_out: float = 0.1,
         seed: int = 0,
@@ -120,6 +123,9 @@ class BiasedDataModule(LatentDataModule, ABC):
         self.samples_per_prompt = samples_per_prompt
         self.environments = None if environments is None else Path(environments)
         self.soft_environments = soft_environments
+        if candidate is not None:
+            candidate_numbers(candidate)
+        self.candidate = candidate
         self.latent_device = latent_device
         self.embedding_dtype: torch.dtype = getattr(torch, embedding_dtype)
         self.broken = broken
@@ -228,7 +234,9 @@ class BiasedDataModule(LatentDataModule, ABC):
             )
         if self._inferred is None:
             count = len(self.index.rows("train"))
-            self._inferred = read_environments(self.environments, count, self.soft_environments)
+            self._inferred = read_environments(
+                self.environments, count, self.soft_environments, self.candidate
+            )
         return self._inferred
 
     @property
@@ -252,11 +260,11 @@ class BiasedDataModule(LatentDataModule, ABC):
                 self.images(split)
             return
         self.prompt_embeddings()
-        folder = self._folder("latents", "train")
-        if self.content == "latents" and not is_complete(folder):
-            paths = self.index.paths(self.index.rows("train"))
-            vae = load_pipeline(self.backbone, with_unet=False).vae
-            encode_images(vae, paths, self.resolution, folder)
+        if self.content != "latents" or is_complete(folder := self._folder("latents", "train")):
+            return
+        paths = self.index.paths(self.index.rows("train"))
+        vae = load_pipeline(self.backbone, with_unet=False).vae
+        encode_images(vae, paths, self.resolution, folder)
 
     def prompt_embeddings(self) -> Tensor:
         """Embeddings of every prompt and, last, of the empty one: float32 ``[P + 1, L, D]``."""

@@ -1,6 +1,7 @@
 """What the environment stage found, as training reads it: memberships, and nothing of labels."""
 
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,16 +23,14 @@ class Environments:
         memberships: float32 ``[N, G]``, rows with sum 1: of one 1 where assignments are hard.
         bias_found: whether the inference found a bias at all; ``None`` if it did not test.
         withheld: why nothing should be trained on them: the inference found no bias, or could not
-            test for one; ``None`` where it found one, or nothing is told.
-        timesteps: at which images were scored, ascending; empty if not told.
-        timestep_weights: how well each tells the environments apart; empty if not told.
+            test for one; ``None`` where it found one, a person chose them, or nothing is told.
+        candidates: those that they are made of; empty if not told.
     """
 
     memberships: Tensor
     bias_found: bool | None = None
     withheld: str | None = None
-    timesteps: tuple[int, ...] = ()
-    timestep_weights: tuple[float, ...] = ()
+    candidates: tuple[int, ...] = ()
 
     @property
     def groups(self) -> int:
@@ -44,15 +43,52 @@ class Environments:
         return self.memberships.argmax(1)
 
 
-class HasMemberships(Protocol):
+class HasEnvironments(Protocol):
     """What images are grouped by, such as a candidate that :func:`invdiff_pl.discover` found."""
 
     @property
-    def memberships(self) -> Tensor:
-        """Of N images in G environments, ``[N, G]``, rows with sum 1."""
+    def environments(self) -> Tensor:
+        """Memberships of N images in G environments, ``[N, G]``, rows with sum 1."""
 
 
-def as_environments(given: HasMemberships | Tensor, count: int) -> Environments:
+def usual_first(memberships: Tensor, prompts: Tensor) -> Tensor:
+    """Number the values of an attribute by how usual they are in each prompt.
+
+    So environment 0 holds what a bias favours and the last one what goes most against it, in
+    whichever prompt; their risks differ where a model has learned the bias.
+
+    Args:
+        memberships: of the values, ``[N, G]``.
+        prompts: int64 ``[N]``.
+
+    Returns:
+        of the same shape.
+
+    Example:
+        >>> values = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> usual_first(values, torch.tensor([0, 0, 1, 1])).tolist()
+        [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]
+    """
+    counts = memberships.new_zeros((int(prompts.max()) + 1, memberships.shape[1]))
+    order = counts.index_add_(0, prompts, memberships).argsort(dim=1, descending=True, stable=True)
+    return memberships.gather(1, order[prompts])
+
+
+def crossed(first: Tensor, second: Tensor) -> Tensor:
+    """Memberships of pairs of two attributes' environments.
+
+    Args:
+        first: of N images in G environments, ``[N, G]``.
+        second: in H environments, ``[N, H]``.
+
+    Returns:
+        ``[N, G H]``; with two environments each, 1 is unusual in the first attribute only, 2 in the
+        second only, 3 in both.
+    """
+    return (second[:, :, None] * first[:, None, :]).flatten(1)
+
+
+def as_environments(given: HasEnvironments | Environments | Tensor, count: int) -> Environments:
     """Environments of images, however they are told.
 
     Args:
@@ -67,7 +103,10 @@ def as_environments(given: HasMemberships | Tensor, count: int) -> Environments:
         >>> as_environments(torch.tensor([0, 1, 1]), count=3).memberships.tolist()
         [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
     """
-    values = given if isinstance(given, Tensor) else given.memberships
+    if isinstance(given, Environments):
+        values = given.memberships
+    else:
+        values = given if isinstance(given, Tensor) else given.environments
     if len(values) != count:
         raise InvDiffError(f"environments: they are of {len(values)} images, not of {count}.")
     if isinstance(given, Environments):
@@ -79,61 +118,94 @@ def as_environments(given: HasMemberships | Tensor, count: int) -> Environments:
     return Environments(one_hot(numbers.cpu(), groups).float())
 
 
-def read_environments(folder: Path, count: int, soft: bool = False) -> Environments:
+def read_environments(
+    folder: Path, count: int, soft: bool = False, candidate: int | str | None = None
+) -> Environments:
     """Read the environment stage's folder.
 
     Args:
         folder: of ``environments.safetensors`` and, where there is one, ``environments.json``.
         count: images of the train split, N.
         soft: take the soft ``memberships`` instead of the hard ``assignments``.
+        candidate: number of one that a person chose, or several as ``"0,1"``, which are crossed;
+            the inference's own choice if not given.
 
     Raises:
-        InvDiffError: if the stage has not run, was run on other images, or did not write soft
-            memberships that are asked for.
+        InvDiffError: if the stage has not run, was run on other images, has no such candidate, or
+            did not write soft memberships that are asked for.
     """
-    file = folder / "environments.safetensors"
-    if not file.is_file():
-        raise InvDiffError(f"{file} is missing: run the environments stage first.")
-    rerun = "rerun the environments stage on this data set"
-    tensors = read_tensors(file, rerun, assignments=1)
+    if not (folder / "environments.safetensors").is_file():
+        raise InvDiffError(
+            f"{folder / 'environments.safetensors'} is missing: run the environments stage first."
+        )
     facts = folder / "environments.json"
     told = read_json(facts) if facts.is_file() else {}
+    if candidate is None:
+        found = told.get("bias_found")
+        return Environments(
+            _memberships(folder, count, soft, told.get("groups")),
+            bias_found=None if found is None else bool(found),
+            withheld=_withheld(told) if "bias_found" in told else None,
+            candidates=(told["candidate"],) if told.get("candidate") is not None else (),
+        )
+    chosen = candidate_numbers(candidate)
+    known = told.get("candidates") or []
+    if max(chosen) >= len(known):
+        there = f"candidates 0 to {len(known) - 1}" if known else "no candidate"
+        raise InvDiffError(f"candidate={candidate}: {folder} holds {there}.", "candidate")
+    parts = [
+        _memberships(folder / f"candidate-{number}", count, soft, known[number]["groups"])
+        for number in chosen
+    ]
+    return Environments(reduce(crossed, parts), candidates=chosen)
+
+
+def candidate_numbers(candidate: int | str) -> tuple[int, ...]:
+    """Numbers of candidates, given as ``2`` or ``"0,1"``.
+
+    Raises:
+        InvDiffError: if they are no different whole numbers from 0 on.
+    """
+    words = str(candidate).replace(" ", "").split(",")
+    if not all(word.isdecimal() for word in words) or len(set(words)) < len(words):
+        raise InvDiffError(
+            f"candidate={candidate}: expected a number, such as 2, or different ones that are "
+            "crossed, such as 0,1.",
+            "candidate",
+        )
+    return tuple(int(word) for word in words)
+
+
+def _memberships(folder: Path, count: int, soft: bool, groups: Any) -> Tensor:
+    """Memberships of a folder's environments, float32 ``[N, G]``."""
+    file, rerun = folder / "environments.safetensors", "rerun the environments stage on this data"
+    tensors = read_tensors(file, rerun, assignments=1)
     assignments = tensors["assignments"]
     if len(assignments) != count:
         raise InvDiffError(
             f"{file} assigns {len(assignments)} images but the train split has {count}: {rerun}."
         )
     require_range(file, rerun, "assignments", assignments, 0, count)
-    if soft:
-        if "memberships" not in tensors:
-            raise InvDiffError(
-                f"soft_environments=true, but {file} holds no memberships: choose a "
-                "partition that gives soft ones in the environments stage, or leave it false.",
-                "soft_environments",
-            )
-        memberships = tensors["memberships"].float()
-    else:
-        groups = max(int(assignments.max()) + 1, int(told.get("groups") or 1))
-        memberships = torch.nn.functional.one_hot(assignments, groups).float()
-    found = told.get("bias_found")
-    return Environments(
-        memberships,
-        bias_found=None if found is None else bool(found),
-        withheld=_withheld(told) if "bias_found" in told else None,
-        timesteps=tuple(told.get("timesteps") or ()),
-        timestep_weights=tuple(told.get("timestep_weights") or ()),
-    )
+    if not soft:
+        return one_hot(assignments, max(int(assignments.max()) + 1, int(groups or 1))).float()
+    if "memberships" not in tensors:
+        raise InvDiffError(
+            f"soft_environments=true, but {file} holds no memberships: rerun the environments "
+            "stage, or leave it false.",
+            "soft_environments",
+        )
+    return tensors["memberships"].float()
 
 
 def _withheld(told: dict[str, Any]) -> str | None:
     if told["bias_found"]:
         return None
-    reason = (told.get("evidence") or {}).get("reason")
     verdict = (
         "the inference did not test for a bias"
         if told["bias_found"] is None
         else "the inference found no bias"
     )
+    reason = str(told.get("reason") or "").removesuffix(".")
     return f"{verdict} ({reason})" if reason else verdict
 
 

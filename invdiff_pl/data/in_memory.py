@@ -9,7 +9,7 @@ from torch import Tensor
 
 from invdiff_pl.backbones.pipeline import embed_prompts, own_resolution
 from invdiff_pl.data.cache import ResidentTensor, RowSource
-from invdiff_pl.data.environments import Environments, HasMemberships, as_environments
+from invdiff_pl.data.environments import Environments, HasEnvironments, as_environments
 from invdiff_pl.data.latents import encoded
 from invdiff_pl.data.prompted import PromptedImages
 from invdiff_pl.data.training import LatentDataModule
@@ -51,7 +51,7 @@ class LatentsInMemory(LatentDataModule):
         prompts: Sequence[str],
         prompt_ids: Tensor,
         embeddings: Tensor,
-        environments: HasMemberships | Tensor | None = None,
+        environments: HasEnvironments | Environments | Tensor | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -76,7 +76,7 @@ class LatentsInMemory(LatentDataModule):
         cls,
         pipe: StableDiffusionPipeline,
         images: PromptedImages,
-        environments: HasMemberships | Tensor | None = None,
+        environments: HasEnvironments | Environments | Tensor | None = None,
         *,
         resolution: int | None = None,
         progress: bool = True,

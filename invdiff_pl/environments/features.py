@@ -1,19 +1,28 @@
 """What a frozen denoiser sees in images: one vector an image, in one streaming pass."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from invdiff_pl.backbones.draws import generator, on_device
-from invdiff_pl.backbones.noising import ForwardProcess, predict
+from invdiff_pl.backbones.draws import generator, on_device, stratified_timesteps
+from invdiff_pl.backbones.noising import ForwardProcess, predict, sample_losses
 from invdiff_pl.backbones.pipeline import embed_prompts
+from invdiff_pl.utils.errors import InvDiffError
 
 # Parts of all timesteps: with less noise details are seen, with more the layout.
 LEVELS = (0.3, 0.7)
 # Sides of the grids that a block's output is averaged over: the whole and quarters.
 _GRIDS = (1, 2)
+# Features of each channel of a block at a level.
+A_CHANNEL = sum(side * side for side in _GRIDS)
+# Of losses: timesteps in the noisier part, where layout is decided, and noises at each.
+TIMESTEPS, EARLIEST, LATEST = 4, 0.72, 0.96
+NOISES = 8
 
 
 class _ReachedBlock(Exception):  # noqa: N818 - no error, it ends a forward pass
@@ -92,11 +101,11 @@ class BlockFeatures:
             latents: ``[B, C, H, W]`` of about unit variance, on the denoiser's device.
 
         Returns:
-            float16 ``[B, 5 M L]`` on the CPU, for M channels of the block and L levels. An image's
-            features depend on no other image of the batch, up to rounding.
+            float32 ``[B, 5 M L]`` on the latents' device, for M channels of the block and L levels.
+            An image's features depend on no other image of the batch, up to rounding.
 
         Raises:
-            ValueError: if features are not finite, or the block's output is not of images.
+            ValueError: if the block's output is not of images.
         """
         noise = torch.randn(latents.shape[1:], generator=generator(self._seed, "feature noise"))
         noise = on_device(noise, latents.device).expand_as(latents)
@@ -105,11 +114,7 @@ class BlockFeatures:
             timesteps = torch.full((len(latents),), timestep, device=latents.device)
             noisy = self._process.add_noise(latents.float(), noise, timesteps)
             found.append(_pooled(self._output(noisy, timesteps), latents.shape))
-        features = torch.cat(found, dim=1).half()
-        if not features.isfinite().all():
-            row = int((~features.isfinite().all(1)).nonzero()[0])
-            raise ValueError(f"features of image {row} of the batch are not finite in float16")
-        return features.cpu()
+        return torch.cat(found, dim=1)
 
     def _output(self, noisy: Tensor, timesteps: Tensor) -> Any:
         kept: list[Any] = []
@@ -120,7 +125,10 @@ class BlockFeatures:
 
         handle = self._block.register_forward_hook(keep)
         try:
-            predict(self._denoiser, noisy, timesteps, self._embedding.expand(len(noisy), -1, -1))
+            # A compiled denoiser would not notice the hook.
+            with torch.compiler.set_stance("force_eager"):
+                embedding = self._embedding.to(noisy.device).expand(len(noisy), -1, -1)
+                predict(self._denoiser, noisy, timesteps, embedding)
         except _ReachedBlock:
             pass
         finally:
@@ -180,14 +188,118 @@ def image_features(
         float16 ``[N, D]``.
 
     Raises:
-        ValueError: if there are no images, or see :class:`BlockFeatures`.
+        ValueError: if there are no images or features are not finite, or see
+            :class:`BlockFeatures`.
     """
     process = ForwardProcess(pipeline.scheduler.config)
     reader = BlockFeatures(
         pipeline.unet, process, embed_prompts(pipeline, [""]), block, levels, seed
     )
     batches = latents.split(batch_size) if isinstance(latents, Tensor) else latents
-    found = [reader(batch.to(pipeline.unet.device)) for batch in batches]
+    found = [reader(batch.to(pipeline.unet.device)).half().cpu() for batch in batches]
     if not found:
         raise ValueError("latents: expected at least one image, found none")
-    return torch.cat(found)
+    features = torch.cat(found)
+    if not features.isfinite().all():
+        row = int((~features.isfinite().all(1)).nonzero()[0])
+        raise ValueError(f"features of image {row} are not finite in float16")
+    return features
+
+
+class DenoisingLosses:
+    """Losses of the denoiser under each image's own prompt, as the InvDiff paper has them.
+
+    All images meet the same noises at the same timesteps, so that losses differ by what images
+    show. Takes a pass for each (timestep, noise), 32 an image.
+
+    Args:
+        denoiser: frozen, in evaluation mode.
+        process: its forward process.
+        seed: of the noises.
+    """
+
+    def __init__(self, denoiser: nn.Module, process: ForwardProcess, seed: int = 0) -> None:
+        self._denoiser, self._process, self._seed = denoiser, process, seed
+        self._grid = stratified_timesteps(TIMESTEPS, process.train_timesteps, EARLIEST, LATEST)
+
+    @torch.no_grad()
+    def __call__(self, latents: Tensor, embeddings: Tensor) -> Tensor:
+        """Losses of latents.
+
+        Args:
+            latents: ``[B, C, H, W]``.
+            embeddings: of the images' prompts, ``[B, L, E]``.
+
+        Returns:
+            float32 ``[B, 32]`` on the latents' device, timestep by timestep.
+        """
+        columns = []
+        for number, timestep in enumerate(self._grid.tolist()):
+            timesteps = torch.full((len(latents),), timestep, device=latents.device)
+            for draw in range(NOISES):
+                source = generator(self._seed, "common noise", number, draw)
+                noise = torch.randn(latents.shape[1:], generator=source)
+                noise = on_device(noise, latents.device).expand_as(latents)
+                noisy = self._process.add_noise(latents, noise, timesteps)
+                target = self._process.target(latents, noise, timesteps)
+                prediction = predict(self._denoiser, noisy, timesteps, embeddings)
+                columns.append(sample_losses(prediction, target))
+        return torch.stack(columns, dim=1)
+
+
+def read_features(file: str | Path, count: int | None = None) -> Tensor:
+    """Features of one's own from a file, such as embeddings of CLIP or DINO.
+
+    Args:
+        file: ``.npy``, which is read as it is needed, or ``.safetensors`` of one tensor.
+        count: N, if it is known.
+
+    Returns:
+        ``[N, D]`` of the file's float type.
+
+    Raises:
+        InvDiffError: if the file cannot be read, or holds something else.
+    """
+    path = Path(file)
+    if path.suffix not in (".npy", ".safetensors") or not path.is_file():
+        raise InvDiffError(
+            f"features={file}: expected block, losses, or an existing file .npy or .safetensors of "
+            "features of your own, [N, D].",
+            "features",
+        )
+    try:
+        if path.suffix == ".npy":
+            found = torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+        else:
+            with safe_open(path, framework="pt") as tensors:
+                (name,) = tensors.keys()
+                found = tensors.get_tensor(name)
+    except (OSError, ValueError, TypeError, EOFError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise InvDiffError(
+            f"features={file}: cannot be read as one array of numbers ({reason}).", "features"
+        ) from None
+    require_features(found, count, f"features={file}", "features")
+    return found
+
+
+def require_features(features: Tensor, count: int | None, told: str, argument: str) -> None:
+    """Refuse features that are not of the images.
+
+    Args:
+        features: anything.
+        count: N, if it is known.
+        told: how the message begins.
+        argument: that they were given as.
+
+    Raises:
+        InvDiffError: naming the shape or type that was found.
+    """
+    right = features.ndim == 2 and features.is_floating_point()
+    if not right or (count is not None and len(features) != count):
+        raise InvDiffError(
+            f"{told}: found {str(features.dtype).removeprefix('torch.')} of shape "
+            f"{list(features.shape)}; expected floats [{'N' if count is None else count}, D], a "
+            "row an image.",
+            argument,
+        )

@@ -5,8 +5,6 @@ from typing import Any
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
-from invdiff_pl.environments.cuts import best_cut
-
 
 def conflicting(prompts: Tensor, attributes: Tensor) -> Tensor:
     """Images against the bias: those whose (prompt, attribute) cell is under-represented.
@@ -46,9 +44,8 @@ def worst_group_precision_recall(
 ) -> tuple[float | None, float | None]:
     """Lowest precision and recall, over prompts, at which conflicting images are singled out.
 
-    An image counts as singled out if it is not in its prompt's environment 0, the one of the
-    lowest scores. Prompts without conflicting images are left out; one that singles out nothing
-    has precision 0.
+    An image counts as singled out if it is not in environment 0, of what is usual in its prompt.
+    Prompts without conflicting images are left out; one that singles out nothing has precision 0.
 
     Returns:
         precision and recall in [0, 1]; ``None`` if no prompt has conflicting images.
@@ -86,68 +83,37 @@ def adjusted_rand_index(first: Tensor, second: Tensor) -> float:
     return 1.0 if largest == expected else float((both - expected) / (largest - expected))
 
 
-def group_risks(losses: Tensor, members: Tensor) -> dict[str, Any]:
-    """Mean loss of a group's images with its 95 % interval (normal), JSON-ready.
-
-    Args:
-        losses: mean denoising loss of each image ``[N]``.
-        members: bool ``[N]``.
-    """
-    values = losses[members].double()
-    count = len(values)
-    if count == 0:
-        return {"size": 0, "risk": None, "interval": None}
-    risk = float(values.mean())
-    margin = 1.96 * float(values.std()) / count**0.5 if count > 1 else float("nan")
-    interval = [risk - margin, risk + margin] if count > 1 else None
-    return {"size": count, "risk": risk, "interval": interval}
-
-
 def environment_report(
     scores: Tensor,
-    assignments: Tensor,
+    memberships: Tensor,
     prompts: Tensor,
     attributes: Tensor | None,
-    losses: Tensor,
-    memberships: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Sizes, scores and risks of the environments and, with attributes, how well they match.
+    """Sizes of the environments and, against labels, how well they match, JSON-ready.
 
     Args:
         scores: ``[N]``.
-        assignments: int64 ``[N]``.
+        memberships: in G environments, ``[N, G]``; the first is what is usual.
         prompts: int64 ``[N]``.
-        attributes: int64 ``[N]``, for scoring only.
-        losses: mean denoising loss of each image under its own prompt ``[N]``.
-        memberships: soft ones ``[N, G]``; their mean maximum is told as the confidence of
-            each prompt that has several environments.
+        attributes: int64 ``[N]``, for scoring; ``None`` if there are none.
 
     Returns:
-        JSON-ready; ``auc``, ``worst_group_precision``, ``worst_group_recall`` and
+        ``per_prompt``: sizes and confidence, the mean membership of the likelier environment;
+        ``auc``, ``precision``, ``recall``, ``worst_group_precision``, ``worst_group_recall`` and
         ``adjusted_rand_index``, pooled and by prompt, only with attributes.
     """
-    groups = int(assignments.max()) + 1
+    assignments, groups = memberships.argmax(1), memberships.shape[1]
     positives = None if attributes is None else conflicting(prompts, attributes)
     report: dict[str, Any] = {"per_prompt": []}
     for prompt in range(int(prompts.max()) + 1):
         here = prompts == prompt
-        members = [here & (assignments == group) for group in range(groups)]
-        entry: dict[str, Any] = {
-            "sizes": [int(member.sum()) for member in members],
-            "mean_scores": [
-                float(scores[member].mean()) if member.any() else None for member in members
-            ],
-            "risks": [group_risks(losses, member) for member in members],
-        }
+        sizes = assignments[here].bincount(minlength=groups).tolist()
+        entry: dict[str, Any] = {"sizes": sizes}
         if here.any():
-            entry["two_groups_explain"] = float(best_cut(scores[here]).share)
-            # Where a prompt is left whole there is nothing to be sure of.
-            if memberships is not None and sum(size > 0 for size in entry["sizes"]) > 1:
-                entry["confidence"] = float(memberships[here].max(1).values.mean())
+            entry["confidence"] = float(memberships[here].max(1).values.mean())
             if positives is not None:
                 entry |= _matches(scores[here], assignments[here], positives[here])
         report["per_prompt"].append(entry)
-    report["risks"] = [group_risks(losses, assignments == group) for group in range(groups)]
     if attributes is not None and positives is not None:
         precision, recall = worst_group_precision_recall(assignments, prompts, attributes)
         report |= {

@@ -1,43 +1,45 @@
-"""The table of losses on disk: written in parts as scoring goes on, whatever the rank."""
+"""Features on disk: written in parts as images pass, whatever the rank, and read as one array."""
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.utils.files import digest_bytes
+from invdiff_pl.utils.files import atomic_path, digest_bytes
 from invdiff_pl.utils.tensors import read_tensors, require_range, write_tensors
 
 
-class LossTable:
-    """Rows ``[2, T, R]`` of losses, under the own and the empty prompt.
+class FeatureTable:
+    """Rows of features, with the prompt of each.
 
-    They are appended in any order, and kept across interruptions.
+    They are appended in any order, and kept across interruptions. Features and losses are held in
+    float16, in memory only while a part is collected.
 
     Args:
         folder: holds the parts.
-        shape: (T, R), timesteps and noises.
         flush_rows: rows collected in memory before a part is written.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, int], flush_rows: int = 2048) -> None:
+    def __init__(self, folder: Path, flush_rows: int = 2048) -> None:
         self.folder = folder
-        self.shape = (2, *shape)
         self.flush_rows = flush_rows
         self._rows: list[Tensor] = []
-        self._losses: list[Tensor] = []
+        self._prompts: list[Tensor] = []
+        self._features: list[Tensor] = []
 
-    def append(self, rows: Tensor, losses: Tensor) -> None:
-        """Add losses ``[B, 2, T, R]`` of row numbers ``[B]``, on the CPU.
+    def append(self, rows: Tensor, prompts: Tensor, features: Tensor) -> None:
+        """Add features ``[B, D]`` of row numbers and prompts ``[B]``.
 
-        The losses may still be computed by the device, which is not waited for.
+        They may still be computed by a device, which is not waited for.
 
         Raises:
             InvDiffError: as of :meth:`flush`.
         """
         self._rows.append(rows)
-        self._losses.append(losses)
+        self._prompts.append(prompts)
+        self._features.append(features)
         if sum(map(len, self._rows)) >= self.flush_rows:
             self.flush()
 
@@ -45,49 +47,97 @@ class LossTable:
         """Write what is collected as one part.
 
         Raises:
-            InvDiffError: if a loss is not finite; rows that are finite are kept.
+            InvDiffError: if a feature is not finite; rows that are finite are kept.
         """
         if not self._rows:
             return
-        rows, losses = torch.cat(self._rows), torch.cat(self._losses).float().cpu()
-        self._rows, self._losses = [], []
-        finite = losses.isfinite().flatten(1).all(1)
+        rows, prompts = torch.cat(self._rows).cpu(), torch.cat(self._prompts).cpu()
+        features = torch.cat(self._features).half().cpu()
+        self._rows, self._prompts, self._features = [], [], []
+        finite = features.isfinite().all(1)
         if finite.any():
-            self._write(rows[finite], losses[finite])
+            self._write(rows[finite], prompts[finite], features[finite])
         if not finite.all():
             row = int(rows[int((~finite).int().argmax())])
             raise InvDiffError(
-                f"stage environments: the denoising loss of image {row} of the train split is not "
-                f"finite (nor of {int((~finite).sum()) - 1} others scored since losses were last "
-                f"written); all others are kept in {self.folder}; use "
-                "trainer.precision=32-true, and run again.",
+                f"stage environments: features of image {row} of the train split are not finite in "
+                f"float16 (nor of {int((~finite).sum()) - 1} others since some were last written); "
+                f"all others are kept in {self.folder}; use trainer.precision=32-true, and run "
+                "again.",
                 "trainer.precision",
             )
 
-    def _write(self, rows: Tensor, losses: Tensor) -> None:
+    def _write(self, rows: Tensor, prompts: Tensor, features: Tensor) -> None:
         # Named after all of its rows: parts of other ranks, or of a run on fewer of them, may
         # begin and end at the same ones.
         which = digest_bytes(rows.numpy().tobytes())[:8]
         path = self.folder / f"part-{int(rows[0]):09d}-{which}.safetensors"
-        write_tensors(path, {"rows": rows, "losses": losses})
+        write_tensors(path, {"rows": rows, "prompts": prompts, "features": features})
 
-    def read(self, count: int) -> tuple[Tensor, Tensor]:
-        """What has been written so far.
-
-        Returns:
-            losses float32 ``[count, 2, T, R]`` and a mask bool ``[count]`` of the rows present.
+    def rows(self) -> Tensor:
+        """Numbers of the rows written so far, int64, ascending.
 
         Raises:
-            InvDiffError: if a part is damaged or of another shape.
+            InvDiffError: if a part is damaged.
         """
-        losses = torch.zeros((count, *self.shape))
-        present = torch.zeros(count, dtype=torch.bool)
-        for path in sorted(self.folder.glob("part-*.safetensors")):
-            remedy = f"delete {self.folder} and rerun"
-            part = read_tensors(path, remedy, rows=1, losses=4)
-            if part["losses"].shape != (len(part["rows"]), *self.shape):
-                raise InvDiffError(f"{path} is of another scoring run: {remedy}.")
-            require_range(path, remedy, "rows", part["rows"], 0, count)
-            losses[part["rows"]] = part["losses"].float()
-            present[part["rows"]] = True
-        return losses, present
+        found = [part["rows"] for part in map(self._part, self._parts())]
+        return torch.cat(found).unique() if found else torch.zeros(0, dtype=torch.int64)
+
+    def prompts(self) -> Tensor:
+        """The prompt of every row, int64 ``[N]``.
+
+        Raises:
+            InvDiffError: if rows are missing, or a part is damaged.
+        """
+        rows = self.rows()
+        count = int(rows.max()) + 1 if len(rows) else 0
+        if len(rows) < max(count, 1):
+            raise InvDiffError(
+                f"{self.folder} lacks the features of {max(count, 1) - len(rows)} of {count} "
+                "images: run the same command again, which computes them."
+            )
+        prompts = torch.zeros(count, dtype=torch.int64)
+        for part in map(self._part, self._parts()):
+            prompts[part["rows"]] = part["prompts"]
+        return prompts
+
+    def read(self, file: Path) -> Tensor:
+        """Put the parts together in a file, which is then read as it is needed.
+
+        Args:
+            file: ``.npy``, written anew.
+
+        Returns:
+            features float16 ``[N, D]``, mapped from the file.
+
+        Raises:
+            InvDiffError: if rows are missing, or a part is damaged or of another run.
+        """
+        parts, count = self._parts(), len(self.prompts())
+        width = self._part(parts[0])["features"].shape[1]
+        with atomic_path(file) as partial:
+            array = np.lib.format.open_memmap(partial, "w+", np.float16, (count, width))
+            for path in parts:
+                part = self._part(path)
+                if part["features"].shape[1] != width:
+                    raise InvDiffError(f"{path} is of another run: {self._remedy}.")
+                array[part["rows"].numpy()] = part["features"].numpy()
+            array.flush()
+        return torch.from_numpy(np.load(file, mmap_mode="c"))
+
+    @property
+    def _remedy(self) -> str:
+        return f"delete {self.folder} and rerun"
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.folder.glob("part-*.safetensors"))
+
+    def _part(self, path: Path) -> dict[str, Tensor]:
+        part = read_tensors(path, self._remedy, rows=1, prompts=1, features=2)
+        require_range(path, self._remedy, "rows", part["rows"], 0)
+        require_range(path, self._remedy, "prompts", part["prompts"], 0)
+        if not len(part["rows"]) == len(part["prompts"]) == len(part["features"]):
+            raise InvDiffError(
+                f"{path}: rows, prompts and features differ in number: {self._remedy}."
+            )
+        return part

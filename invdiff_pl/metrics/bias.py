@@ -1,36 +1,29 @@
 """How unevenly the samples of each prompt spread over the classes of an attribute."""
 
-import functools
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from invdiff_pl.metrics.correction import corrected_bias
-from invdiff_pl.metrics.intervals import bias_interval, mean_bias_interval, pairwise_bias
-from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.metrics.counts import AttributeCounts
+from invdiff_pl.metrics.intervals import mean_share_interval, share_interval
+from invdiff_pl.metrics.measures import (
+    DEVIATION_RATIO,
+    FAIRNESS_DISCREPANCY,
+    KL_DIVERGENCE,
+    NORMALIZED_ENTROPY,
+    PARITY_GAP,
+    Measure,
+    pairwise_bias,
+)
 
-_SCALARS = ("mean", "std", "corrected_mean")
 
-
-class BiasScore(Metric):
+class BiasScore(AttributeCounts):
     """Bias of generated images: attribute counts per prompt, and what follows from them.
 
-    The only state is the table of counts, summed over ranks, so a rank may see any share of the
-    samples, or none. :func:`bias_statistics` lists what ``compute`` returns.
-
-    Args:
-        num_prompts: number of prompts P, at least 1.
-        num_classes: number of attribute classes K, at least 2.
-        confidence: confidence level of the intervals, in (0, 1).
-        target: shares that the classes should have, ``[K]`` or ``[P, K]``; even if not given.
-        kwargs: further arguments of ``torchmetrics.Metric``.
-
-    Raises:
-        InvDiffError: if an argument is out of range.
+    :func:`bias_statistics` lists what ``compute`` returns. The arguments are those of
+    :class:`~invdiff_pl.metrics.counts.AttributeCounts`.
 
     Example:
         >>> import torch
@@ -38,111 +31,111 @@ class BiasScore(Metric):
         >>> score.update(torch.zeros(10, dtype=torch.long), torch.tensor([0] * 9 + [1]))
         >>> score.compute()["bias"]
         tensor([0.8000], dtype=torch.float64)
+
+    Old men and young women only, balanced over age and over gender:
+
+        >>> score = BiasScore(num_prompts=1, num_classes=(2, 2))
+        >>> gender = torch.tensor([0, 1] * 10)
+        >>> score.update(torch.zeros(20, dtype=torch.long), gender, gender)
+        >>> score.compute()["counts"]
+        tensor([[10,  0,  0, 10]])
     """
-
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better = False
-    counts: Tensor
-
-    def __init__(
-        self,
-        num_prompts: int,
-        num_classes: int,
-        confidence: float = 0.95,
-        target: Tensor | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        for name, value, least in (
-            ("num_prompts", num_prompts, 1),
-            ("num_classes", num_classes, 2),
-        ):
-            if value < least:
-                raise InvDiffError(f"{name} must be at least {least}, not {value}.")
-        if not 0 < confidence < 1:
-            raise InvDiffError(f"confidence must lie between 0 and 1, not {confidence}.")
-        self.num_prompts, self.num_classes = num_prompts, num_classes
-        self.confidence = confidence
-        self.target = None if target is None else check_target(target, num_prompts, num_classes)
-        counts = torch.zeros(num_prompts, num_classes, dtype=torch.long)
-        self.add_state("counts", counts, dist_reduce_fx="sum")
-
-    def update(self, prompts: Tensor, attributes: Tensor) -> None:
-        """Count N samples.
-
-        Args:
-            prompts: integer ``[N]``, prompt of each sample, in [0, P).
-            attributes: integer ``[N]``, attribute class of each sample, in [0, K).
-
-        Raises:
-            InvDiffError: if shapes differ, values are no integers or a label is out of range.
-        """
-        if prompts.shape != attributes.shape or prompts.ndim != 1:
-            raise InvDiffError(
-                "BiasScore needs one prompt and one attribute per sample, [N] and [N]; "
-                f"found shapes {list(prompts.shape)} and {list(attributes.shape)}."
-            )
-        prompts = self._labels("prompt", prompts, self.num_prompts)
-        attributes = self._labels("attribute", attributes, self.num_classes)
-        cells = prompts * self.num_classes + attributes
-        counts = torch.bincount(cells, minlength=self.counts.numel())
-        self.counts += counts.view_as(self.counts)
 
     def compute(self) -> dict[str, Tensor]:
         """The figures of :func:`bias_statistics` over all samples of all ranks."""
         return bias_statistics(self.counts, self.confidence, self.target)
 
-    def _labels(self, name: str, labels: Tensor, bound: int) -> Tensor:
-        if labels.is_floating_point() or labels.is_complex():
-            raise InvDiffError(f"{name} labels must be integers, not {labels.dtype}.")
-        labels = labels.to(self.counts.device, torch.long)
-        outside = labels[(labels < 0) | (labels >= bound)]
-        if len(outside) > 0:
-            raise InvDiffError(
-                f"{name} labels must lie in 0..{bound - 1}, found {int(outside[0])}: check the "
-                "labels, or the number of prompts and classes that BiasScore was made with."
-            )
-        return labels
 
-    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
-        # torchmetrics squeezes tensors of one element: with one prompt, [1] would become [].
-        wrapped = super()._wrap_compute(compute)
+class ShareMeasure(AttributeCounts):
+    """One measure of the samples' shares, with intervals; see the classes below.
 
-        @functools.wraps(compute)
-        def keep_prompts(*args: Any, **kwargs: Any) -> dict[str, Tensor]:
-            result = wrapped(*args, **kwargs)
-            return {
-                name: value if name in _SCALARS or value.ndim else value.reshape(1)
-                for name, value in result.items()
-            }
+    ``compute`` gives float64 tensors on the CPU, NaN for a prompt without a sample: ``value [P]``
+    and ``interval [P, 2]`` by prompt, ``mean`` and ``mean_interval [2]`` over prompts. The
+    arguments are those of :class:`~invdiff_pl.metrics.counts.AttributeCounts`.
+    """
 
-        return keep_prompts
+    measure: Measure
+
+    def compute(self) -> dict[str, Tensor]:
+        """The measure over all samples of all ranks."""
+        return measured(self.counts, self.measure, self.confidence, self.target)
 
 
-def check_target(target: Tensor, num_prompts: int, num_classes: int) -> Tensor:
-    """Shares that the classes should have, for every prompt: float64 ``[P, K]`` on the CPU.
+class FairnessDiscrepancy(ShareMeasure):
+    """Distance to the wanted shares, ``|p - q|_2``; Bias over the root of 2 for two even classes.
+
+    SelfDebias (arXiv 2512.03749) takes it of shares that are means of a classifier's softmax;
+    here each sample counts for one class.
+
+    Example:
+        >>> import torch
+        >>> score = FairnessDiscrepancy(num_prompts=1, num_classes=2)
+        >>> score.update(torch.zeros(10, dtype=torch.long), torch.tensor([0] * 9 + [1]))
+        >>> score.compute()["value"]
+        tensor([0.5657], dtype=torch.float64)
+    """
+
+    measure = FAIRNESS_DISCREPANCY
+
+
+class DeviationRatio(ShareMeasure):
+    """Largest deviation from the wanted shares against the largest possible, in [0, 1].
+
+    ``max_c |p_c - q_c| / (1 - min_c q_c)``; Bias for two even classes. InterpretDiffusion and UCE
+    report it on the WinoBias professions.
+    """
+
+    measure = DEVIATION_RATIO
+
+
+class ParityGap(ShareMeasure):
+    """Mean deviation from the wanted shares, ``sum_c |p_c - q_c| / K``; half of Bias for two even.
+
+    EquiSteer (arXiv 2607.01147) reports it.
+    """
+
+    measure = PARITY_GAP
+
+
+class KLDivergence(ShareMeasure):
+    """Kullback-Leibler divergence of the shares from the wanted ones, in nats, as in ITI-GEN."""
+
+    measure = KL_DIVERGENCE
+
+
+class NormalizedEntropy(ShareMeasure):
+    """Entropy of the shares over that of even ones, in [0, 1]; 1 is even.
+
+    To other wanted shares q it is 1 less the divergence from them over the largest possible,
+    ``1 - KL(p || q) / max_c log(1 / q_c)``, which is the same for even ones.
+    """
+
+    measure = NORMALIZED_ENTROPY
+    higher_is_better = True
+
+
+def measured(
+    counts: Tensor, measure: Measure, confidence: float = 0.95, target: Tensor | None = None
+) -> dict[str, Tensor]:
+    """A measure of the shares in a table of counts, with intervals; see :class:`ShareMeasure`.
 
     Args:
-        target: ``[K]`` or ``[P, K]``.
-        num_prompts: P.
-        num_classes: K.
+        counts: integer ``[P, K]``, samples per prompt and attribute class.
+        measure: one of :mod:`invdiff_pl.metrics.measures`.
+        confidence: confidence level of the intervals, in (0, 1).
+        target: positive shares ``[P, K]``; even ones if not given.
 
-    Raises:
-        InvDiffError: if the shape is another, or a row is no positive distribution.
+    Returns:
+        ``value [P]``, ``interval [P, 2]``, ``mean`` and ``mean_interval [2]``.
     """
-    target = target.detach().cpu().double()
-    if target.shape not in ((num_classes,), (num_prompts, num_classes)):
-        raise InvDiffError(
-            f"the target distribution must have shape [{num_classes}] or [{num_prompts}, "
-            f"{num_classes}], a share for each attribute class, found {list(target.shape)}."
-        )
-    if bool((target <= 0).any()) or bool(((target.sum(-1) - 1).abs() > 1e-6).any()):
-        raise InvDiffError(
-            f"the target distribution must hold positive shares that sum to 1, found "
-            f"{target.tolist()}."
-        )
-    return target.expand(num_prompts, num_classes)
+    counts = counts.cpu()
+    values = measure(counts / counts.sum(-1, keepdim=True).double(), target)
+    return {
+        "value": values,
+        "interval": share_interval(counts, confidence, measure, target),
+        "mean": values[~values.isnan()].mean(),
+        "mean_interval": mean_share_interval(counts, confidence, measure, target),
+    }
 
 
 def bias_statistics(
@@ -176,18 +169,17 @@ def bias_statistics(
     bias = pairwise_bias(shares)
     known = bias[~bias.isnan()]
     classes = counts.shape[-1]
-    aim = shares.new_full((classes,), 1 / classes) if target is None else target
     corrected = corrected_bias(counts)
     return {
         "bias": bias,
         "mean": known.mean(),
         "std": known.std(correction=0) if len(known) else bias.new_tensor(torch.nan),
-        "interval": bias_interval(counts, confidence),
-        "mean_interval": mean_bias_interval(counts, confidence),
+        "interval": share_interval(counts, confidence),
+        "mean_interval": mean_share_interval(counts, confidence),
         "corrected": corrected,
         "corrected_mean": corrected[~corrected.isnan()].mean(),
-        "total_variation": (shares - aim).abs().sum(-1) / 2,
-        "kl": torch.special.xlogy(shares, shares / aim).sum(-1),
+        "total_variation": PARITY_GAP(shares, target) * classes / 2,
+        "kl": KL_DIVERGENCE(shares, target),
         "small_sample_bias": small_sample_bias(counts.sum(-1), classes),
         "counts": counts,
     }

@@ -9,13 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from invdiff_pl.metrics.intervals import (
-    bias_contrast,
-    bias_interval,
-    mean_bias_interval,
-    normal_quantile,
-    pairwise_bias,
-)
+from invdiff_pl.metrics.intervals import mean_share_interval, normal_quantile, share_interval
+from invdiff_pl.metrics.measures import bias_contrast, pairwise_bias
 from invdiff_pl.utils.errors import InvDiffError
 
 _BISECTIONS = 40
@@ -155,14 +150,14 @@ class _Covariances:
 
     def intervals(self, confidence: float) -> Tensor:
         """Intervals of each prompt's Bias, ``[P, 2]``."""
-        ends = bias_interval(self._weighed(self.sampling + self.shared), confidence)
+        ends = share_interval(self._weighed(self.sampling + self.shared), confidence)
         spread = self._contrast_variance(self.sampling + self.shared).sqrt()
         return self._raise_upper(ends, pairwise_bias(self.shares), spread, confidence)
 
     def mean_interval(self, confidence: float) -> Tensor:
         """Interval of the mean Bias, ``[2]``; the matrix's error does not average out."""
         count = len(self.shares)
-        ends = mean_bias_interval(self._weighed(self.sampling + count * self.shared), confidence)
+        ends = mean_share_interval(self._weighed(self.sampling + count * self.shared), confidence)
         independent = self._contrast_variance(self.sampling).sum() / count**2
         common = self._contrast_variance(self.shared).sqrt().mean().square()
         mean = pairwise_bias(self.shares).mean()

@@ -1,8 +1,9 @@
-"""Confidence intervals of proportions and of Bias, per prompt and averaged over prompts.
+"""Confidence intervals of proportions, of Bias and of its kin, by prompt and averaged over prompts.
 
 Bias is a sum of absolute differences, so its plug-in estimate is too high when the sampler is
-nearly balanced. Symmetric intervals around the estimate, and the percentile bootstrap, then miss
-the truth; the intervals below are found by asking which true Bias explains the counts.
+nearly balanced, and so are those of the other measures. Symmetric intervals around the estimate,
+and the percentile bootstrap, then miss the truth; the intervals below are found by asking which
+true value explains the counts.
 """
 
 import math
@@ -11,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from invdiff_pl.metrics.measures import BIAS, Measure, even_shares
 from invdiff_pl.utils.errors import InvDiffError
 
 _REPLICATES = 2048  # the 2.5 % tail is known to 0.35 %
@@ -59,50 +61,71 @@ def wilson_interval(successes: Tensor, trials: Tensor, confidence: float = 0.95)
     return torch.stack([centre - half, centre + half], dim=-1).clamp(0, 1)
 
 
-def bias_interval(counts: Tensor, confidence: float = 0.95) -> Tensor:
-    """Confidence interval of the Bias of each prompt.
+def share_interval(
+    counts: Tensor,
+    confidence: float = 0.95,
+    measure: Measure = BIAS,
+    target: Tensor | None = None,
+) -> Tensor:
+    """Confidence interval of a measure of each prompt's shares.
 
-    With K = 2 classes Bias is ``|2p - 1|`` and the Wilson interval of ``p`` is mapped through it
-    exactly. With more classes see :func:`mean_bias_interval`, applied to each prompt alone.
+    With K = 2 classes a measure is a function of one share, which is mapped through it from its
+    Wilson interval, exactly. With more classes see :func:`mean_share_interval`, applied to each
+    prompt alone.
 
     Args:
         counts: integer ``[..., K]``, samples per attribute class, K at least 2.
         confidence: confidence level in (0, 1).
+        measure: one of :mod:`invdiff_pl.metrics.measures`.
+        target: wanted shares, positive, of a shape that broadcasts; even ones if not given.
 
     Returns:
         float64 ``[..., 2]`` on the CPU; NaN where a prompt has no sample.
 
     Raises:
         InvDiffError: if the confidence is not in (0, 1).
+
+    Example:
+        >>> share_interval(torch.tensor([90, 10])).numpy().round(3).tolist()
+        [0.651, 0.89]
     """
-    counts = counts.cpu()
+    counts, aims = _with_target(counts, target)
     if counts.shape[-1] == 2:
-        low, high = (2 * wilson_interval(counts[..., 0], counts.sum(-1), confidence) - 1).unbind(-1)
-        lower = torch.maximum(low, -high).clamp(min=0)
-        return torch.stack([lower, torch.maximum(low.abs(), high.abs())], dim=-1)
-    rows = counts.reshape(-1, 1, counts.shape[-1])
+        low, high = wilson_interval(counts[..., 0], counts.sum(-1), confidence).unbind(-1)
+        # A convex measure is least at the end that is next to the target, or at the target.
+        first = torch.stack([low, high, aims[..., 0].clamp(min=low, max=high)], dim=-1)
+        values = measure(torch.stack([first, 1 - first], dim=-1), aims[..., None, :])
+        return torch.stack([values.amin(-1), values.amax(-1)], dim=-1)
+    rows, goals = (values.reshape(-1, 1, counts.shape[-1]) for values in (counts, aims))
     ends = torch.full((len(rows), 2), torch.nan, dtype=torch.float64)
     sampled = rows.sum(dim=(-1, -2)) > 0
     if bool(sampled.any()):
-        chunks = rows[sampled].split(_PROMPTS_AT_ONCE)
-        ends[sampled] = torch.cat([_invert(chunk, confidence) for chunk in chunks])
+        parts = [values[sampled].split(_PROMPTS_AT_ONCE) for values in (rows, goals)]
+        found = [_invert(part, measure, confidence, aim) for part, aim in zip(*parts, strict=True)]
+        ends[sampled] = torch.cat(found)
     return ends.reshape(*counts.shape[:-1], 2)
 
 
-def mean_bias_interval(counts: Tensor, confidence: float = 0.95) -> Tensor:
-    """Confidence interval of the mean Bias over independently sampled prompts.
+def mean_share_interval(
+    counts: Tensor,
+    confidence: float = 0.95,
+    measure: Measure = BIAS,
+    target: Tensor | None = None,
+) -> Tensor:
+    """Confidence interval of a measure's mean over independently sampled prompts.
 
-    The counts span a family of distributions, from uniform over the observed one to one-class
-    only: per prompt ``softmax(s * log p)`` with one common ``s >= 0``, along which every Bias
-    rises. The interval holds the mean Bias of those members for which the observed one is not in
-    a tail of probability ``(1 - confidence) / 2``.
+    The counts span a family of distributions, from the target over the observed one to one-class
+    only: per prompt shares in proportion to ``q (p / q)^s`` with one common ``s >= 0``, along which
+    every measure rises. The interval holds the mean of those members for which the observed one is
+    not in a tail of probability ``(1 - confidence) / 2``.
 
     Lower end: tail of a parametric bootstrap (normal approximation of the multinomial, fixed
     seed), which knows the upward bias of the plug-in estimate; prompts whose counts are compatible
-    with balance are kept near it. Upper end: score bound of the
-    linear contrast that Bias is in the order of the classes; Bias is never below that contrast,
-    so the bound stays valid at ties. Simulated coverage of 95 % intervals at n = 128 and 512: 0.93
-    to 0.99 for K = 2 and 4, balanced or not, and 0.92 with six tied classes out of seven.
+    with the target are kept near it. Upper end: score bound of the linear function that the measure
+    is in the member's neighbourhood (of Bias: the contrast in the order of the classes); a convex
+    measure is never below that, so the bound stays valid at ties. Simulated coverage of 95 %
+    intervals of Bias at n = 128 and 512: 0.93 to 0.99 for K = 2 and 4, balanced or not, and 0.92
+    with six tied classes out of seven.
 
     Combining per-prompt intervals by :func:`mean_interval` would exclude 0 for two or more balanced
     prompts nearly always, because each estimate errs upwards; this does not.
@@ -110,6 +133,8 @@ def mean_bias_interval(counts: Tensor, confidence: float = 0.95) -> Tensor:
     Args:
         counts: integer ``[P, K]``; prompts without a sample are left out.
         confidence: confidence level in (0, 1).
+        measure: one of :mod:`invdiff_pl.metrics.measures`.
+        target: wanted shares ``[K]`` or ``[P, K]``, positive; even ones if not given.
 
     Returns:
         float64 ``[2]`` on the CPU; NaN if no prompt has a sample.
@@ -117,13 +142,21 @@ def mean_bias_interval(counts: Tensor, confidence: float = 0.95) -> Tensor:
     Raises:
         InvDiffError: if the confidence is not in (0, 1).
     """
-    counts = counts.cpu()
-    counts = counts[counts.sum(-1) > 0]
+    counts, aims = _with_target(counts, target)
+    sampled = counts.sum(-1) > 0
+    counts, aims = counts[sampled], aims[sampled]
     if len(counts) == 1:
-        return bias_interval(counts[0], confidence)
+        return share_interval(counts[0], confidence, measure, aims[0])
     if len(counts) == 0:
         return torch.full((2,), torch.nan, dtype=torch.float64)
-    return _invert(counts[None], confidence)[0]
+    return _invert(counts[None], measure, confidence, aims[None])[0]
+
+
+def _with_target(counts: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Counts, and the wanted shares of each row, float64, both on the CPU."""
+    counts = counts.cpu()
+    aims = even_shares(counts.double()) if target is None else target.detach().cpu().double()
+    return counts, aims.expand(counts.shape)
 
 
 def mean_interval(estimates: Tensor, intervals: Tensor) -> Tensor:
@@ -146,28 +179,6 @@ def mean_interval(estimates: Tensor, intervals: Tensor) -> Tensor:
     return centre.mean() + distance * distance.new_tensor([-1.0, 1.0])
 
 
-def pairwise_bias(shares: Tensor) -> Tensor:
-    """Mean absolute difference between the shares of two classes: the Bias measure of InvDiff.
-
-    ``B = 2 / (K (K - 1)) * sum_{i<j} |p_i - p_j|`` (Hou et al. 2024), by sorting, since the share
-    of rank k (from 0, ascending) enters ``2k - K + 1`` pairs with a plus sign in net.
-
-    Args:
-        shares: float ``[..., K]``, non-negative, summing to 1 over the last dimension.
-
-    Returns:
-        ``[...]``, in [0, 2/K].
-    """
-    return shares.sort(dim=-1).values @ bias_contrast(shares)
-
-
-def bias_contrast(shares: Tensor) -> Tensor:
-    """Weights ``[K]`` of the shares in ascending order, whose sum is Bias."""
-    classes = shares.shape[-1]
-    ranks = torch.arange(classes, dtype=shares.dtype, device=shares.device)
-    return (2 * ranks - classes + 1) * 2 / (classes * (classes - 1))
-
-
 def normal_quantile(confidence: float) -> float:
     """Quantile z of a two-sided normal interval of that confidence level."""
     if not 0 < confidence < 1:
@@ -175,42 +186,60 @@ def normal_quantile(confidence: float) -> float:
     return float(torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64)))
 
 
-def _invert(counts: Tensor, confidence: float) -> Tensor:
-    """Interval ends ``[B, 2]`` of the mean Bias of ``counts [B, P, K]``, every prompt sampled."""
+def _invert(counts: Tensor, measure: Measure, confidence: float, target: Tensor) -> Tensor:
+    """Interval ends ``[B, 2]`` of a measure's mean over ``counts [B, P, K]``, no prompt empty."""
     z = normal_quantile(confidence)
     counts = counts.double()
     n = counts.sum(-1, keepdim=True)
-    observed = pairwise_bias(counts / n).mean(-1)
-    logits = ((counts + 0.5) / (n + counts.shape[-1] / 2)).log()
+    logits = ((counts + 0.5) / (n + counts.shape[-1] / 2)).log() - target.log()
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(_REPLICATES, *counts.shape[1:], dtype=counts.dtype, generator=generator)
     rank = math.ceil((1 + confidence) / 2 * _REPLICATES)
 
+    def value(shares: Tensor, aim: Tensor = target) -> Tensor:
+        return measure.sign * measure(shares, aim)
+
     def upper_tail(shares: Tensor) -> Tensor:
-        return _replicates(shares, n, noise).kthvalue(rank, dim=-1).values
+        replicates = value(_replicates(shares, n, noise), target[:, None]).mean(-1)
+        return replicates.kthvalue(rank, dim=-1).values
 
     def lower_tail(shares: Tensor) -> Tensor:
-        ordered, contrast = shares.sort(dim=-1).values, bias_contrast(shares)
-        value = ordered @ contrast
-        variance = (ordered @ contrast.square() - value.square()).clamp(min=0) / n[..., 0]
-        return value.mean(-1) - z * variance.sum(-1).sqrt() / value.shape[-1]
+        slopes = measure.gradient(shares, target)
+        mean = (shares * slopes).sum(-1)
+        variance = ((shares * slopes.square()).sum(-1) - mean.square()).clamp(min=0) / n[..., 0]
+        return value(shares).mean(-1) - z * variance.sum(-1).sqrt() / mean.shape[-1]
+
+    def reach(tail: Callable[[Tensor], Tensor], direction: Tensor) -> Tensor:
+        """The mean at the member of the family at which ``tail`` rises to the observed mean."""
+
+        def shares(position: Tensor) -> Tensor:
+            scale = position / (1 - position)
+            return torch.softmax(direction * scale[:, None, None] + target.log(), dim=-1)
+
+        observed = value(counts / n).mean(-1)
+        low, high = torch.zeros_like(observed), torch.full_like(observed, 0.999)
+        on_target = tail(shares(low)) >= observed
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            reached = tail(shares(middle)) >= observed
+            low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+        return torch.where(on_target, -measure.at_target, value(shares(high)).mean(-1))
 
     # The ramp breaks exact ties: tied classes could never become unequal along the way.
     ramp = torch.linspace(0, 0.01, counts.shape[-1], dtype=counts.dtype)
-    lower = _reach(upper_tail, observed, _unit_spread(_shrink(logits, counts, n)))
-    upper = _reach(lower_tail, observed, _unit_spread(_unit_spread(logits) + ramp))
-    return torch.stack([lower, upper], dim=-1)
+    lower = reach(upper_tail, _unit_spread(_shrink(logits, counts, n * target)))
+    upper = reach(lower_tail, _unit_spread(_unit_spread(logits) + ramp))
+    return (measure.sign * torch.stack([lower, upper], dim=-1)).sort(dim=-1).values
 
 
-def _shrink(logits: Tensor, counts: Tensor, n: Tensor) -> Tensor:
-    """Move prompts whose counts are compatible with balance towards it, ``[B, P, K]``.
+def _shrink(logits: Tensor, counts: Tensor, expected: Tensor) -> Tensor:
+    """Move prompts whose counts are compatible with the target towards it, ``[B, P, K]``.
 
-    Their observed Bias is mostly noise. Positive-part shrinkage by Pearson's statistic; where it
-    would leave no prompt unbalanced, nothing is moved.
+    What they differ by is mostly noise. Positive-part shrinkage by Pearson's statistic; where it
+    would leave no prompt off the target, nothing is moved.
     """
-    classes = counts.shape[-1]
-    pearson = (counts - n / classes).square().sum(-1, keepdim=True) * classes / n
-    keep = (1 - _SHRINKAGE * (classes - 1) / pearson).clamp(min=0)
+    pearson = ((counts - expected).square() / expected).sum(-1, keepdim=True)
+    keep = (1 - _SHRINKAGE * (counts.shape[-1] - 1) / pearson).clamp(min=0)
     keep = torch.where((keep == 0).all(dim=-2, keepdim=True), 1.0, keep)
     return logits * keep
 
@@ -222,27 +251,11 @@ def _unit_spread(logits: Tensor) -> Tensor:
 
 
 def _replicates(shares: Tensor, n: Tensor, noise: Tensor) -> Tensor:
-    """Mean Bias ``[B, R]`` of R samples of ``n [B, P, 1]`` from ``shares [B, P, K]``.
+    """Shares ``[B, R, P, K]`` of R samples of ``n [B, P, 1]`` from ``shares [B, P, K]``.
 
     ``noise [R, P, K]`` is standard normal; ``sqrt(p) z - p (sqrt(p) . z)`` has the covariance of
     one multinomial draw.
     """
     scaled = shares.sqrt()[:, None] * noise
     deviation = scaled - shares[:, None] * scaled.sum(-1, keepdim=True)
-    return pairwise_bias(shares[:, None] + deviation / n.sqrt()[:, None]).mean(-1)
-
-
-def _reach(tail: Callable[[Tensor], Tensor], observed: Tensor, direction: Tensor) -> Tensor:
-    """Mean Bias ``[B]`` of the member of the family at which ``tail`` rises to ``observed``."""
-
-    def shares(position: Tensor) -> Tensor:
-        scale = position / (1 - position)
-        return torch.softmax(direction * scale[:, None, None], dim=-1)
-
-    low, high = torch.zeros_like(observed), torch.full_like(observed, 0.999)
-    balanced = tail(shares(low)) >= observed
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        reached = tail(shares(middle)) >= observed
-        low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
-    return torch.where(balanced, 0.0, pairwise_bias(shares(high)).mean(-1))
+    return shares[:, None] + deviation / n.sqrt()[:, None]

@@ -1,6 +1,6 @@
 """Readers of attributes: what tells the class of an attribute from a picture."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -9,10 +9,19 @@ from torch import Tensor
 
 from invdiff_pl.data.images import to_float
 from invdiff_pl.metrics.classifier import SampleClassifier
+from invdiff_pl.metrics.scorers import encoder_identity
+from invdiff_pl.utils.errors import InvDiffError
+
+_BATCH = 64
 
 
 class AttributeReader(Protocol):
-    """Reads one attribute off pictures."""
+    """Reads one attribute off pictures.
+
+    It may have two attributes more: ``confusion``, int64 ``[K, K]`` of pictures by true class
+    (rows) and class that was read, by which its errors are taken out; and ``identity``, a text that
+    changes whenever it would read otherwise.
+    """
 
     @property
     def name(self) -> str:
@@ -55,22 +64,84 @@ class FunctionReader:
 
 
 class ClassifierReader:
-    """The classifier that ``invdiff train`` made of labelled images.
+    """The classifier that ``invdiff train`` made of labelled images, with its errors on others.
 
     Args:
         folder: of the classifier, such as ``runs/waterbirds/mini/classifier/classifier``.
+        name: of the attribute.
 
     Raises:
         ValueError: if the folder holds none.
     """
 
-    name = "attribute"
-
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, name: str = "attribute") -> None:
         self.network, facts = SampleClassifier.load(Path(folder))
+        self.name = name
         self.classes: tuple[str, ...] = tuple(facts["attribute_names"])
+        held_out = facts.get("held_out_confusion")
+        self.confusion = None if held_out is None else torch.tensor(held_out["attribute"])
+        self.identity = encoder_identity("classifier", self.network, None)["weights"]
+
+    def to(self, device: torch.device | str) -> "ClassifierReader":
+        """Move the network."""
+        self.network.to(device)
+        return self
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """The class of each picture, int64 ``[B]``."""
-        return self.network(to_float(images))[0].argmax(1)
+        device = self.network.attribute_head.weight.device
+        return self.network(to_float(images.to(device)))[0].argmax(1)
+
+
+class CheckedReader:
+    """A reader whose errors on labelled pictures are known, to be taken out of what it counts.
+
+    See :func:`~invdiff_pl.metrics.correct_for_classifier`.
+
+    Args:
+        reader: any.
+        images: N labelled pictures, ``[N, 3, H, W]`` of uint8, or batches of such.
+        labels: class of each, int64 ``[N]``, in [0, K); every class must occur.
+
+    Attributes:
+        confusion: int64 ``[K, K]``, pictures by true class (rows) and class that was read.
+
+    Raises:
+        InvDiffError: if labels are not of the pictures, or a class is missing.
+
+    Example:
+        >>> bright = FunctionReader(
+        ...     lambda images: (images.float().mean((1, 2, 3)) > 127).long(), ["dark", "bright"]
+        ... )
+        >>> pictures = torch.tensor([0, 0, 255, 0]).byte()[:, None, None, None].expand(4, 3, 2, 2)
+        >>> CheckedReader(bright, pictures, torch.tensor([0, 0, 1, 1])).confusion.tolist()
+        [[2, 0], [1, 1]]
+    """
+
+    def __init__(
+        self, reader: AttributeReader, images: Tensor | Iterable[Tensor], labels: Tensor
+    ) -> None:
+        self.reader = reader
+        self.name, self.classes = reader.name, tuple(reader.classes)
+        self.identity = getattr(reader, "identity", None)
+        batches = images.split(_BATCH) if isinstance(images, Tensor) else images
+        read = torch.cat([reader(batch).cpu() for batch in batches])
+        classes = len(self.classes)
+        if len(read) != len(labels) or bool(((labels < 0) | (labels >= classes)).any()):
+            raise InvDiffError(
+                f"labels: expected one of 0 to {classes - 1} for each of {len(read)} pictures, "
+                f"found {len(labels)} from {int(labels.min())} to {int(labels.max())}."
+            )
+        cells = labels.cpu() * classes + read
+        self.confusion = cells.bincount(minlength=classes**2).view(classes, classes)
+        absent = (self.confusion.sum(1) == 0).nonzero().squeeze(1).tolist()
+        if absent:
+            raise InvDiffError(
+                f"labels: there is no picture of {self.classes[absent[0]]!r}, so that errors on "
+                "it cannot be told; give some of every class."
+            )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The class of each picture, int64 ``[B]``."""
+        return self.reader(images)

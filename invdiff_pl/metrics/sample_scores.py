@@ -14,7 +14,6 @@ from invdiff_pl.metrics.clip import ClipScore
 from invdiff_pl.metrics.correction import correct_for_classifier
 from invdiff_pl.metrics.discrepancy import MaximumMeanDiscrepancy
 from invdiff_pl.metrics.frechet import FrechetDistance
-from invdiff_pl.metrics.intersection import IntersectionalBias
 from invdiff_pl.metrics.manifold import ManifoldScores
 from invdiff_pl.metrics.scorers import CLIP_T, CMMD, MAIN, Scorers
 from invdiff_pl.utils.errors import InvDiffError
@@ -59,10 +58,10 @@ class SampleScores:
         if scorers.clip is not None:
             self.clip = ClipScore(scorers.clip, prompts).to(device)
             self.cmmd = MaximumMeanDiscrepancy(scorers.clip.num_features).to(device)
-        self.both: IntersectionalBias | None = None
+        self.both: BiasScore | None = None
         if scorers.second is not None:
             others = len(scorers.second_facts["attribute_names"])
-            self.both = IntersectionalBias(count, classes, others).to(device)
+            self.both = BiasScore(count, (classes, others)).to(device)
 
     def update_reference(self, figure: str, features: Tensor) -> None:
         """Add features ``[N, D]`` of real images, of the encoder that a figure rests on."""
@@ -176,7 +175,7 @@ class SampleScores:
         per_prompt = dict(zip(self.prompts, found["per_prompt"].tolist(), strict=True))
         return {"mean": float(found["mean"]), "per_prompt": per_prompt}
 
-    def _intersection(self, metric: IntersectionalBias) -> dict[str, Any]:
+    def _intersection(self, metric: BiasScore) -> dict[str, Any]:
         second = self.scorers.second_facts["attribute_names"]
         names = [f"{one} × {other}" for one in self.attribute_names for other in second]
         return {

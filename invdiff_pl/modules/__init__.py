@@ -6,6 +6,7 @@ from invdiff_pl.modules.autoencoder import Autoencoder
 from invdiff_pl.modules.backbone import Backbone
 from invdiff_pl.modules.conditional_sampler import ConditionalSampler
 from invdiff_pl.modules.environment_inference import EnvironmentInference
+from invdiff_pl.modules.image_generation import ImageGeneration
 from invdiff_pl.modules.invariant_adapter import InvariantAdapter
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "Backbone",
     "ConditionalSampler",
     "EnvironmentInference",
+    "ImageGeneration",
     "InvariantAdapter",
 ]

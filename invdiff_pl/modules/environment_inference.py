@@ -1,89 +1,112 @@
-"""Phase 1: environments from the frozen model's per-sample denoising losses."""
+"""Phase 1: hidden attributes that go along with prompts, from the frozen model's features."""
 
-from collections.abc import Mapping
-from dataclasses import fields
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from invdiff_pl.backbones.draws import generator, on_device, stratified_timesteps
-from invdiff_pl.backbones.noising import ForwardProcess, predict, sample_losses, sample_posterior
-from invdiff_pl.backbones.pipeline import load_pipeline
-from invdiff_pl.data.datasets import LatentBatch
-from invdiff_pl.environments.inference import Settings, infer
-from invdiff_pl.environments.quality import environment_report
-from invdiff_pl.environments.scores import Losses, contrast_table, timestep_weights
-from invdiff_pl.environments.table import LossTable
-from invdiff_pl.modules.common import data_module, hold_frozen, output_folder
+from invdiff_pl.backbones.noising import ForwardProcess, sample_posterior
+from invdiff_pl.backbones.pipeline import frozen, load_pipeline
+from invdiff_pl.backbones.prompts import KnownPrompts
+from invdiff_pl.environments.features import (
+    LEVELS,
+    BlockFeatures,
+    DenoisingLosses,
+    read_features,
+)
+from invdiff_pl.environments.hidden_attribute import (
+    HiddenAttribute,
+    HiddenAttributeSettings,
+    find_hidden_attributes,
+)
+from invdiff_pl.environments.partition import partition_attribute
+from invdiff_pl.environments.table import FeatureTable
+from invdiff_pl.modules.common import hold_frozen
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.utils.files import write_json
-from invdiff_pl.utils.tensors import write_tensors
-
-_PROMPTS_TOLD = 20
+from invdiff_pl.utils.files import remove
+from invdiff_pl.utils.names import INFERENCES, require_name
 
 
 class EnvironmentInference(pl.LightningModule):
-    """Scores every training image and partitions the images of each prompt; run with ``predict``.
+    """Features of every image in one pass, and the hidden attributes in them; run with ``predict``.
 
-    All images meet the same noises at the same timesteps, so that differences between losses are
-    differences between images; the reference's one random draw an image is mostly noise. Only
-    losses are kept. Writes ``environments.safetensors`` (``assignments`` int64 [N], ``scores``
-    float64 [N], ``losses`` float32 [N, T, own draws] and ``null_losses`` float32 [N, T, R]) and
-    ``environments.json``.
+    Any loader will do whose batches hold ``latents`` ``[B, C, h, w]`` (or the VAE posterior's
+    ``moments`` ``[B, 2C, h, w]``), ``prompt`` (texts or numbers) and, where images are shared out
+    over ranks or come in another order, ``row``, their numbers. Features are written in parts into
+    ``folder`` as images pass, so that an interrupted run goes on where it was; what is found is in
+    ``found`` on the first rank. :class:`~invdiff_pl.callbacks.SaveEnvironments` writes it.
 
     Args:
-        backbone: pipeline folder, hub id or ``asset:NAME``.
-        output: folder of the result.
-        timesteps: T, the middles of as many equal parts of a range of timesteps.
-        earliest: where the range begins, as a part of all timesteps: with much noise, where layout
-            and background are decided.
-        latest: where it ends: short of no signal at all, where all noises tell the same.
-        noise_draws: R, common to all images, under the empty prompt.
-        own_draws: how many of them are met under the image's own prompt, too.
-        score: name of the score, see ``invdiff_pl.environments.scores``.
-        groups: G, number of environments; ``None`` chooses from 2 to 4 by how well mixtures of as
-            many groups tell the scores. With 4 or ``None``, ``prompt_pursuit`` looks for a second
-            attribute within the first one's values; where the evidence for it stands the same test,
-            the environments are the four pairs of both attributes' groups.
-        partition: how environments are made of scores, see ``invdiff_pl.environments.assignment``.
-        objective: spread that the partition maximises, see ``invdiff_pl.environments.partition``.
-        minimum_share: least share of a prompt's images in an environment.
-        seed: of the noises.
+        backbone: a loaded pipeline, or a pipeline folder, hub id or ``asset:NAME``.
+        features: ``block``, those of a block of the denoiser; ``losses``, denoising losses as the
+            InvDiff paper has them, 32 passes an image; or a file of one's own, see
+            :func:`~invdiff_pl.environments.features.read_features`.
+        block: name of the block, as in ``named_modules()``; the middle one if not given.
+        levels: of noise at which images are looked at, as parts of all timesteps.
+        inference: ``mixture``, see :mod:`invdiff_pl.environments.hidden_attribute`; or
+            ``partition``, the InvDiff paper's environments, which are never called a bias, see
+            :func:`~invdiff_pl.environments.partition.partition_attribute`.
+        settings: of the mixture, by the names of
+            :class:`~invdiff_pl.environments.hidden_attribute.HiddenAttributeSettings`.
+        folder: of the features; a temporary one if not given.
+        seed: of the noise that all images meet, and of the search unless ``settings`` has one.
+
+    Raises:
+        ValueError: if a setting is wrong, or the backbone cannot be loaded.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> from invdiff_pl.backbones.architecture import tiny_pipeline
+        >>> rows = [
+        ...     {"latents": torch.randn(4, 16, 16), "prompt": ["a nurse", "a pilot"][n % 2]}
+        ...     for n in range(8)
+        ... ]
+        >>> pipe = tiny_pipeline(["a nurse", "a pilot"])
+        >>> module = EnvironmentInference(pipe, settings={"components": 4, "starts": 2})
+        >>> trainer = pl.Trainer(
+        ...     accelerator="cpu",
+        ...     logger=False,
+        ...     enable_checkpointing=False,
+        ...     enable_progress_bar=False,
+        ...     enable_model_summary=False,
+        ... )
+        >>> _ = trainer.predict(module, DataLoader(rows, batch_size=4))
+        >>> module.features.shape, module.found[0].verdict
+        (torch.Size([8, 160]), 'untestable')
     """
 
     embeddings: Tensor
 
     def __init__(
         self,
-        backbone: str,
-        output: str,
-        timesteps: int = 4,
-        earliest: float = 0.72,
-        latest: float = 0.96,
-        noise_draws: int = 8,
-        own_draws: int = 1,
-        score: str = "prompt_pursuit",
-        groups: int | None = 2,
-        partition: str = "exact",
-        objective: str = "between",
-        minimum_share: float = 0.01,
+        backbone: str | StableDiffusionPipeline,
+        features: str = "block",
+        block: str | None = None,
+        levels: Sequence[float] = LEVELS,
+        inference: str = "mixture",
+        settings: dict[str, Any] | None = None,
+        folder: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
-        self.output = output
+        self.save_hyperparameters(ignore=[] if isinstance(backbone, str) else ["backbone"])
         self.require_settings(self.hparams)
-        self.settings = Settings(score, groups, partition, objective, minimum_share, seed)
-        self.seed = seed
-        pipeline = load_pipeline(backbone)
-        self.unet = pipeline.unet
-        self.scaling_factor = float(pipeline.vae.config.scaling_factor)
-        self.process = ForwardProcess(pipeline.scheduler.config)
-        self.grid = stratified_timesteps(timesteps, self.process.train_timesteps, earliest, latest)
-        self.noise_draws = noise_draws
-        self.own_draws = own_draws
+        self.settings = HiddenAttributeSettings(**{"seed": seed, **(settings or {})})
+        self.kind, self.inference, self.folder = features, inference, folder
+        self.block, self.levels, self.seed = block, tuple(levels), seed
+        self.owns_backbone = isinstance(backbone, str)
+        self.pipeline = load_pipeline(backbone) if isinstance(backbone, str) else frozen(backbone)
+        # Registered so that Lightning moves the weights to the device.
+        self.unet = self.pipeline.unet
+        self.known = KnownPrompts(self.pipeline)
+        self.found: list[HiddenAttribute] = []
+        self.features: Tensor = torch.zeros((0, 0))
+        self.prompts: Tensor = torch.zeros(0, dtype=torch.int64)
 
     @staticmethod
     def require_settings(settings: Mapping[str, Any]) -> None:
@@ -95,128 +118,102 @@ class EnvironmentInference(pl.LightningModule):
         Raises:
             InvDiffError: naming the first that is wrong.
         """
-        Settings(**{field.name: settings[field.name] for field in fields(Settings)})
-        own_draws, noise_draws = settings["own_draws"], settings["noise_draws"]
-        if not 1 <= own_draws <= noise_draws:
-            raise InvDiffError(
-                f"own_draws={own_draws}: expected from 1 to noise_draws={noise_draws}.",
-                "own_draws",
-                "noise_draws",
-            )
+        require_name("inference", settings["inference"], INFERENCES)
+        chosen = settings["settings"] or {}
+        known = HiddenAttributeSettings.__dataclass_fields__
+        for name in chosen:
+            require_name("settings", name, tuple(known))
+        try:
+            HiddenAttributeSettings(**chosen)
+        except InvDiffError as error:
+            inside = {name: f"settings.{name}" for name in error.arguments}
+            raise InvDiffError(str(error.in_flags(inside)), *inside.values()) from None
+        if settings["features"] not in ("block", "losses"):
+            read_features(settings["features"])
 
     def use_prompts(self, embeddings: Tensor) -> None:
-        """Take embeddings of the prompts and, last, of the empty one."""
+        """Take embeddings of the prompts that batches number and, last, of the empty one."""
         self.register_buffer("embeddings", embeddings, persistent=False)
 
     def setup(self, stage: str) -> None:
-        """Fetch the losses that an interrupted run left."""
-        data = data_module(self)
-        hold_frozen(self)
-        self.count = len(data.index.rows("train"))
-        folder = output_folder(self.output) / "losses"
-        self.table = LossTable(folder, (len(self.grid), self.noise_draws))
-        self.present = self.table.read(self.count)[1]
+        """Find what an interrupted run left."""
+        if not hasattr(self, "embeddings"):
+            self.use_prompts(self.known.embeddings())
+        if self.owns_backbone:
+            hold_frozen(self, self.pipeline.vae, self.pipeline.text_encoder)
+        self._temporary = None
+        folder = self.folder
+        if folder is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="invdiff-")
+            folder = self.trainer.strategy.broadcast(self._temporary.name)
+        self.table = FeatureTable(Path(folder) / "parts")
+        self.present = self.table.rows()
+        self._passed = 0
+        process = ForwardProcess(self.pipeline.scheduler.config)
+        self._block = BlockFeatures(
+            self.unet, process, self.embeddings[-1:], self.block, self.levels, self.seed
+        )
+        self._losses = DenoisingLosses(self.unet, process, self.seed)
 
-    def predict_step(self, batch: LatentBatch, batch_idx: int) -> None:
-        """Losses of a batch at every (timestep, noise), into the table."""
-        if self.present[batch["row"]].all():
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Features of a batch, into the table."""
+        rows = self._rows(batch)
+        if torch.isin(rows, self.present).all():
             return
-        latents = sample_posterior(batch["moments"], None, self.scaling_factor)
-        own = self.embeddings[batch["prompt"]]
-        null = self.embeddings[-1:].expand_as(own)
-        losses = latents.new_zeros((len(latents), 2, len(self.grid), self.noise_draws))
-        for column, timestep in enumerate(self.grid.tolist()):
-            timesteps = torch.full((len(latents),), timestep, device=self.device)
-            for draw in range(self.noise_draws):
-                noise = self._noise(column, draw, latents)
-                noisy = self.process.add_noise(latents, noise, timesteps)
-                target = self.process.target(latents, noise, timesteps)
-                given = {0: own, 1: null} if draw < self.own_draws else {1: null}
-                for row, embeddings in given.items():
-                    prediction = predict(self.unet, noisy, timesteps, embeddings)
-                    losses[:, row, column, draw] = sample_losses(prediction, target)
-        self.table.append(batch["row"], losses)
+        prompts = batch["prompt"]
+        if not isinstance(prompts, Tensor):
+            if self.trainer.world_size > 1:
+                raise InvDiffError(
+                    "the loader's batches hold prompts as texts: several ranks need numbers."
+                )
+            prompts = self.known.numbers(prompts)
+            if len(self.embeddings) != len(self.known) + 1:  # some are new
+                self.use_prompts(self.known.embeddings().to(self.device))
+        self.table.append(rows, prompts, self._features(batch, prompts))
 
-    def _noise(self, column: int, draw: int, latents: Tensor) -> Tensor:
-        source = generator(self.seed, "common noise", column, draw)
-        noise = torch.randn(latents.shape[1:], generator=source)
-        return on_device(noise, latents.device).expand_as(latents)
+    def _rows(self, batch: Mapping[str, Any]) -> Tensor:
+        size = len(batch["prompt"])
+        if "row" in batch:
+            return batch["row"].cpu()
+        if self.trainer.world_size > 1:
+            raise InvDiffError(
+                "the loader's batches lack 'row', the images' numbers, which several ranks need."
+            )
+        self._passed += size
+        return torch.arange(self._passed - size, self._passed)
+
+    def _features(self, batch: Mapping[str, Any], prompts: Tensor) -> Tensor:
+        """Features of a batch, ``[B, D]``; D is 0 where they are read from a file."""
+        if self.kind not in ("block", "losses"):
+            return torch.zeros((len(prompts), 0))
+        if "latents" in batch:
+            latents = batch["latents"].float()
+        else:
+            scaling = self.pipeline.vae.config.scaling_factor
+            latents = sample_posterior(batch["moments"], None, scaling)
+        if self.kind == "block":
+            return self._block(latents)
+        return self._losses(latents, self.embeddings[prompts.to(self.device)])
 
     def on_predict_epoch_end(self) -> None:
-        """Partition once all ranks have written their losses."""
+        """Search once all ranks have written their features."""
         self.table.flush()
         self.trainer.strategy.barrier()
         if self.trainer.is_global_zero:
-            self._infer()
+            self.prompts = self.table.prompts()
+            self.features = self._all_features(len(self.prompts))
+            if self.inference == "partition":
+                self.found = [partition_attribute(self.features, self.prompts)]
+            else:
+                self.found = find_hidden_attributes(self.features, self.prompts, self.settings)
+        self.trainer.strategy.barrier()
 
-    def _infer(self) -> None:
-        data = data_module(self)
-        table, present = self.table.read(self.count)
-        if not present.all():
-            raise InvDiffError(
-                f"{self.table.folder} lacks the losses of {int((~present).sum())} of {self.count} "
-                "images: run the same command again, which scores them."
-            )
-        own, null = table.unbind(1)
-        losses = Losses(own[..., : self.own_draws], null)
-        prompts, attributes = data.labels("train")
-        inferred = infer(losses, prompts, self.settings)
-        result, evidence, second = inferred.result, inferred.evidence, inferred.second
-        folder = output_folder(self.output)
-        tensors = {
-            "assignments": result.assignments,
-            "memberships": inferred.soft
-            if self.settings.partition == "exact"
-            else result.memberships,
-            "scores": inferred.scores,
-            "losses": losses.own,
-            "null_losses": losses.null,
-        }
-        write_tensors(folder / "environments.safetensors", tensors)
-        weights = timestep_weights(contrast_table(losses, prompts), prompts)
-        report: dict[str, Any] = {
-            "images": self.count,
-            "groups": inferred.groups,
-            "groups_criteria": inferred.criteria,
-            "bias_found": evidence.bias_found,
-            "evidence": evidence.to_json(),
-            "second_attribute": None if second is None else second.to_json(),
-            "score": self.settings.score,
-            "partition": self.settings.partition,
-            "objective": {"name": self.settings.objective, "value": result.objective},
-            "timesteps": self.grid.tolist(),
-            "timestep_weights": weights.tolist(),
-            "noise_draws": self.noise_draws,
-            "split_half_rank_correlation": inferred.split_half,
-            "prompts": list(data.prompts),
-            "quality": environment_report(
-                inferred.scores,
-                result.assignments,
-                prompts,
-                attributes,
-                losses.own.mean((1, 2)),
-                memberships=None if evidence.bias_found is None else inferred.soft,
-            ),
-        }
-        write_json(folder / "environments.json", report)
-        print(summary(report))
+    def on_predict_end(self) -> None:
+        """Drop the parts: callbacks have kept what was found, and the features are in one file."""
+        if self.trainer.is_global_zero:
+            remove(self.table.folder)
 
-
-def summary(report: dict[str, Any]) -> str:
-    """What the inference found, for the terminal."""
-    found, evidence = report["bias_found"], report["evidence"]
-    verdict = {True: "bias found", False: "no bias found", None: "bias not tested"}[found]
-    lines = [f"{verdict}: {evidence['reason']}"]
-    if report["second_attribute"] is not None:
-        lines.append(f"a second attribute beside it: {report['second_attribute']['reason']}")
-    entries = list(zip(report["prompts"], report["quality"]["per_prompt"], strict=True))
-    for prompt, entry in entries[:_PROMPTS_TOLD]:
-        sizes = " + ".join(map(str, entry["sizes"]))
-        sure = f", confidence {entry['confidence']:.2f}" if "confidence" in entry else ""
-        auc = "" if entry.get("auc") is None else f", AUC {entry['auc']:.4f}"
-        lines.append(f"{' '.join(prompt.split())}: {sizes} images{sure}{auc}")
-    if len(entries) > _PROMPTS_TOLD:
-        lines.append(f"… and {len(entries) - _PROMPTS_TOLD} more prompts")
-    if report["quality"].get("auc") is not None:
-        lines.append(f"conflict-image AUC over all prompts: {report['quality']['auc']:.4f}")
-    return "\n".join(lines)
+    def _all_features(self, count: int) -> Tensor:
+        if self.kind in ("block", "losses"):
+            return self.table.read(self.table.folder.parent / "features.npy")
+        return read_features(self.kind, count)

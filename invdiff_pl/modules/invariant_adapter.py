@@ -86,7 +86,7 @@ class InvariantAdapter(pl.LightningModule):
         warmup_steps: of the rate.
         conditioning_dropout: share of draws whose prompt is replaced by the empty one, so that
             classifier-free guidance keeps working.
-        timestep_density: ``uniform``, ``high_noise`` or ``separation``, see
+        timestep_density: ``uniform`` or ``high_noise``, see
             ``invdiff_pl.objectives.build_density``.
         high_noise_exponent: of the ``high_noise`` density.
         loss_weighting: ``none``, or ``min_snr``.
@@ -170,7 +170,7 @@ class InvariantAdapter(pl.LightningModule):
         self.denoiser = self.adapter.denoiser
         self.pipeline.unet = self.adapter.denoiser
         self.known = KnownPrompts(self.pipeline, prompts)
-        self._environments = Environments(torch.ones((0, groups)))
+        self.environments = Environments(torch.ones((0, groups)))
 
     def use_prompts(self, embeddings: Tensor) -> None:
         """Take embeddings of the prompts that batches number and, last, of the empty one."""
@@ -178,7 +178,7 @@ class InvariantAdapter(pl.LightningModule):
 
     def use_environments(self, environments: Environments) -> None:
         """Take the environments of the images that batches are drawn from."""
-        self._environments = environments
+        self.environments = environments
 
     @staticmethod
     def require_settings(settings: Mapping[str, Any]) -> None:
@@ -208,7 +208,7 @@ class InvariantAdapter(pl.LightningModule):
         if self.owns_backbone:
             # VAE and text encoder draw the pictures of callbacks.
             hold_frozen(self, self.pipeline.vae, self.pipeline.text_encoder)
-        inferred = self._environments
+        inferred = self.environments
         self.rule = build_rule(
             chosen.objective, inferred.groups, chosen.lambda_, **(chosen.objective_settings or {})
         )
@@ -216,8 +216,6 @@ class InvariantAdapter(pl.LightningModule):
             chosen.timestep_density,
             self.process.train_timesteps,
             chosen.high_noise_exponent,
-            inferred.timesteps,
-            inferred.timestep_weights,
         )
         self.withheld = None if chosen.train_without_bias else inferred.withheld
         self._sums: tuple[int, Tensor | None] = (-1, None)
@@ -241,7 +239,7 @@ class InvariantAdapter(pl.LightningModule):
         """The objective on one (micro-)batch, with the gradient that the whole batch gives it."""
         micro_batches = self.trainer.accumulate_grad_batches
         sums = self._whole_batch_sums() if micro_batches > 1 else None
-        whole = completed(batch, self.known, self._environments.groups, self.trainer)
+        whole = completed(batch, self.known, self.environments.groups, self.trainer)
         texts = not isinstance(batch["prompt"], Tensor)
         if texts and len(self.embeddings) != len(self.known) + 1:  # some are new
             self.use_prompts(self.known.embeddings().to(self.device))
@@ -281,7 +279,7 @@ class InvariantAdapter(pl.LightningModule):
         step, sums = self._sums
         if step == self.global_step and sums is not None:
             return sums
-        total = self.embeddings.new_zeros((2, self._environments.groups))
+        total = self.embeddings.new_zeros((2, self.environments.groups))
         for batch in micro_batches(self.trainer, self.global_step):
             here: LatentBatch = self.trainer.strategy.batch_to_device(batch)
             total = total + group_sums(self._losses(here), here["membership"])

@@ -1,32 +1,27 @@
 """Where in the noise training draws its timesteps, and how much each loss counts there."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from invdiff_pl.backbones.draws import sample_timesteps, stratified_uniform
+from invdiff_pl.backbones.draws import sample_timesteps
 from invdiff_pl.backbones.noising import ForwardProcess
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.names import DENSITIES, require_name
 
-# The part of separation-weighted draws that stays uniform, so that no timestep goes untrained.
-UNIFORM_SHARE = 0.2
-
 
 @dataclass(frozen=True)
 class Density:
-    """A distribution of timesteps.
+    """The distribution of ``T u ** exponent`` for uniform ``u``.
 
     Attributes:
-        probabilities: float64 ``[T]`` with sum 1.
-        exponent: where the density is that of ``T u ** exponent``, so that its quantiles need no
-            table.
+        timesteps: T.
+        exponent: below 1 it leans towards high noise.
     """
 
-    probabilities: Tensor
-    exponent: float | None = None
+    timesteps: int
+    exponent: float = 1.0
 
     def sample(self, count: int, source: torch.Generator) -> Tensor:
         """Draw ``count`` timesteps, one in each of ``count`` equal strata, in random order.
@@ -34,54 +29,28 @@ class Density:
         Returns:
             int64 ``[count]`` in ``[0, T)``.
         """
-        total = len(self.probabilities)
-        if self.exponent is not None:
-            return sample_timesteps(count, total, self.exponent, source)
-        uniform = stratified_uniform(count, source).double()
-        timesteps = torch.searchsorted(self.probabilities.cumsum(0), uniform, right=True)
-        return timesteps.clamp(max=total - 1)
+        return sample_timesteps(count, self.timesteps, self.exponent, source)
 
     def mass(self, first: int, end: int) -> float:
         """Probability of the timesteps from ``first`` up to ``end``, exclusive."""
-        return float(self.probabilities[first:end].sum())
+        low, high = ((edge / self.timesteps) ** (1 / self.exponent) for edge in (first, end))
+        return high - low
 
 
-def build_density(
-    name: str,
-    train_timesteps: int,
-    exponent: float = 1 / 3,
-    timesteps: Sequence[int] | None = None,
-    weights: Sequence[float] | None = None,
-) -> Density:
+def build_density(name: str, train_timesteps: int, exponent: float = 1 / 3) -> Density:
     """The density of a name.
 
     Args:
-        name: ``uniform``; ``high_noise``, that of ``T u ** exponent``, which leans towards high
-            noise, where layout and background are decided; or ``separation``, which follows how
-            well each timestep tells the environments apart, as the inference stage weighs them.
+        name: ``uniform``; or ``high_noise``, that of ``T u ** exponent``, which leans towards high
+            noise, where layout and background are decided.
         train_timesteps: T.
         exponent: of ``high_noise``, above 0; 1 is uniform.
-        timesteps: the inference stage's, ascending; each stands for those since the one before.
-        weights: of these timesteps, at least 0, with a positive sum.
 
     Raises:
-        InvDiffError: if there is no such density, or ``separation`` lacks its weights.
+        InvDiffError: if there is no such density.
     """
     require_density(name, exponent)
-    if name == "separation":
-        if not timesteps or not weights or len(timesteps) != len(weights):
-            raise InvDiffError(
-                "timestep_density=separation needs `timesteps` and as many "
-                "`timestep_weights` in environments.json: rerun the environments stage, or choose "
-                "high_noise.",
-                "timestep_density",
-            )
-        return _separation(train_timesteps, timesteps, weights)
-    exponent = 1.0 if name == "uniform" else exponent
-    edges = (torch.arange(train_timesteps + 1, dtype=torch.float64) / train_timesteps) ** (
-        1 / exponent
-    )
-    return Density(edges.diff(), exponent)
+    return Density(train_timesteps, 1.0 if name == "uniform" else exponent)
 
 
 def require_density(name: str, exponent: float) -> None:
@@ -95,30 +64,6 @@ def require_density(name: str, exponent: float) -> None:
         raise InvDiffError(
             f"high_noise_exponent={exponent}: expected more than 0.", "high_noise_exponent"
         )
-
-
-def _separation(
-    train_timesteps: int, timesteps: Sequence[int], weights: Sequence[float]
-) -> Density:
-    ends = torch.tensor(timesteps) + 1
-    share = torch.tensor(weights, dtype=torch.float64)
-    if (ends.diff() <= 0).any() or ends[0] < 1 or ends[-1] > train_timesteps:
-        raise InvDiffError(
-            f"environments.json: timesteps {list(timesteps)} are not ascending numbers below "
-            f"{train_timesteps}: rerun the environments stage."
-        )
-    if (share < 0).any() or not 0 < share.sum() < torch.inf:
-        raise InvDiffError(
-            f"environments.json: timestep_weights {list(weights)} are not shares: rerun the "
-            "environments stage."
-        )
-    # The first stratum is as wide as the second: the grid is even.
-    width = int(ends[1] - ends[0]) if len(ends) > 1 else int(ends[0])
-    starts = torch.cat([(ends[:1] - width).clamp(min=0), ends[:-1]])
-    probabilities = torch.full((train_timesteps,), UNIFORM_SHARE / train_timesteps).double()
-    for start, end, part in zip(starts, ends, share / share.sum(), strict=True):
-        probabilities[start:end] += (1 - UNIFORM_SHARE) * part / (end - start)
-    return Density(probabilities)
 
 
 def min_snr_weights(process: ForwardProcess, timesteps: Tensor, gamma: float) -> Tensor:

@@ -63,7 +63,7 @@ pipe({_quoted(prompt)}, {call}, invariant_scale=1.0).images[0]
 | backbone | `{training["backbone"]}` |
 | data | {name}: {environments["images"]} images of {len(environments["prompts"])} prompts, \
 {data["resolution"]} px |
-| environments | {environments["groups"]}, by the score `{environments["score"]}`, without labels |
+| environments | {_environments(adapter, environments)} |
 | adapter | {adapter["kind"]} {adapter["settings"]}, {adapter["parameters"]:,} parameters, \
 {100 * adapter["share"]:.2f} % of the denoiser's |
 | objective | `{training.get("objective", "variance")}`, lambda = {training["lambda_"]} |
@@ -81,6 +81,16 @@ pipe({_quoted(prompt)}, {call}, invariant_scale=1.0).images[0]
 """
     kinds = ("lora",) if adapter["kind"] == "lora" else ()
     return with_metadata(text, training["backbone"], "adapter", *kinds)
+
+
+def _environments(adapter: dict[str, Any], environments: dict[str, Any]) -> str:
+    """Where the environments come from."""
+    chosen = adapter.get("candidates", [])
+    numbers = f"candidate {' and '.join(map(str, chosen))} of " if chosen else ""
+    return (
+        f"{numbers}the hidden attributes that go along with the prompts (features: "
+        f"{environments['features']}), without labels"
+    )
 
 
 def _call(run_dir: Path) -> str:

@@ -41,7 +41,7 @@ def report_blocks(report: dict[str, Any], pictures: dict[str, Sequence[str]]) ->
         ),
         *_legend(report["environments"]["prompts"]),
         Heading("Environments"),
-        _environments(report["environments"]),
+        *_environments(report["environments"]),
         *_environments_by_prompt(report["environments"]),
         *(Picture(file, "Scores by environment") for file in pictures["scores"]),
         *(
@@ -226,51 +226,54 @@ def _augmentation(report: dict[str, Any]) -> list[Block]:
     return [Heading("A classifier trained on debiased samples"), Text(text), table]
 
 
-def _environments(environments: dict[str, Any]) -> Table:
-    auc, agreement = environments["auc"], environments["split_half_rank_correlation"]
-    rows = [["groups", str(environments["groups"])], ["score", environments["score"]]]
-    if environments.get("evidence") is not None:
-        verdict = {True: "yes", False: "no", None: "not tested"}[environments["bias_found"]]
-        rows.append(["bias found", f"{verdict}: {environments['evidence']['reason']}"])
-    if environments.get("second_attribute") is not None:
-        second = environments["second_attribute"]
-        verdict = "yes" if second["bias_found"] else "no"
-        rows.append(["a second bias beside it", f"{verdict}: {second['reason']}"])
-    if agreement is not None:
-        rows.append(["rank correlation of scores between noise draws", f"{agreement:.3f}"])
+def _environments(environments: dict[str, Any]) -> list[Block]:
+    """What was found, candidate by candidate."""
+    auc, verdict = environments["auc"], environments["bias_found"]
+    found = {True: "yes", False: "no", None: "not tested"}[verdict]
+    rows = [
+        ["bias found", f"{found}: {environments['verdict_reason']}"],
+        ["features", environments["features"]],
+        ["groups", str(environments["groups"])],
+    ]
+    trained, default = environments["trained_on"], environments["candidate"]
+    if trained and trained != [default]:
+        rows.append(["trained on", f"candidates {', '.join(map(str, trained))}, as a person chose"])
     if auc is not None:
-        rows.append(["AUC for bias-conflicting images (labels used here only)", f"{auc:.4f}"])
-    return Table(["", ""], rows)
+        what = "AUC of the inference's choice for bias-conflicting images (labels used here only)"
+        rows.append([what, f"{auc:.4f}"])
+    candidates = [
+        [
+            str(number),
+            candidate["verdict"],
+            f"{candidate['evidence']:.3f}",
+            f"{candidate['alignment']:.2f}",
+            f"{candidate['p_value']:.3g}",
+            candidate["reason"],
+        ]
+        for number, candidate in enumerate(environments["candidates"])
+    ]
+    header = ["candidate", "verdict", "evidence (nats an image)", "alignment", "p", "why"]
+    return [Table(["", ""], rows), *([Table(header, candidates)] if candidates else [])]
 
 
 def _environments_by_prompt(environments: dict[str, Any]) -> list[Block]:
-    """A row a (prompt, environment): size, risk and, where that is told, how sure it is."""
-    entries = environments["quality"]["per_prompt"]
-    prompts = environments["prompts"]
-    if not entries or not all("risks" in entry for entry in entries):
+    """A row a (prompt, group) of the first candidate that is called a bias: its share."""
+    if environments["candidate"] is None:
         return []
+    chosen = environments["candidates"][environments["candidate"]]
+    entries = environments["quality"]["per_prompt"]
+    shared = zip(
+        environments["prompts"], chosen["shares"], chosen["intervals"], entries, strict=True
+    )
     rows = []
-    confident = any("confidence" in entry for entry in entries)
-    for prompt, entry in zip(prompts, entries, strict=True):
-        sure = f"{entry['confidence']:.3f}" if "confidence" in entry else ""
+    for prompt, shares, intervals, entry in shared:
         area = "" if entry.get("auc") is None else f"{entry['auc']:.4f}"
-        for number, risk in enumerate(entry["risks"]):
-            told = "" if risk["risk"] is None else f"{risk['risk']:.4f}"
-            if risk["interval"] is not None:
-                told += f" [{risk['interval'][0]:.4f}, {risk['interval'][1]:.4f}]"
-            first = number == 0
-            rows.append(
-                [
-                    prompt if first else "",
-                    str(number),
-                    str(risk["size"]),
-                    told,
-                    *([sure if first else ""] if confident else []),
-                    area if first else "",
-                ]
-            )
-    header = ["prompt", "environment", "images", "risk (own prompt)"]
-    return [Table([*header, *(["confidence"] if confident else []), "AUC"], rows)]
+        sure = f"{entry['confidence']:.3f}" if "confidence" in entry else ""
+        for group, (share, interval) in enumerate(zip(shares, intervals, strict=True)):
+            told = "" if share is None else f"{share:.3f} {interval_text(interval)}"
+            rest = [sure, area] if group == 0 else ["", ""]
+            rows.append([prompt if group == 0 else "", str(group), told, *rest])
+    return [Table(["prompt", "group", "share of the prompt's images", "confidence", "AUC"], rows)]
 
 
 def _small_print(report: dict[str, Any]) -> str:

@@ -45,7 +45,7 @@ def final_settings(
         "scale": report["scale"],
         "seed": report["seed"],
         "environments/groups": report["environments"]["groups"],
-        "environments/score": report["environments"]["score"],
+        "environments/features": report["environments"]["features"],
         "samples/steps": sampler.get("steps"),
         "samples/guidance_scale": sampler.get("guidance_scale"),
         "samples/per_prompt": report["bias"]["samples_per_prompt"],

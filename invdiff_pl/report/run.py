@@ -62,8 +62,10 @@ def _draw(
     drawn = {name: [f"{name}.png"] if (folder / f"{name}.png").is_file() else [] for name in names}
     if (run_dir / "sweep" / "sweep.png").is_file():
         drawn["pareto"].append("../sweep/sweep.png")
-    sheets = sorted((run_dir / "environments").glob("sheet-*.png"))
-    return {**drawn, "sheets": [f"../environments/{sheet.name}" for sheet in sheets]}
+    number = environments["candidate"]
+    folder = run_dir / "environments" / f"candidate-{number}"
+    sheets = sorted(folder.glob("sheet-*.png"))
+    return {**drawn, "sheets": [f"../environments/{folder.name}/{s.name}" for s in sheets]}
 
 
 def collect(
@@ -87,13 +89,15 @@ def collect(
         **figures(metrics),
         "environments": {
             "groups": environments["groups"],
-            "score": environments["score"],
-            "split_half_rank_correlation": environments["split_half_rank_correlation"],
+            "features": environments["features"],
             "auc": quality.get("auc"),
             "worst_group_recall": quality.get("worst_group_recall"),
-            "bias_found": environments.get("bias_found"),
-            "evidence": environments.get("evidence"),
-            "second_attribute": environments.get("second_attribute"),
+            "bias_found": environments["bias_found"],
+            "verdict": environments["verdict"],
+            "verdict_reason": environments["reason"],
+            "candidate": environments["candidate"],
+            "trained_on": adapter.get("candidates", []),
+            "candidates": environments["candidates"],
             "prompts": environments["prompts"],
             "reason": _environment_reason(metrics, environments),
             "quality": quality,
@@ -115,9 +119,8 @@ def collect(
 
 def _environment_reason(metrics: dict[str, Any], environments: dict[str, Any]) -> str | None:
     reasons = []
-    if environments.get("bias_found") is None:
-        evidence = environments.get("evidence") or {}
-        reasons.append(evidence.get("reason", "whether there is a bias at all was not tested"))
+    if environments["bias_found"] is None:
+        reasons.append(environments["reason"])
     if not is_scored(metrics):
         reasons.append(f"AUC and recall: {metrics['reason']}")
     return "; ".join(reasons) or None

@@ -7,22 +7,15 @@ from invdiff_pl.utils.errors import InvDiffError
 
 ADAPTERS = ("bottleneck", "lora", "small_unet", "unet_copy")
 OBJECTIVES = ("variance", "population_variance", "group_dro", "reweighting", "empirical_risk")
-DENSITIES = ("uniform", "high_noise", "separation")
+DENSITIES = ("uniform", "high_noise")
 WEIGHTINGS = ("none", "min_snr")
-SCORES = (
-    *("raw_mean", "standardised", "separation_weighted", "prompt_contrast", "weighted_contrast"),
-    *("refined_contrast", "prompt_pursuit", "reference"),
-)
-PARTITIONS = ("exact", "mixture", "vector", "gradient")
-SPREADS = ("between", "std")
+INFERENCES = ("mixture", "partition")
 EXTRACTORS = ("dinov2", "efficientnet_lite0", "inception_v3")
 
 # Settings of the package's own modules, by class.
 OF_MODULES: dict[str, dict[str, Sequence[str]]] = {
     "invdiff_pl.modules.EnvironmentInference": {
-        "score": SCORES,
-        "partition": PARTITIONS,
-        "objective": SPREADS,
+        "inference": INFERENCES,
     },
     "invdiff_pl.modules.InvariantAdapter": {
         "adapter": ADAPTERS,

@@ -1,118 +1,91 @@
-"""Counting what a pipeline draws, as it is and with a LoRA."""
+"""Counting what a pipeline draws, as it is and with LoRAs."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from invdiff_pl.adapters.lora import activate_adapters, active_adapters
+from invdiff_pl.adapters.stack import Without, carrying, lora_file
 from invdiff_pl.adapters.trained import TrainedAdapter
-from invdiff_pl.data.prompted import PromptedImages
-from invdiff_pl.metrics.bias import bias_statistics
-from invdiff_pl.metrics.intervals import wilson_interval
+from invdiff_pl.backbones.noising import ForwardProcess
+from invdiff_pl.backbones.pipeline import embed_prompts, sample_images
+from invdiff_pl.data.images import to_float
+from invdiff_pl.environments.features import BlockFeatures
+from invdiff_pl.environments.hidden_attribute import HiddenAttributeSettings, find_hidden_attributes
+from invdiff_pl.environments.reader import fit_reader
 from invdiff_pl.metrics.readers import AttributeReader
+from invdiff_pl.metrics.scorers import encoder_identity
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.utils.files import write_json
-from invdiff_pl.workflow.generate import generate
+from invdiff_pl.utils.files import digest_file, digest_json
+from invdiff_pl.utils.progress import telling
+from invdiff_pl.utils.sheets import TILE
+from invdiff_pl.utils.tensors import read_tensors, write_tensors
+from invdiff_pl.workflow.audit_result import AFTER, BEFORE, Audit, Cell
+from invdiff_pl.workflow.generate import silent
 
-BEFORE, AFTER = "before", "after"
-_BATCH = 64
+__all__ = ["AFTER", "BEFORE", "Audit", "audit"]
+INFERRED = "inferred environment"
+_SHOWN = 24  # pictures that are kept of each prompt and cell
+_FEATURES = "features"
+Lora = TrainedAdapter | str | Path
 
 
 @dataclass(frozen=True)
-class Audit:
-    """What was counted.
-
-    Attributes:
-        prompts: P texts.
-        classes: the K classes of each attribute, by its name.
-        counts: int64 ``[P, K]`` by (``before`` or ``after``, attribute).
-        images: what was drawn, ``before`` and, with a LoRA, ``after``, from the same noises.
-    """
+class _Settings:
+    """How samples of one cell are drawn, beside what the cell says."""
 
     prompts: tuple[str, ...]
-    classes: dict[str, tuple[str, ...]]
-    counts: dict[tuple[str, str], Tensor]
-    images: dict[str, PromptedImages]
-
-    def statistics(self, attribute: str, when: str = BEFORE) -> dict[str, Tensor]:
-        """The figures of :func:`invdiff_pl.metrics.bias_statistics`.
-
-        Args:
-            attribute: name of it.
-            when: ``before`` or ``after``.
-
-        Raises:
-            ValueError: if it was not counted.
-        """
-        if (when, attribute) not in self.counts:
-            known = ", ".join(f"{name} {when}" for when, name in self.counts)
-            raise InvDiffError(f"attribute={attribute!r}, when={when!r}: expected one of {known}.")
-        return bias_statistics(self.counts[when, attribute])
-
-    def to_pandas(self) -> pd.DataFrame:
-        """A row for each class of each attribute and prompt: counts, shares, 95 % intervals."""
-        rows = []
-        for (when, attribute), counts in self.counts.items():
-            totals = counts.sum(1, keepdim=True).expand_as(counts)
-            intervals = wilson_interval(counts, totals)
-            for p, prompt in enumerate(self.prompts):
-                for k, name in enumerate(self.classes[attribute]):
-                    count, total = int(counts[p, k]), int(totals[p, k])
-                    low, high = intervals[p, k].tolist()
-                    rows.append((prompt, attribute, when, name, count, count / total, low, high))
-        columns = ["prompt", "attribute", "when", "class", "count", "share", "low", "high"]
-        return pd.DataFrame(rows, columns=columns)
-
-    def save(self, folder: str | Path) -> Path:
-        """Write ``audit.csv`` and ``audit.json`` into a folder, and give it back."""
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        self.to_pandas().to_csv(target / "audit.csv", index=False)
-        figures = [
-            {"attribute": attribute, "when": when, **_json(self.statistics(attribute, when))}
-            for when, attribute in self.counts
-        ]
-        write_json(target / "audit.json", {"prompts": list(self.prompts), "figures": figures})
-        return target
+    per_prompt: int
+    steps: int
+    batch_size: int
 
 
 def audit(
     pipe: StableDiffusionPipeline,
     prompts: str | Sequence[str],
     *,
-    readers: Sequence[AttributeReader],
-    lora: TrainedAdapter | str | Path | None = None,
+    readers: Sequence[AttributeReader] = (),
+    lora: Lora | Sequence[Lora] | None = None,
     per_prompt: int = 64,
     steps: int = 50,
-    guidance_scale: float = 7.5,
+    guidance_scale: float | Sequence[float] = 7.5,
     batch_size: int = 8,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
+    target: Mapping[str, Sequence[float]] | None = None,
+    discovery: HiddenAttributeSettings | None = None,
+    folder: str | Path | None = None,
     progress: bool = True,
 ) -> Audit:
     """Draw samples of each prompt and count the classes that readers see in them.
+
+    A batch of samples is read as it is drawn, and let go. Errors of a reader that has a
+    ``confusion`` are taken out beside the plain figures. Without a reader, environments are
+    inferred from what the pipeline draws by itself, and counted: no label, no other model.
 
     Args:
         pipe: a loaded pipeline, with whatever LoRAs of its own; it is left as it is.
         prompts: P texts, or one.
         readers: what tells attributes, see :mod:`invdiff_pl.metrics.readers`.
-        lora: a trained adapter, or the folder or file of any LoRA; with it samples are drawn and
-            counted once more.
-        per_prompt: samples of each prompt.
+        lora: a trained adapter, or the folder or safetensors file of any LoRA, or several, which
+            are active together; with them samples are drawn and counted once more, from the same
+            noises.
+        per_prompt: samples of each prompt, at each guidance scale and seed.
         steps: denoising steps.
-        guidance_scale: of classifier-free guidance; bias grows with it.
+        guidance_scale: of classifier-free guidance, one or several; bias grows with it.
         batch_size: images drawn together.
-        seed: of the noises.
-        progress: show progress bars.
+        seed: of the noises, one or several, whose samples are counted together.
+        target: shares that an attribute's classes should have, by its name; even ones otherwise.
+        discovery: how environments are inferred, where there is no reader.
+        folder: keeps what is drawn, so that an interrupted audit goes on from there.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: if there is no reader, or one gives numbers outside its classes.
+        ValueError: if prompts, readers or LoRAs cannot be used.
 
     Example:
         >>> import invdiff_pl as inv
@@ -128,83 +101,234 @@ def audit(
             class  count  share
         0    dark      4    1.0
         1  bright      0    0.0
-        >>> round(float(found.statistics("light")["bias"]), 3)
+        >>> round(float(found.measures("light")["bias"]["mean"]), 3)
         1.0
     """
-    if not readers:
-        raise InvDiffError("readers: expected at least one.")
     texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
-    whens: dict[str, AbstractContextManager[None]] = {BEFORE: nullcontext()}
-    if lora is not None:
-        whens[AFTER] = carrying(pipe, lora)
-    images, counts = {}, {}
-    for when, context in whens.items():
-        with context:
-            images[when] = generate(
-                pipe,
-                texts,
-                per_prompt,
-                steps=steps,
-                guidance_scale=guidance_scale,
-                batch_size=batch_size,
-                seed=seed,
-                progress=progress,
-            )
-        for reader in readers:
-            counts[when, reader.name] = _counted(images[when], reader, len(texts), per_prompt)
-    classes = {reader.name: tuple(reader.classes) for reader in readers}
-    return Audit(texts, classes, counts, images)
+    if not texts or not all(text.strip() for text in texts) or len(set(texts)) < len(texts):
+        raise InvDiffError("prompts: expected at least one, none empty, and none twice.")
+    if per_prompt < 1:
+        raise InvDiffError(f"per_prompt={per_prompt}: expected at least 1.")
+    names = [reader.name for reader in readers]
+    if len(set(names)) < len(names):
+        raise InvDiffError(f"readers: expected different names, found {', '.join(names)}.")
+    loras = () if lora is None else (lora,) if isinstance(lora, Lora) else tuple(lora)
+    files = [lora_file(each) for each in loras]
+    settings = _Settings(texts, per_prompt, steps, batch_size)
+    drawing = _Drawing(pipe, settings, readers, None if folder is None else Path(folder), progress)
+    cells = [
+        Cell(float(scale), number, when)
+        for when in ((BEFORE, AFTER) if files else (BEFORE,))
+        for scale in _several(guidance_scale)
+        for number in _several(seed)
+    ]
+    drawn = drawing.draw(cells, files)
+    told: dict[str, Any] = {
+        "pictures": {cell: found["pictures"] for cell, found in drawn.items()},
+        "settings": {**asdict(settings), "loras": [str(file) for file in files]},
+    }
+    if not readers:
+        return _inferred(texts, drawn, discovery, target, told)
+    confusions = {reader.name: getattr(reader, "confusion", None) for reader in readers}
+    return Audit.of(
+        texts,
+        {reader.name: reader.classes for reader in readers},
+        {name: {cell: found[name] for cell, found in drawn.items()} for name in names},
+        target,
+        confusions={name: table for name, table in confusions.items() if table is not None},
+        **told,
+    )
 
 
-@contextmanager
-def carrying(pipe: StableDiffusionPipeline, lora: TrainedAdapter | str | Path) -> Iterator[None]:
-    """A pipeline with a LoRA beside those that it has, taken out again afterwards."""
-    source = Path(lora.folder if isinstance(lora, TrainedAdapter) else lora)
-    name = "audited"
-    networks = [part for part in (pipe.unet, pipe.text_encoder) if active_adapters(part)]
-    active = {network: active_adapters(network) for network in networks}
+def _several(values: Any) -> list[Any]:
+    found = list(dict.fromkeys(values)) if isinstance(values, Sequence) else [values]
+    if not found:
+        raise InvDiffError("guidance_scale, seed: expected at least one.")
+    return found
+
+
+class _Drawing:
+    """Draws cells and reads them, one batch at a time.
+
+    Args:
+        pipe: that draws.
+        settings: of every cell.
+        readers: of samples; without any, features are kept.
+        folder: of finished cells.
+        progress: show a progress bar.
+    """
+
+    def __init__(
+        self,
+        pipe: StableDiffusionPipeline,
+        settings: _Settings,
+        readers: Sequence[AttributeReader],
+        folder: Path | None,
+        progress: bool,
+    ) -> None:
+        self.pipe, self.settings, self.readers = pipe, settings, readers
+        self.folder, self.progress = folder, progress
+        self._features = None if readers else _features(pipe)
+
+    def draw(self, cells: Sequence[Cell], loras: Sequence[Path]) -> dict[Cell, dict[str, Tensor]]:
+        """What was read of each cell, int64 ``[P, N]`` by reader, and ``pictures``."""
+        found: dict[Cell, dict[str, Tensor]] = {}
+        key = self._key(loras) if self.folder is not None else ""
+        for when in dict.fromkeys(cell.when for cell in cells):
+            files = {cell: self._file(cell, key) for cell in cells if cell.when == when}
+            known = {c: read for c, file in files.items() if (read := _finished(file)) is not None}
+            found |= known
+            due = [cell for cell in files if cell not in known]
+            if not due:
+                continue
+            with silent(self.pipe), carrying(self.pipe, loras if when == AFTER else ()) as without:
+                embeddings = embed_prompts(self.pipe, [*self.settings.prompts, ""])
+                for cell in due:
+                    found[cell] = self._cell(cell, embeddings, without)
+                    if (file := files[cell]) is not None:
+                        write_tensors(file, found[cell])
+        return {cell: found[cell] for cell in cells}
+
+    def _cell(self, cell: Cell, embeddings: Tensor, without: Without) -> dict[str, Tensor]:
+        prompts, per_prompt = len(self.settings.prompts), self.settings.per_prompt
+        total = prompts * per_prompt
+        read: dict[str, list[Tensor]] = {}
+        name = f"{cell.when}, guidance {cell.guidance_scale:g}, seed {cell.seed}"
+        with telling(name, total, "image") if self.progress else nullcontext() as reach:
+            for rows in torch.arange(total).split(self.settings.batch_size):
+                images = sample_images(
+                    self.pipe,
+                    embeddings[rows // per_prompt],
+                    embeddings[-1:],
+                    rows.tolist(),
+                    seed=cell.seed,
+                    steps=self.settings.steps,
+                    guidance_scale=cell.guidance_scale,
+                )
+                for name, values in self._read(images, without).items():
+                    read.setdefault(name, []).append(values)
+                shown = images[rows % per_prompt < _SHOWN]
+                small = torch.nn.functional.interpolate(shown.float(), (TILE, TILE), mode="area")
+                read.setdefault("pictures", []).append(small.round().byte())
+                if reach is not None:
+                    reach(int(rows[-1]) + 1)
+        return {n: torch.cat(values).unflatten(0, (prompts, -1)) for n, values in read.items()}
+
+    def _read(self, images: Tensor, without: Without) -> dict[str, Tensor]:
+        if self._features is None:
+            return {reader.name: _classes(reader, images) for reader in self.readers}
+        vae = self.pipe.vae
+        pixels = to_float(images).to(vae.device, vae.dtype)
+        with without(), torch.no_grad():
+            latents = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
+            return {_FEATURES: self._features(latents).half().cpu()}
+
+    def _key(self, loras: Sequence[Path]) -> str:
+        """What finished cells depend on, beside the cell itself and its LoRAs."""
+        networks = (self.pipe.unet, self.pipe.vae, self.pipe.text_encoder)
+        readers = [
+            [each.name, list(each.classes), getattr(each, "identity", None)]
+            for each in self.readers
+        ]
+        return digest_json(
+            [
+                asdict(self.settings) | {"batch_size": None},
+                [encoder_identity("", network, None) for network in networks],
+                type(self.pipe.scheduler).__name__,
+                dict(self.pipe.scheduler.config),
+                readers,
+                [digest_file(file) for file in loras],
+            ]
+        )
+
+    def _file(self, cell: Cell, key: str) -> Path | None:
+        if self.folder is None:
+            return None
+        scale = f"{cell.guidance_scale:g}"
+        name = f"{cell.when}-guidance-{scale}-seed-{cell.seed}-{key[:12]}.safetensors"
+        return self.folder / "cells" / name
+
+
+def _finished(file: Path | None) -> dict[str, Tensor] | None:
+    """What a finished cell holds; a damaged one is drawn again."""
+    if file is None or not file.is_file():
+        return None
     try:
-        if source.is_file():
-            pipe.load_lora_weights(str(source.parent), weight_name=source.name, adapter_name=name)
-        else:
-            pipe.load_lora_weights(str(source), adapter_name=name)
-        for network, names in active.items():
-            activate_adapters(network, [*names, name])
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InvDiffError(f"lora={str(source)!r} does not fit the pipeline: {reason}") from None
-    try:
-        yield
-    finally:
-        if active:
-            pipe.delete_adapters(name)
-        else:
-            pipe.unload_lora_weights()
-        for network, names in active.items():
-            activate_adapters(network, names)
+        return read_tensors(file, "it is drawn again")
+    except InvDiffError as error:
+        print(f"warning: {error}")
+        return None
 
 
-def _counted(
-    images: PromptedImages, reader: AttributeReader, prompts: int, per_prompt: int
-) -> Tensor:
-    """How many samples of each prompt are of each class, int64 ``[P, K]``.
+def _features(pipe: StableDiffusionPipeline) -> BlockFeatures:
+    return BlockFeatures(
+        pipe.unet, ForwardProcess(pipe.scheduler.config), embed_prompts(pipe, [""])
+    )
+
+
+def _classes(reader: AttributeReader, images: Tensor) -> Tensor:
+    """The class of each picture, int64 ``[B]``.
 
     Raises:
-        ValueError: if the reader gives a number outside its classes.
+        InvDiffError: if the reader gives a number outside its classes.
     """
-    side = images[0][0].width
-    batches = torch.arange(len(images)).split(_BATCH)
-    read = torch.cat([reader(images.pixels(rows.tolist(), side)).cpu() for rows in batches])
+    read = reader(images).cpu()
     classes = len(reader.classes)
-    if len(read) != len(images) or int(read.min()) < 0 or int(read.max()) >= classes:
+    if read.shape != images.shape[:1] or int(read.min()) < 0 or int(read.max()) >= classes:
+        numbers = f"from {int(read.min())} to {int(read.max())}" if read.numel() else "of none"
         raise InvDiffError(
-            f"readers: {reader.name!r} gave {len(read)} numbers from {int(read.min())} to "
-            f"{int(read.max())} for {len(images)} pictures; expected one a picture, from 0 to "
-            f"{classes - 1}."
+            f"readers: {reader.name!r} gave {read.numel()} numbers {numbers} for {len(images)} "
+            f"pictures; expected one a picture, from 0 to {classes - 1}."
         )
-    cells = torch.arange(len(read)) // per_prompt * classes + read
-    return cells.bincount(minlength=prompts * classes).view(prompts, classes)
+    return read.long()
 
 
-def _json(figures: dict[str, Tensor]) -> dict[str, Any]:
-    return {name: value.tolist() for name, value in figures.items()}
+def _inferred(
+    prompts: tuple[str, ...],
+    drawn: dict[Cell, dict[str, Tensor]],
+    settings: HiddenAttributeSettings | None,
+    target: Mapping[str, Sequence[float]] | None,
+    told: dict[str, Any],
+) -> Audit:
+    """Environments of what is drawn before at the first scale, read in everything.
+
+    Raises:
+        InvDiffError: if nothing was found.
+    """
+    first = next(iter(drawn)).guidance_scale
+    known = [
+        d[_FEATURES] for c, d in drawn.items() if (c.when, c.guidance_scale) == (BEFORE, first)
+    ]
+    features = torch.cat(known, dim=1)
+    numbers = torch.arange(len(prompts))[:, None].expand(features.shape[:2])
+    found = find_hidden_attributes(features.flatten(0, 1), numbers.flatten(), settings)
+    if not found:
+        raise InvDiffError(
+            "readers: none were given, and the pipeline's own features show no groups in what it "
+            "draws; give a reader, or more samples with per_prompt."
+        )
+    memberships = found[0].memberships
+    groups = memberships.shape[1]
+    assignments = memberships.argmax(1)
+    reader = fit_reader(features.flatten(0, 1), numbers.flatten(), assignments, groups)
+    readings = {}
+    for cell, values in drawn.items():
+        ids = torch.arange(len(prompts)).repeat_interleave(values[_FEATURES].shape[1])
+        read = reader.read(values[_FEATURES].flatten(0, 1), ids)
+        readings[cell] = read.unflatten(0, (len(prompts), -1))
+    learned = assignments.bincount(minlength=groups)
+    notes = [f"Environments were inferred, best candidate: {found[0].verdict}, {found[0].reason}"]
+    present = torch.nn.functional.one_hot(assignments.view(numbers.shape), groups).sum(1) > 0
+    notes += [
+        f"{prompts[p]!r} draws one environment only before, so another would not be seen in it."
+        for p in (present.sum(1) < 2).nonzero().squeeze(1).tolist()
+    ]
+    return Audit.of(
+        prompts,
+        {INFERRED: [f"group {group}" for group in range(groups)]},
+        {INFERRED: readings},
+        target,
+        confusions={INFERRED: (reader.confusion * learned[:, None]).round().long()},
+        notes=tuple(notes),
+        **told,
+    )

@@ -18,7 +18,7 @@ from invdiff_pl.callbacks import (
     ScaleCalibration,
     StopOnDivergence,
 )
-from invdiff_pl.data.environments import HasMemberships
+from invdiff_pl.data.environments import Environments, HasEnvironments
 from invdiff_pl.data.in_memory import LatentsInMemory
 from invdiff_pl.data.prompted import PromptedImages
 from invdiff_pl.modules import InvariantAdapter
@@ -28,7 +28,7 @@ from invdiff_pl.utils.errors import InvDiffError
 def debias(
     pipe: StableDiffusionPipeline,
     images: PromptedImages,
-    environments: HasMemberships | Tensor,
+    environments: HasEnvironments | Environments | Tensor,
     *,
     steps: int = 400,
     batch_size: int = 48,

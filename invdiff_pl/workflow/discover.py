@@ -1,217 +1,34 @@
 """Finding hidden attributes of images that are at hand, with a pipeline's own denoiser."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import overload
 
-import pandas as pd
+import torch
 from diffusers import StableDiffusionPipeline
-from PIL import Image
 from torch import Tensor
 
 from invdiff_pl.backbones.pipeline import own_resolution
 from invdiff_pl.data.latents import encoded
 from invdiff_pl.data.prompted import PromptedImages
-from invdiff_pl.environments.features import image_features
+from invdiff_pl.environments.discovery import Candidate, Discovery
+from invdiff_pl.environments.features import image_features, read_features, require_features
 from invdiff_pl.environments.hidden_attribute import (
-    HiddenAttribute,
     HiddenAttributeSettings,
     find_hidden_attributes,
 )
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.utils.files import write_json
-from invdiff_pl.utils.labels import prompt_label
-from invdiff_pl.utils.sheets import TILE, contact_sheet
-from invdiff_pl.utils.tensors import write_tensors
+from invdiff_pl.utils.progress import track
 
-_COLUMNS = 10
-_HEADING = 60  # characters
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A hidden attribute of prompted images, and what speaks for it.
-
-    Attributes:
-        attribute: what the inference found.
-        images: N images of P prompts.
-    """
-
-    attribute: HiddenAttribute
-    images: PromptedImages
-
-    @property
-    def memberships(self) -> Tensor:
-        """Of each image in each group, float64 ``[N, G]``, rows with sum 1."""
-        return self.attribute.memberships
-
-    @property
-    def conflict(self) -> Tensor:
-        """High where an image goes against what is usual for its prompt, float64 ``[N]``."""
-        return self.attribute.conflict
-
-    @property
-    def shares(self) -> Tensor:
-        """Of the groups in each prompt, float64 ``[P, G]``, rows with sum 1."""
-        return self.attribute.shares
-
-    @property
-    def evidence(self) -> float:
-        """By which candidates are ranked, at least 0."""
-        return self.attribute.evidence
-
-    @property
-    def verdict(self) -> str:
-        """Whether it is a bias, as far as the images tell."""
-        return self.attribute.verdict
-
-    @property
-    def reason(self) -> str:
-        """For the verdict, in a sentence."""
-        return self.attribute.reason
-
-    def sheet(self, prompt: int | str) -> Image.Image:
-        """The most typical images of each group of a prompt, a row a group.
-
-        Args:
-            prompt: its number or text.
-
-        Raises:
-            ValueError: if there is no such prompt.
-        """
-        prompts = self.images.prompts
-        number = prompts.index(prompt) if prompt in prompts else prompt
-        if not isinstance(number, int) or not 0 <= number < len(prompts):
-            raise InvDiffError(
-                f"prompt={prompt!r}: expected one of the {len(prompts)} prompts or its number."
-            )
-        rows: dict[str, list[Tensor]] = {}
-        here = (self.images.prompt_ids == number).nonzero().squeeze(1)
-        groups = self.memberships[here].argmax(1)
-        for group in range(self.memberships.shape[1]):
-            members = here[groups == group]
-            typical = members[self.memberships[members, group].argsort(descending=True)]
-            chosen = typical[:_COLUMNS].tolist()
-            pixels = self.images.pixels(chosen, TILE) if chosen else ()
-            rows[f"group {group}: {len(members)}"] = list(pixels)
-        return contact_sheet(prompt_label(prompts[number], number, _HEADING), rows, _COLUMNS)
-
-    def to_pandas(self) -> pd.DataFrame:
-        """A row an image: its prompt, its likeliest group, that group's probability, conflict."""
-        probability, group = self.memberships.max(1)
-        texts = [self.images.prompts[number] for number in self.images.prompt_ids.tolist()]
-        return pd.DataFrame(
-            {
-                "prompt": texts,
-                "group": group.numpy(),
-                "probability": probability.numpy(),
-                "conflict": self.conflict.numpy(),
-            }
-        )
-
-    def save(self, folder: str | Path, sheets: int = 12) -> Path:
-        """Write memberships, a table, facts and contact sheets into a folder.
-
-        Args:
-            folder: created where it is missing.
-            sheets: at most so many, of the prompts with most images.
-
-        Returns:
-            the folder.
-        """
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            "assignments": self.memberships.argmax(1),
-            "memberships": self.memberships,
-            "scores": self.conflict,
-        }
-        write_tensors(target / "environments.safetensors", tensors)
-        self.to_pandas().to_csv(target / "images.csv", index_label="image")
-        facts = {
-            "prompts": list(self.images.prompts),
-            "groups": self.memberships.shape[1],
-            "shares": self.shares.tolist(),
-            "evidence": self.evidence,
-            "verdict": self.verdict,
-            "reason": self.reason,
-        }
-        write_json(target / "candidate.json", facts)
-        counts = self.images.prompt_ids.bincount()
-        for place, prompt in enumerate(counts.argsort(descending=True)[:sheets].tolist()):
-            self.sheet(prompt).save(target / f"sheet-{place:02d}.png")
-        return target
-
-    def __repr__(self) -> str:
-        return (
-            f"Candidate({self.memberships.shape[1]} groups, evidence {self.evidence:.3g}, "
-            f"{self.verdict}: {self.reason})"
-        )
-
-
-class Discovery(Sequence[Candidate]):
-    """Hidden attributes of the same images, that of most evidence first.
-
-    Args:
-        candidates: best first.
-        images: that they are attributes of.
-    """
-
-    def __init__(self, candidates: Sequence[Candidate], images: PromptedImages) -> None:
-        self._candidates = tuple(candidates)
-        self.images = images
-
-    @overload
-    def __getitem__(self, index: int) -> Candidate: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Candidate]: ...
-
-    def __getitem__(self, index: int | slice) -> Candidate | Sequence[Candidate]:
-        return self._candidates[index]
-
-    def __len__(self) -> int:
-        return len(self._candidates)
-
-    def to_pandas(self) -> pd.DataFrame:
-        """A row a candidate and prompt: evidence, verdict, and the share of each group."""
-        rows = [
-            {
-                "candidate": number,
-                "evidence": candidate.evidence,
-                "verdict": candidate.verdict,
-                "prompt": prompt,
-                **{f"share_{group}": share for group, share in enumerate(shares)},
-            }
-            for number, candidate in enumerate(self)
-            for prompt, shares in zip(self.images.prompts, candidate.shares.tolist(), strict=True)
-        ]
-        return pd.DataFrame(rows)
-
-    def save(self, folder: str | Path, most: int = 5) -> Path:
-        """Write the first candidates, each into a folder of its own, and ``discovery.csv``.
-
-        Returns:
-            the folder.
-        """
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        for number, candidate in enumerate(self._candidates[:most]):
-            candidate.save(target / f"candidate-{number}")
-        self.to_pandas().to_csv(target / "discovery.csv", index=False)
-        return target
-
-    def __repr__(self) -> str:
-        lines = [f"  {number}: {candidate!r}" for number, candidate in enumerate(self)]
-        return "\n".join([f"Discovery of {len(self.images)} images:", *lines])
+__all__ = ["Candidate", "Discovery", "discover"]
+Embed = Callable[[Tensor], Tensor]
+_BATCH = 64
 
 
 def discover(
     pipe: StableDiffusionPipeline,
     images: PromptedImages,
     *,
-    embeddings: Tensor | None = None,
+    embeddings: Tensor | str | Path | Embed | None = None,
     resolution: int | None = None,
     settings: HiddenAttributeSettings | None = None,
     batch_size: int | None = None,
@@ -226,8 +43,9 @@ def discover(
     Args:
         pipe: a loaded pipeline, on any device; it is left as it is.
         images: N images of P prompts.
-        embeddings: features of one's own, ``[N, D]``, such as a CLIP model's; the denoiser is not
-            asked then.
+        embeddings: features of one's own, such as a CLIP model's: a tensor ``[N, D]``, a file as of
+            :func:`~invdiff_pl.environments.features.read_features`, or a function that makes
+            ``[B, D]`` of images uint8 ``[B, 3, H, H]``. The denoiser is not asked then.
         resolution: side of the images in pixels; the pipeline's own if not given.
         settings: of the inference.
         batch_size: images at once; chosen by the resolution if not given.
@@ -265,14 +83,26 @@ def discover(
         )
     if embeddings is None:
         features = _features(pipe, images, resolution, batch_size, seed, progress)
-    elif embeddings.ndim != 2 or len(embeddings) != len(images):
-        raise InvDiffError(
-            f"embeddings: found shape {list(embeddings.shape)}; expected [{len(images)}, D]."
-        )
     else:
-        features = embeddings
-    found = find_hidden_attributes(features, images.prompt_ids, settings)
-    return Discovery([Candidate(attribute, images) for attribute in found], images)
+        features = _embedded(embeddings, images, resolution or own_resolution(pipe), progress)
+        require_features(features, len(images), "embeddings", "embeddings")
+    return Discovery(find_hidden_attributes(features, images.prompt_ids, settings), images)
+
+
+def _embedded(
+    embeddings: Tensor | str | Path | Embed, images: PromptedImages, resolution: int, progress: bool
+) -> Tensor:
+    """Features of the user's own, ``[N, D]``, however they are given."""
+    if isinstance(embeddings, Tensor):
+        return embeddings
+    if isinstance(embeddings, str | Path):
+        return read_features(embeddings)
+    parts = torch.arange(len(images)).split(_BATCH)
+    told = track(parts, "embeddings of images", unit="batch") if progress else parts
+    found = [embeddings(images.pixels(part.tolist(), resolution)) for part in told]
+    if not all(isinstance(part, Tensor) for part in found):
+        raise InvDiffError("embeddings: expected a function that returns tensors [B, D].")
+    return torch.cat([part.detach().cpu() for part in found])
 
 
 def _features(

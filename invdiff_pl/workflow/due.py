@@ -24,7 +24,7 @@ from invdiff_pl.workflow.records import (
     write_listing,
     write_record,
 )
-from invdiff_pl.workflow.stages import LIGHTNING, STAGES, Stage
+from invdiff_pl.workflow.stages import LIGHTNING, Stage
 
 # Holds what a stage had trained before its settings changed.
 PREVIOUS = "previous"
@@ -52,7 +52,7 @@ def inputs(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     config = experiment.config(stage)
     own = [config.get(part, {}).get("class_path") for part in ("model", "data")]
     found: dict[str, Any] = {
-        "needs": {name: _input_digest(experiment, STAGES[name]) for name in stage.needs},
+        "needs": {name: _input_digest(experiment, experiment.stage(name)) for name in stage.needs},
         "source": source_digest(stage, [path for path in own if path]),
     }
     if stage.name == "report":
@@ -126,7 +126,7 @@ def begin(experiment: Experiment, stage: Stage) -> bool:
         InvDiffError: if a record is damaged, or the output of a stage that is needed was altered.
     """
     for name in stage.needs:
-        require_intact(experiment.folder(STAGES[name]))
+        require_intact(experiment.folder(experiment.stage(name)))
     folder = experiment.folder(stage)
     current, found = fingerprint(experiment, stage), inputs(experiment, stage)
     record = read_record(folder / RECORD)

@@ -1,7 +1,7 @@
 """An experiment's files and flags, as one resolved mapping and as each stage's command line."""
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,24 @@ from omegaconf.errors import OmegaConfBaseException
 
 import invdiff_pl
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.workflow.stages import LIGHTNING, ONE_DEVICE, PLANS, STAGES, Stage
+from invdiff_pl.workflow.settings import ScaleSettings
+from invdiff_pl.workflow.stages import (
+    GENERATED,
+    LIGHTNING,
+    ONE_DEVICE,
+    PLANS,
+    STAGES,
+    Stage,
+)
 
+# The DataModule of images that the backbone draws itself.
+GENERATED_DATA = "invdiff_pl.data.generated.GeneratedDataModule"
 # Flags whose value is text, even where it looks like YAML, as a folder called "birds: 2024" does.
 _TEXT = (
     *(f"experiment.{key}" for key in ("run_dir", "data_root", "backbone", "start", "cache_dir")),
     *(
         f"data.{key}"
-        for key in ("prompt", "prompt_map", "prompts_from", "prompt_template", "table")
+        for key in ("prompt", "prompts", "prompt_map", "prompts_from", "prompt_template", "table")
     ),
     *(f"data.{key}_column" for key in ("file", "prompt", "split", "attribute")),
 )
@@ -85,7 +95,12 @@ class Experiment:
     def plan(self, command: str) -> list[Stage]:
         """The stages of a command, in order, less those whose output is given."""
         given = {"data": not self.rendered, "autoencoder": self.fine_tunes}
-        return [STAGES[name] for name in PLANS[command] if not given.get(name, False)]
+        return [self.stage(name) for name in PLANS[command] if not given.get(name, False)]
+
+    def stage(self, name: str) -> Stage:
+        """A stage by its name; that of the data may draw them from prompts."""
+        drawn = self.settings.get("data", {}).get("class_path") == GENERATED_DATA
+        return GENERATED if name == "data" and drawn else STAGES[name]
 
     def stage_files(self, stage: Stage) -> list[Path]:
         """The YAML files of a stage, in order; later ones win."""
@@ -138,7 +153,7 @@ class Experiment:
 @lru_cache(maxsize=64)
 def _resolved(states: tuple[tuple[Path, int], ...], flags: tuple[str, ...]) -> dict[str, Any]:
     """Files and flags merged, once for as long as no file is written to; not to be changed."""
-    merged = DictConfig({})
+    merged = DictConfig({"scale": asdict(ScaleSettings())})
     for path, _ in states:
         try:
             merged = OmegaConf.merge(merged, OmegaConf.load(path))  # type: ignore[assignment]

@@ -10,21 +10,26 @@ class ExperimentSettings:
 
     Attributes:
         name: of the experiment.
+        stage: that runs, whose folder in the run folder is named after it.
         scale: of the experiment: which file of ``experiments/scales`` applies.
         run_dir: holds one folder a stage.
         data_root: folder of the data set.
         backbone: pipeline folder, hub id, or ``asset:NAME`` for one shipped with the package.
         start: pipeline that a new backbone is trained on from.
+        shipped: name of the shipped backbone that is used where none is given; the experiment's own
+            name if not given.
         samples_per_prompt: drawn at each invariant scale, unless the scale has its own number.
         cache_dir: latents, prompt embeddings and decoded images, shared by all runs.
     """
 
     name: str = "experiment"
+    stage: str = ""
     scale: str = "mini"
     run_dir: str = "runs/experiment/mini"
     data_root: str = "data"
     backbone: str = "asset:experiment"
     start: str = "runs/experiment/mini/autoencoder/pipeline"
+    shipped: str | None = None
     samples_per_prompt: int = 256
     cache_dir: str = ".cache/invdiff"
 
@@ -78,7 +83,7 @@ class ScaleSettings:
     train_size: int | None = None
     autoencoder_steps: int = 2500
     autoencoder_batch: int = 32
-    backbone_steps: int = 5000
+    backbone_steps: int = 2400
     backbone_batch: int = 64
     backbone_learning_rate: float = 1e-3
     backbone_warmup: int = 200
@@ -87,7 +92,7 @@ class ScaleSettings:
     scoring_batch: int = 128
     adapter_steps: int = 400
     adapter_batch: int = 48
-    adapter_learning_rate: float = 1e-3
+    adapter_learning_rate: float = 2e-3
     adapter_warmup: int = 20
     adapter: str = "lora"
     adapter_settings: dict[str, Any] = field(default_factory=dict)
@@ -103,8 +108,8 @@ class ScaleSettings:
     calibration_steps: int = 20
     calibration_guidance: float = 1.0
     checkpoint_every: int = 100
-    sampling_batch: int = 64
+    sampling_batch: int = 128
     samples_per_prompt: int = 256
     max_samples: int = 120_000
     sampling_steps: int = 20
-    guidance_scale: float = 2.0
+    guidance_scale: float = 1.0

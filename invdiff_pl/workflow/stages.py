@@ -76,7 +76,10 @@ STAGES = {
             ("data",),
             True,
             "infer environments without labels",
-            ("backbones", "data", "environments", "modules"),
+            (
+                *("backbones", "data", "environments", "modules"),
+                *("callbacks/environments.py", "metrics/intervals.py", "metrics/clip.py"),
+            ),
         ),
         Stage(
             "adapter",
@@ -112,6 +115,15 @@ STAGES = {
         ),
     )
 }
+# Takes the place of ``data`` where the images are drawn from prompts.
+GENERATED = Stage(
+    "data",
+    "predict",
+    (),
+    True,
+    "draw images of the prompts from the frozen model",
+    ("backbones", "data", "environments", "modules"),
+)
 PLANS = {
     "train": ("data", "classifier", "environments", "adapter", "samples", "report"),
     "augment": (

@@ -1,11 +1,13 @@
 """What the tests of adapters share."""
 
+import copy
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from invdiff_pl.adapters import Adapter, build_adapter
@@ -22,7 +24,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def run_folder(folder: Path, backbone: Path | str, kind: str) -> Path:
     """A run folder with an adapter whose weights have been moved."""
-    adapter = build_adapter(kind, load_pipeline(str(backbone)).unet, **KINDS[kind])
+    adapter = build_adapter(kind, frozen_unet(backbone), **KINDS[kind])
     disturb(adapter)
     (folder / "adapter" / "adapter").mkdir(parents=True)
     adapter.save(folder / "adapter" / "adapter", trained=True)
@@ -35,10 +37,20 @@ def run_folder(folder: Path, backbone: Path | str, kind: str) -> Path:
     }
     record = {"config": config, "revision": "abc", "hardware": "2 cores"}
     (folder / "adapter" / "stage.json").write_text(json.dumps(record))
-    environments = {"prompts": [PROMPT], "images": 9, "groups": 2, "score": "refined_contrast"}
+    environments = {"prompts": [PROMPT], "images": 9, "groups": 2, "features": "block"}
     (folder / "environments").mkdir()
     (folder / "environments" / "environments.json").write_text(json.dumps(environments))
     return folder
+
+
+@functools.cache
+def _loaded(backbone: str, dtype: torch.dtype) -> UNet2DConditionModel:
+    return load_pipeline(backbone, dtype).unet
+
+
+def frozen_unet(backbone: Path | str, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
+    """The denoiser of a pipeline folder, to be changed as a test likes."""
+    return copy.deepcopy(_loaded(str(backbone), dtype))
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor]:

@@ -1,17 +1,17 @@
 """What every kind of adapter keeps to: no-op at first, scale, files, bf16, checkpointing."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from adapter_cases import disturb, draw_images, inputs
-from omegaconf import OmegaConf
+from adapter_cases import disturb, draw_images, frozen_unet, inputs
 from torch import Tensor
 
 from invdiff_pl.adapters import Adapter, build_adapter, load_adapter
 from invdiff_pl.backbones.pipeline import load_pipeline
+from invdiff_pl.cli.experiment import experiment_of
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.workflow.stages import STAGES
 
 # The test backbone is so small that the smallest UNet is a good part of it.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -26,13 +26,13 @@ KINDS = list(SETTINGS)
 def _build(kind: str, backbone, dtype: torch.dtype = torch.float32) -> Adapter:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build_adapter(kind, load_pipeline(str(backbone), dtype).unet, **SETTINGS[kind])
+        return build_adapter(kind, frozen_unet(backbone, dtype), **SETTINGS[kind])
 
 
 @torch.no_grad()
 def _frozen(backbone) -> Tensor:
     noisy, timesteps, text = inputs()
-    prediction: Tensor = load_pipeline(str(backbone)).unet(noisy, timesteps, text).sample
+    prediction: Tensor = frozen_unet(backbone)(noisy, timesteps, text).sample
     return prediction
 
 
@@ -98,7 +98,8 @@ def test_folded_it_predicts_the_same_and_is_afterwards_what_it_was(kind, tiny_ba
             folded = adapter.predict(*inputs())
         torch.testing.assert_close(folded, expected, rtol=1e-4, atol=1e-5)
         assert torch.equal(adapter.predict(*inputs()), expected)
-    assert all(torch.equal(adapter.denoiser.state_dict()[name], state[name]) for name in state)
+    after = adapter.denoiser.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in state.items())
     adapter.predict(*inputs()).square().mean().backward()
     assert all(parameter.grad is not None for parameter in adapter.parameters().values())
 
@@ -134,11 +135,12 @@ def test_it_saves_and_loads_bit_for_bit(kind, dtype, tiny_backbone, tmp_path) ->
     adapter = _build(kind, tiny_backbone, dtype)
     disturb(adapter)
     adapter.save(tmp_path, trained=True)
-    loaded = load_adapter(tmp_path, load_pipeline(str(tiny_backbone), dtype).unet)
+    loaded = load_adapter(tmp_path, frozen_unet(tiny_backbone, dtype))
     assert loaded.settings() == adapter.settings()
-    assert loaded.parameters().keys() == adapter.parameters().keys()
-    for name, parameter in adapter.parameters().items():
-        assert torch.equal(loaded.parameters()[name], parameter), name
+    saved, read = adapter.parameters(), loaded.parameters()
+    assert read.keys() == saved.keys()
+    for name, parameter in saved.items():
+        assert torch.equal(read[name], parameter), name
     noisy, timesteps, text = inputs()
     given = noisy.to(dtype), timesteps, text.to(dtype)
     with torch.no_grad():
@@ -160,10 +162,11 @@ def test_gradient_checkpointing_and_bf16_autocast_train_the_same_parameters(
             prediction = adapter.predict(*inputs())
         prediction.float().square().mean().backward()
         assert all(p.grad is None for n, p in adapter.unet.named_parameters() if _is_frozen(n))
-        return {n: p.grad for n, p in adapter.parameters().items() if p.grad is not None}
+        found = {name: value.grad for name, value in adapter.parameters().items()}
+        assert all(gradient is not None for gradient in found.values())
+        return found
 
     plain = gradients(checkpointing=False, autocast=False)
-    assert plain.keys() == _build(kind, tiny_backbone).parameters().keys()
     for name, gradient in gradients(checkpointing=True, autocast=False).items():
         torch.testing.assert_close(gradient, plain[name], rtol=1e-4, atol=1e-6)
     reduced = gradients(checkpointing=True, autocast=True)
@@ -178,7 +181,7 @@ def _is_frozen(name: str) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_backbones_own_weights_can_be_had_back(kind, tiny_backbone) -> None:
-    expected = load_pipeline(str(tiny_backbone)).unet.state_dict()
+    expected = frozen_unet(tiny_backbone).state_dict()
     pipeline = load_pipeline(str(tiny_backbone))
     adapter = build_adapter(kind, pipeline.unet, **SETTINGS[kind])
     disturb(adapter)
@@ -209,14 +212,13 @@ def test_files_of_another_backbone_and_missing_ones_are_refused(
 
 
 def test_the_shipped_settings_stay_below_three_percent_of_the_shipped_backbones() -> None:
-    experiments = Path(__file__).parents[2] / "experiments"
-    files = experiments / "scales" / "mini.yaml", experiments / "stages" / "adapter.yaml"
-    arguments: Any = OmegaConf.merge(*map(OmegaConf.load, files)).model.init_args
     for name in ("waterbirds", "celeba", "fairface"):
+        experiment = experiment_of("train", ["--experiment", name])
+        chosen = experiment.config(STAGES["adapter"])["model"]["init_args"]
         unet = load_pipeline(f"asset:{name}").unet
         size = sum(parameter.numel() for parameter in unet.parameters())
-        settings: Any = OmegaConf.to_container(arguments.adapter_settings)
-        assert build_adapter(arguments.adapter, unet, **settings).size() <= 0.03 * size
+        adapter = build_adapter(chosen["adapter"], unet, **chosen["adapter_settings"])
+        assert adapter.size() <= 0.03 * size
 
 
 @pytest.mark.parametrize("kind", ["small_unet", "bottleneck"])
@@ -229,7 +231,7 @@ def test_sizes_keep_to_their_ratio_and_come_near_it(kind: str, ratio: float) -> 
 
 
 def test_ratios_that_cannot_be_are_told(tiny_backbone) -> None:
-    unet = load_pipeline(str(tiny_backbone)).unet
+    unet = frozen_unet(tiny_backbone)
     with pytest.raises(InvDiffError, match="the smallest such adapter has"):
         build_adapter("small_unet", unet, ratio=0.001)
     with pytest.raises(InvDiffError, match=r"ratio=1\.5"):

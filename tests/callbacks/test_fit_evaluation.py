@@ -18,23 +18,13 @@ from invdiff_pl.callbacks import (
 )
 from invdiff_pl.callbacks.live import live_pipeline
 from invdiff_pl.metrics.settings import EvaluationSettings
-from invdiff_pl.modules import EnvironmentInference, InvariantAdapter
+from invdiff_pl.modules import InvariantAdapter
 
 SCORING = EvaluationSettings(resolution=32)
 
 
-@pytest.fixture(scope="module")
-def environments(module_of, tiny_backbone, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("environments")
-    module = EnvironmentInference(str(tiny_backbone), str(folder), timesteps=2, noise_draws=1)
-    quiet_trainer(folder).predict(module, datamodule=module_of(), return_predictions=False)
-    return folder
-
-
 def _train(folder: Path, module_of, backbone: Path, environments: Path, callbacks: list) -> dict:
-    module = InvariantAdapter(
-        str(backbone), learning_rate=0.01, warmup_steps=1, train_without_bias=True
-    )
+    module = InvariantAdapter(str(backbone), learning_rate=0.01, warmup_steps=1)
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
     callbacks = [ExponentialMovingAverage(0.5), *callbacks]
     trainer = quiet_trainer(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from invdiff_pl.data.environments import held_out, read_environments
+from invdiff_pl.data.environments import held_out, read_environments, usual_first
 from invdiff_pl.utils.errors import InvDiffError
 
 ASSIGNMENTS = torch.tensor([0, 0, 1, 0])
@@ -25,17 +25,60 @@ def test_hard_assignments_become_rows_of_one_1(tmp_path) -> None:
     assert found.memberships.tolist() == [[1, 0], [1, 0], [0, 1], [1, 0]]
     assert found.bias_found is None
     assert found.withheld is None  # environments of one's own, of which nothing is told
-    assert found.timesteps == found.timestep_weights == ()
+    assert found.candidates == ()
 
 
 def test_what_the_inference_tells_is_kept(tmp_path) -> None:
-    facts = {"timesteps": [499, 999], "timestep_weights": [0.2, 0.8], "bias_found": False}
+    facts = {"bias_found": False, "reason": "shares differ by 0.01 only.", "candidate": 0}
     found = read_environments(_write(tmp_path, {**facts, "groups": 3}), 4)
     assert found.groups == 3  # one of them is empty
     assert found.bias_found is False
-    assert found.withheld == "the inference found no bias"
-    assert found.timesteps == (499, 999)
-    assert found.timestep_weights == (0.2, 0.8)
+    assert found.withheld == "the inference found no bias (shares differ by 0.01 only)"
+    assert found.candidates == (0,)
+
+
+def _candidates(folder: Path) -> Path:
+    """Two candidates, of two and of three groups, neither of them called a bias."""
+    facts = {"bias_found": False, "candidates": [{"groups": 2}, {"groups": 3}]}
+    for number, assignments in enumerate([[0, 0, 1, 1], [0, 2, 0, 1]]):
+        inside = folder / f"candidate-{number}"
+        inside.mkdir()
+        save_file({"assignments": torch.tensor(assignments)}, inside / "environments.safetensors")
+    return _write(folder, facts)
+
+
+def test_a_candidate_that_a_person_chose_is_trained_on_whatever_the_verdict(tmp_path) -> None:
+    found = read_environments(_candidates(tmp_path), 4, candidate=1)
+    assert found.assignments.tolist() == [0, 2, 0, 1]
+    assert (found.groups, found.withheld, found.candidates) == (3, None, (1,))
+
+
+def test_two_candidates_are_crossed(tmp_path) -> None:
+    found = read_environments(_candidates(tmp_path), 4, candidate="0,1")
+    # The pair of groups (g, h) is environment g + 2 h.
+    assert found.assignments.tolist() == [0, 4, 1, 3]
+    assert found.groups == 6
+    assert torch.equal(found.memberships.sum(1), torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("candidate", "message"),
+    [
+        (2, "candidate=2: .* holds candidates 0 to 1"),
+        ("0,0", "candidate=0,0: expected a number"),
+        ("first", "candidate=first: expected a number"),
+        (-1, "candidate=-1: expected a number"),
+    ],
+)
+def test_a_candidate_that_is_not_there_is_told(tmp_path, candidate, message) -> None:
+    with pytest.raises(InvDiffError, match=message):
+        read_environments(_candidates(tmp_path), 4, candidate=candidate)
+
+
+def test_environments_are_numbered_by_how_usual_they_are_in_each_prompt() -> None:
+    values = torch.eye(2)[torch.tensor([0, 0, 1, 1, 1, 0])]
+    ordered = usual_first(values, torch.tensor([0, 0, 0, 1, 1, 1]))
+    assert ordered.argmax(1).tolist() == [0, 0, 1, 0, 0, 1]
 
 
 def test_soft_memberships_are_read_where_they_are_asked_for(tmp_path) -> None:

@@ -3,16 +3,26 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from invdiff_pl.backbones.draws import generator
-from invdiff_pl.backbones.features import middle_features
 from invdiff_pl.backbones.noising import ForwardProcess
 from invdiff_pl.backbones.pipeline import embed_prompts, load_pipeline
-from invdiff_pl.environments.features import BlockFeatures, image_features, middle_block
+from invdiff_pl.environments.features import (
+    NOISES,
+    TIMESTEPS,
+    BlockFeatures,
+    DenoisingLosses,
+    image_features,
+    middle_block,
+    read_features,
+)
+from invdiff_pl.utils.errors import InvDiffError
 
 
 @pytest.fixture(scope="module")
@@ -26,21 +36,27 @@ def latents(pipeline: Any) -> Tensor:
     return torch.randn(7, channels, side, side, generator=torch.Generator().manual_seed(0))
 
 
+def _middle(pipeline: Any, noisy: Tensor, timesteps: Tensor) -> Tensor:
+    """The middle block's output in a whole pass, over the whole and over quarters."""
+    kept: list[Tensor] = []
+    handle = pipeline.unet.mid_block.register_forward_hook(lambda *given: kept.append(given[2]))
+    with torch.no_grad():
+        pipeline.unet(noisy, timesteps, embed_prompts(pipeline, [""]).expand(len(noisy), -1, -1))
+    handle.remove()
+    half = kept[0].shape[-1] // 2
+    quarters = kept[0].unfold(2, half, half).unfold(3, half, half).mean((4, 5))
+    return torch.cat([kept[0].mean((2, 3)), quarters.flatten(1)], dim=1)
+
+
 def test_features_are_those_of_the_middle_block(pipeline: Any, latents: Tensor) -> None:
     process = ForwardProcess(pipeline.scheduler.config)
     found = image_features(pipeline, latents, levels=[0.3, 0.7], seed=5)
     noise = torch.randn(latents.shape[1:], generator=generator(5, "feature noise"))
-    expected = [
-        middle_features(
-            pipeline.unet,
-            process,
-            latents,
-            int(level * process.train_timesteps),
-            noise,
-            embed_prompts(pipeline, [""]),
-        )
-        for level in (0.3, 0.7)
-    ]
+    expected = []
+    for level in (0.3, 0.7):
+        timesteps = torch.full((7,), int(level * process.train_timesteps))
+        noisy = process.add_noise(latents, noise.expand_as(latents), timesteps)
+        expected.append(_middle(pipeline, noisy, timesteps))
     assert found.dtype == torch.float16
     torch.testing.assert_close(found.float(), torch.cat(expected, dim=1), rtol=1e-3, atol=1e-3)
 
@@ -118,5 +134,50 @@ def test_image_tokens_of_a_transformer_are_pooled_like_a_grid() -> None:
 def test_features_beyond_half_precision_are_refused(pipeline: Any, latents: Tensor) -> None:
     broken = latents.clone()
     broken[2] = torch.inf
-    with pytest.raises(ValueError, match="image 2 of the batch"):
+    with pytest.raises(ValueError, match="image 2 are not finite"):
         image_features(pipeline, broken)
+
+
+def test_losses_are_those_of_each_image_under_its_own_prompt(
+    pipeline: Any, latents: Tensor
+) -> None:
+    process = ForwardProcess(pipeline.scheduler.config)
+    texts = embed_prompts(pipeline, [""] * 7) + torch.arange(7)[:, None, None]
+    found = DenoisingLosses(pipeline.unet, process, seed=3)(latents, texts)
+    assert found.shape == (7, TIMESTEPS * NOISES)
+    # The second noise at the first timestep, whose range of 0.24 is cut into four.
+    noise = torch.randn(latents.shape[1:], generator=generator(3, "common noise", 0, 1))
+    noise = noise.expand_as(latents)
+    timesteps = torch.full((7,), int(0.75 * process.train_timesteps))
+    noisy = process.add_noise(latents, noise, timesteps)
+    with torch.no_grad():
+        prediction = pipeline.unet(noisy, timesteps, texts).sample
+    expected = (prediction - process.target(latents, noise, timesteps)).square().mean((1, 2, 3))
+    torch.testing.assert_close(found[:, 1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_features_of_ones_own_are_read_from_either_kind_of_file(tmp_path: Path) -> None:
+    values = torch.randn(5, 3)
+    np.save(tmp_path / "own.npy", values.numpy())
+    save_file({"clip": values}, tmp_path / "own.safetensors")
+    assert torch.equal(read_features(tmp_path / "own.npy", 5), values)
+    assert torch.equal(read_features(tmp_path / "own.safetensors", 5), values)
+
+
+def test_a_file_that_holds_something_else_is_told(tmp_path: Path) -> None:
+    np.save(tmp_path / "long.npy", np.zeros((4, 3), np.float32))
+    np.save(tmp_path / "whole.npy", np.zeros((5, 3), np.int64))
+    np.save(tmp_path / "objects.npy", np.array([{}, []], dtype=object), allow_pickle=True)
+    (tmp_path / "cut.safetensors").write_bytes(b"12")
+    save_file({"a": torch.zeros(1), "b": torch.zeros(1)}, tmp_path / "two.safetensors")
+    for name, message in (
+        ("long.npy", r"found float32 of shape \[4, 3\]; expected floats \[5, D\]"),
+        ("whole.npy", r"found int64 of shape \[5, 3\]"),
+        ("objects.npy", "cannot be read"),
+        ("cut.safetensors", "cannot be read"),
+        ("two.safetensors", "cannot be read"),
+        ("none.npy", "expected block, losses, or an existing file"),
+        ("blocks", "expected block, losses, or an existing file"),
+    ):
+        with pytest.raises(InvDiffError, match=message):
+            read_features(tmp_path / name, 5)

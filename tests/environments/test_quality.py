@@ -10,7 +10,6 @@ from invdiff_pl.environments.quality import (
     auc,
     conflicting,
     environment_report,
-    group_risks,
     worst_group_precision_recall,
 )
 
@@ -86,39 +85,19 @@ def test_the_adjusted_rand_index_of_copies_is_that_of_one() -> None:
 
 def test_the_report_tells_of_quality_only_where_attributes_are() -> None:
     scores = conflicting(PROMPTS, ATTRIBUTES).double()
-    assignments = scores.long()
-    losses = torch.arange(20.0)
-    report = environment_report(scores, assignments, PROMPTS, ATTRIBUTES, losses)
+    memberships = torch.eye(2)[scores.long()]
+    report = environment_report(scores, memberships, PROMPTS, ATTRIBUTES)
     assert report["auc"] == 1.0
     assert report["worst_group_recall"] == 1.0
     assert [entry["sizes"] for entry in report["per_prompt"]] == [[8, 2], [9, 1]]
     assert [entry["recall"] for entry in report["per_prompt"]] == [1.0, 1.0]
-    unlabelled = environment_report(scores, assignments, PROMPTS, None, losses)
+    unlabelled = environment_report(scores, memberships, PROMPTS, None)
     assert "auc" not in unlabelled
     assert "auc" not in unlabelled["per_prompt"][0]
-
-
-def test_group_risks_come_with_normal_intervals_of_the_mean() -> None:
-    losses, members = torch.tensor([1.0, 2.0, 3.0, 9.0]), torch.tensor([True, True, True, False])
-    found = group_risks(losses, members)
-    margin = 1.96 * 1.0 / 3**0.5  # the deviation of 1, 2, 3 is 1
-    assert found["size"] == 3
-    assert found["risk"] == 2.0
-    assert found["interval"] == pytest.approx([2 - margin, 2 + margin])
-    assert group_risks(losses, ~members) == {"size": 1, "risk": 9.0, "interval": None}
 
 
 def test_confidence_is_the_mean_membership_of_the_likelier_group() -> None:
     memberships = torch.full((20, 2), 0.5)
     memberships[10:] = torch.tensor([0.9, 0.1])
-    scores = torch.arange(20.0)
-    assignments = torch.arange(20) % 2
-    report = environment_report(scores, assignments, PROMPTS, None, scores, memberships)
+    report = environment_report(torch.arange(20.0), memberships, PROMPTS, None)
     assert [entry["confidence"] for entry in report["per_prompt"]] == pytest.approx([0.5, 0.9])
-
-
-def test_a_prompt_that_is_left_whole_has_no_confidence() -> None:
-    scores, memberships = torch.arange(20.0), torch.tensor([[1.0, 0.0]]).expand(20, -1)
-    assignments = torch.zeros(20, dtype=torch.int64)
-    report = environment_report(scores, assignments, PROMPTS, None, scores, memberships)
-    assert not any("confidence" in entry for entry in report["per_prompt"])

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from invdiff_pl.metrics import (
     BiasScore,
-    IntersectionalBias,
     bias_statistics,
     pairwise_bias,
     small_sample_bias,
@@ -85,27 +84,28 @@ def test_targets_that_are_no_positive_distribution_are_refused(target: list[Any]
 
 def test_bias_over_two_attributes_sees_what_either_alone_hides() -> None:
     # Old men and young women only: balanced over age and over gender.
-    score = IntersectionalBias(num_prompts=1, first_classes=2, second_classes=2)
+    score = BiasScore(num_prompts=1, num_classes=(2, 2))
     gender = torch.tensor([0, 1] * 10)
     score.update(torch.zeros(20, dtype=torch.long), gender, gender)
-    joint, marginals = score.compute(), score.marginals()
+    joint = score.compute()
     assert joint["counts"].tolist() == [[10, 0, 0, 10]]
     assert joint["bias"].item() == pytest.approx(2 / (4 * 3) * 4 * 0.5)  # four of six pairs differ
-    assert [marginals[name]["bias"].item() for name in ("first", "second")] == [0, 0]
 
 
-def test_marginals_of_two_attributes_are_the_scores_of_each() -> None:
+def test_counts_of_two_attributes_add_up_to_those_of_each() -> None:
     generator = torch.Generator().manual_seed(0)
     prompts, first, second = (torch.randint(high, (50,), generator=generator) for high in (2, 2, 3))
-    score = IntersectionalBias(2, 2, 3)
+    score = BiasScore(2, (2, 3))
     score.update(prompts, first, second)
-    assert pickle.loads(pickle.dumps(score)).marginals().keys() == {"first", "second"}
-    for name, labels, classes in (("first", first, 2), ("second", second, 3)):
+    both = pickle.loads(pickle.dumps(score)).compute()["counts"].unflatten(1, (2, 3))
+    for labels, classes, axis in ((first, 2, 2), (second, 3, 1)):
         alone = BiasScore(2, classes)
         alone.update(prompts, labels)
-        assert torch.equal(score.marginals()[name]["bias"], alone.compute()["bias"])
-    with pytest.raises(InvDiffError, match=r"second attribute labels must lie in 0\.\.2, found 3"):
+        assert torch.equal(both.sum(axis), alone.compute()["counts"])
+    with pytest.raises(InvDiffError, match=r"attribute 2 labels must lie in 0\.\.2, found 3"):
         score.update(prompts, first, torch.full((50,), 3))
+    with pytest.raises(InvDiffError, match="counts 2 attributes, found 1"):
+        score.update(prompts, first)
 
 
 def test_mean_and_population_deviation_leave_out_prompts_without_samples() -> None:

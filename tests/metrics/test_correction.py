@@ -3,11 +3,11 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.metrics import (
-    bias_interval,
     correct_for_classifier,
     corrected_bias,
-    mean_bias_interval,
+    mean_share_interval,
     pairwise_bias,
+    share_interval,
 )
 from invdiff_pl.utils.errors import InvDiffError
 
@@ -56,8 +56,8 @@ def test_a_faultless_classifier_changes_next_to_nothing() -> None:
     found = correct_for_classifier(counts, torch.tensor([[100_000, 0], [0, 100_000]]))
     assert found.bias[:2].tolist() == pytest.approx([144 / 256, 4 / 256])
     assert found.shares[2].isnan().all()
-    torch.testing.assert_close(found.interval[:2], bias_interval(counts)[:2], atol=0.02, rtol=0)
-    torch.testing.assert_close(found.mean_interval, mean_bias_interval(counts), atol=0.02, rtol=0)
+    torch.testing.assert_close(found.interval[:2], share_interval(counts)[:2], atol=0.02, rtol=0)
+    torch.testing.assert_close(found.mean_interval, mean_share_interval(counts), atol=0.02, rtol=0)
 
 
 def test_shares_beyond_what_errors_explain_are_put_on_the_simplex() -> None:

@@ -6,11 +6,11 @@ from scipy.stats import binom, binomtest
 from torch import Tensor
 
 from invdiff_pl.metrics import (
-    bias_interval,
-    mean_bias_interval,
     mean_interval,
+    mean_share_interval,
     pairwise_bias,
     proportion_interval,
+    share_interval,
     wilson_interval,
 )
 from invdiff_pl.utils.errors import InvDiffError
@@ -44,16 +44,16 @@ def test_impossible_counts_and_confidences_are_refused() -> None:
     with pytest.raises(InvDiffError, match="confidence must lie between 0 and 1"):
         proportion_interval(1, 2, 95)
     with pytest.raises(InvDiffError, match="confidence must lie between 0 and 1"):
-        bias_interval(torch.tensor([3, 4, 5]), 0)
+        share_interval(torch.tensor([3, 4, 5]), 0)
 
 
 def test_two_class_interval_is_the_wilson_interval_folded_at_one_half() -> None:
     low, high = proportion_interval(90, 100)
     expected = torch.tensor([2 * low - 1, 2 * high - 1], dtype=torch.float64)
-    torch.testing.assert_close(bias_interval(torch.tensor([90, 10])), expected)
-    torch.testing.assert_close(bias_interval(torch.tensor([10, 90])), expected)
+    torch.testing.assert_close(share_interval(torch.tensor([90, 10])), expected)
+    torch.testing.assert_close(share_interval(torch.tensor([10, 90])), expected)
     low, high = proportion_interval(52, 100)
-    straddling = bias_interval(torch.tensor([52, 48])).tolist()
+    straddling = share_interval(torch.tensor([52, 48])).tolist()
     assert straddling == pytest.approx([0, 2 * high - 1])
 
 
@@ -61,7 +61,9 @@ def test_two_class_interval_is_the_wilson_interval_folded_at_one_half() -> None:
 @pytest.mark.parametrize("p", [0.5, 0.51, 0.6, 0.95, 0.99])
 def test_two_class_intervals_cover_the_truth_often_enough(p: float, n: int) -> None:
     first = torch.arange(n + 1)
-    hits = covered(bias_interval(torch.stack([first, n - first], -1)), torch.tensor(abs(2 * p - 1)))
+    hits = covered(
+        share_interval(torch.stack([first, n - first], -1)), torch.tensor(abs(2 * p - 1))
+    )
     assert binom.pmf(first.numpy(), n, p) @ hits.double().numpy() >= 0.935  # exact coverage
 
 
@@ -79,7 +81,7 @@ def test_four_class_intervals_cover_the_truth_often_enough(shares: list[Any], n:
     torch.manual_seed(0)
     true = torch.tensor(shares, dtype=torch.float64)
     counts = torch.distributions.Multinomial(n, true).sample((200,)).long()
-    coverage = covered(bias_interval(counts), pairwise_bias(true)).double().mean()
+    coverage = covered(share_interval(counts), pairwise_bias(true)).double().mean()
     assert coverage >= 0.93
 
 
@@ -95,7 +97,7 @@ def test_intervals_of_the_mean_cover_the_truth_often_enough(shares: list[Any]) -
     torch.manual_seed(0)
     true = torch.tensor(shares, dtype=torch.float64)
     counts = torch.distributions.Multinomial(256, true).sample((150,)).long()
-    intervals = torch.stack([mean_bias_interval(table) for table in counts])
+    intervals = torch.stack([mean_share_interval(table) for table in counts])
     assert covered(intervals, pairwise_bias(true).mean()).double().mean() >= 0.93
 
 
@@ -113,7 +115,7 @@ def test_intervals_of_the_mean_cover_the_truth_often_enough(shares: list[Any]) -
 )
 def test_an_interval_is_in_range_and_holds_the_estimate(counts: list[int]) -> None:
     table = torch.tensor(counts)
-    low, high = bias_interval(table).tolist()
+    low, high = share_interval(table).tolist()
     estimate = pairwise_bias(table.double() / table.sum()).item()
     assert 0 <= low <= estimate + 1e-6
     assert estimate - 1e-6 <= high <= 2 / len(counts) + 1e-9
@@ -121,28 +123,28 @@ def test_an_interval_is_in_range_and_holds_the_estimate(counts: list[int]) -> No
 
 
 def test_balanced_counts_have_a_lower_end_of_exactly_zero() -> None:
-    assert bias_interval(torch.tensor([33, 31, 32, 32]))[0] == 0
-    assert mean_bias_interval(torch.tensor([[130, 126], [127, 129], [120, 136]]))[0] == 0
+    assert share_interval(torch.tensor([33, 31, 32, 32]))[0] == 0
+    assert mean_share_interval(torch.tensor([[130, 126], [127, 129], [120, 136]]))[0] == 0
 
 
 def test_intervals_shrink_with_the_square_root_of_the_sample() -> None:
-    widths = bias_interval(torch.tensor([60, 20, 15, 5]) * torch.tensor([[1], [100]])).diff()
+    widths = share_interval(torch.tensor([60, 20, 15, 5]) * torch.tensor([[1], [100]])).diff()
     assert (widths[0] / widths[1]).item() == pytest.approx(10, rel=0.05)
 
 
 def test_intervals_are_repeatable_and_leave_the_global_generator_alone() -> None:
     counts = torch.tensor([[60, 20, 15, 5], [3, 4, 5, 6]])
     before = torch.get_rng_state()
-    assert torch.equal(bias_interval(counts), bias_interval(counts))
-    torch.testing.assert_close(bias_interval(counts)[1], bias_interval(counts[1]))
+    assert torch.equal(share_interval(counts), share_interval(counts))
+    torch.testing.assert_close(share_interval(counts)[1], share_interval(counts[1]))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_prompt_without_samples_has_no_interval_and_no_part_in_the_mean() -> None:
     counts = torch.tensor([[60, 20, 15, 5], [0, 0, 0, 0]])
-    assert bias_interval(counts).isnan().tolist() == [[False, False], [True, True]]
-    torch.testing.assert_close(mean_bias_interval(counts), bias_interval(counts[0]))
-    assert mean_bias_interval(counts[1:]).isnan().all()
+    assert share_interval(counts).isnan().tolist() == [[False, False], [True, True]]
+    torch.testing.assert_close(mean_share_interval(counts), share_interval(counts[0]))
+    assert mean_share_interval(counts[1:]).isnan().all()
 
 
 def test_mover_equals_the_normal_interval_for_symmetric_intervals() -> None:

@@ -152,8 +152,9 @@ def test_every_kind_trains_beside_a_backbone_that_stays_as_it_is(
     checkpoint = tmp_path / "checkpoints"
     callback = ModelCheckpoint(checkpoint, filename="last", every_n_train_steps=2, save_top_k=-1)
     _fit(module, data, tmp_path, max_steps=2, enable_checkpointing=True, callbacks=[callback])
-    assert all(torch.equal(module.adapter.frozen_weights()[n], v) for n, v in frozen.items())
-    assert any(not torch.equal(module.trainable_parameters()[n], v) for n, v in start.items())
+    after, trained = module.adapter.frozen_weights(), module.trainable_parameters()
+    assert all(torch.equal(after[name], value) for name, value in frozen.items())
+    assert any(not torch.equal(trained[name], value) for name, value in start.items())
     state = torch.load(checkpoint / "last.ckpt", weights_only=True)["state_dict"]
     assert sum(value.numel() for value in state.values()) == module.adapter.size()
 
@@ -182,8 +183,8 @@ def test_without_a_bias_that_was_found_the_adapter_stays_a_no_op_unless_forced(
     other = tmp_path / "unbiased"
     shutil.copytree(place, other)
     count = len(_data(birds, tiny_backbone, other).index.rows("train"))
-    evidence = {"reason": "too few"} if found is None else None
-    _write_environments(other, count, bias_found=found, evidence=evidence)
+    reason = "too few." if found is None else None
+    _write_environments(other, count, bias_found=found, reason=reason)
     data = _data(birds, tiny_backbone, other)
     module = _module(tiny_backbone)
     trainer = _fit(

@@ -4,17 +4,19 @@ import csv
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from birds_data import birds_data
 from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
-from trainers import adapter_trainer, quiet_trainer
+from trainers import adapter_trainer, infer, quiet_trainer
 
 from invdiff_pl.backbones.pipeline import load_pipeline, sample_images
 from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection, ScaleCalibration
 from invdiff_pl.data.samples import read_manifest, sample_file
-from invdiff_pl.modules import ConditionalSampler, EnvironmentInference, InvariantAdapter
+from invdiff_pl.environments.features import BlockFeatures
+from invdiff_pl.modules import ConditionalSampler, InvariantAdapter, environment_inference
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import digest_folder
 from invdiff_pl.utils.images import image_grid
@@ -23,9 +25,7 @@ STEPS = 4
 
 
 def _infer(root: Path, backbone: Path, folder: Path, **settings) -> dict[str, torch.Tensor]:
-    module = EnvironmentInference(str(backbone), str(folder), timesteps=3, noise_draws=2)
-    data = birds_data(root, backbone, folder / "cache", **settings)
-    quiet_trainer(folder).predict(module, datamodule=data, return_predictions=False)
+    infer(backbone, folder, birds_data(root, backbone, folder / "cache", **settings))
     return load_file(folder / "environments.safetensors")
 
 
@@ -116,18 +116,29 @@ def test_inference_and_training_never_read_the_attribute(
     _assert_equal(weights, load_file(trained / "adapter" / "pytorch_lora_weights.safetensors"))
 
 
-def test_scores_do_not_depend_on_the_batch_size(birds, tiny_backbone, inferred, tmp_path) -> None:
-    tensors = _infer(birds, tiny_backbone, tmp_path, batch_size=7)
-    expected = load_file(inferred / "environments.safetensors")
-    torch.testing.assert_close(tensors["losses"], expected["losses"], rtol=1e-4, atol=1e-5)
+def _interrupted(*_: object) -> None:
+    raise OSError("killed")
 
 
-def test_interrupted_scoring_keeps_what_it_has(birds, tiny_backbone, inferred, tmp_path) -> None:
-    shutil.copytree(inferred / "losses", tmp_path / "losses")
-    module = EnvironmentInference(str(tiny_backbone), str(tmp_path), timesteps=3, noise_draws=2)
-    module.unet = None  # must not be called: every loss is there
-    data = birds_data(birds, tiny_backbone, tmp_path / "cache")
-    quiet_trainer(tmp_path).predict(module, datamodule=data, return_predictions=False)
+def _features(folder: Path) -> torch.Tensor:
+    return torch.from_numpy(np.load(folder / "features" / "features.npy").astype(np.float32))
+
+
+def test_features_do_not_depend_on_the_batch_size(birds, tiny_backbone, inferred, tmp_path) -> None:
+    _infer(birds, tiny_backbone, tmp_path, batch_size=7)
+    torch.testing.assert_close(_features(tmp_path), _features(inferred), rtol=2e-3, atol=1e-3)
+
+
+def test_an_interrupted_inference_keeps_what_it_has(
+    birds, tiny_backbone, inferred, tmp_path, monkeypatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(environment_inference, "find_hidden_attributes", _interrupted)
+        with pytest.raises(OSError, match="killed"):
+            _infer(birds, tiny_backbone, tmp_path)
+    monkeypatch.delattr(BlockFeatures, "__call__")  # all of them are there
+    _infer(birds, tiny_backbone, tmp_path)
+    assert not (tmp_path / "features" / "parts").exists()
     _assert_equal(
         load_file(tmp_path / "environments.safetensors"),
         load_file(inferred / "environments.safetensors"),

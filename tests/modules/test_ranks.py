@@ -3,16 +3,17 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from birds_data import birds_data
 from safetensors.torch import load_file, save_file
-from trainers import quiet_trainer
+from trainers import infer, quiet_trainer
 
 from invdiff_pl.data.datasets import SequentialBatches
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
-from invdiff_pl.modules import Backbone, ConditionalSampler, EnvironmentInference, InvariantAdapter
+from invdiff_pl.modules import Backbone, ConditionalSampler, InvariantAdapter
 from invdiff_pl.utils.files import digest_file, digest_folder
 
 STEPS = 3
@@ -41,16 +42,16 @@ def inferred(birds, tiny_backbone, tmp_path_factory) -> dict[int, Path]:
     """The environments found by one, two and three ranks."""
     folders = {ranks: tmp_path_factory.mktemp(f"ranks-{ranks}") for ranks in (1, 2, 3)}
     for ranks, folder in folders.items():
-        module = EnvironmentInference(str(tiny_backbone), str(folder), timesteps=2, noise_draws=1)
-        data = _data(birds, tiny_backbone, folders[1] / "cache")
-        quiet_trainer(folder, ranks).predict(module, datamodule=data, return_predictions=False)
+        infer(tiny_backbone, folder, _data(birds, tiny_backbone, folders[1] / "cache"), ranks)
     return folders
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_losses_scores_and_environments_are_equal_bit_for_bit(inferred, ranks: int) -> None:
+def test_features_and_environments_are_equal_bit_for_bit(inferred, ranks: int) -> None:
     ours = load_file(inferred[ranks] / "environments.safetensors")
     alone = load_file(inferred[1] / "environments.safetensors")
+    features = [np.load(inferred[n] / "features" / "features.npy") for n in (1, ranks)]
+    assert np.array_equal(*features)
     assert ours.keys() == alone.keys()
     for name, value in alone.items():
         assert torch.equal(ours[name], value), name
@@ -81,12 +82,8 @@ def test_ranks_for_which_there_is_no_batch_wait_for_the_others(
 ) -> None:
     for ranks in (1, 2):
         environments = tmp_path / f"environments-{ranks}"
-        module = EnvironmentInference(
-            str(tiny_backbone), str(environments), timesteps=1, noise_draws=1
-        )
         data = _data(birds, tiny_backbone, inferred[1] / "cache", batch_size=500)
-        trainer = quiet_trainer(environments, ranks)
-        trainer.predict(module, datamodule=data, return_predictions=False)
+        infer(tiny_backbone, environments, data, ranks)
         sampler = ConditionalSampler(str(tiny_backbone), str(tmp_path / f"{ranks}"), steps=1)
         data = _data(
             birds,

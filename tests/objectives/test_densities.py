@@ -7,7 +7,6 @@ from diffusers import DDPMScheduler
 from invdiff_pl.backbones.draws import generator
 from invdiff_pl.backbones.noising import ForwardProcess
 from invdiff_pl.objectives import build_density, min_snr_weights
-from invdiff_pl.objectives.densities import UNIFORM_SHARE
 from invdiff_pl.utils.errors import InvDiffError
 
 
@@ -27,32 +26,12 @@ def test_draws_follow_the_density_and_its_masses(name: str, expected: list[float
     assert masses == pytest.approx(expected)
 
 
-def test_separation_weighted_draws_follow_the_inference_stages_weights() -> None:
-    # A grid over the noisier half, as stratified_timesteps makes it; the last counts thrice.
-    density = build_density("separation", 1000, timesteps=[749, 999], weights=[0.25, 0.75])
-    assert float(density.probabilities.sum()) == pytest.approx(1)
-    half = UNIFORM_SHARE / 4
-    expected = [half, half, half + 0.25 * (1 - UNIFORM_SHARE), half + 0.75 * (1 - UNIFORM_SHARE)]
-    timesteps = density.sample(40_000, generator(0, "test"))
-    quarters = (timesteps // 250).bincount(minlength=4).double() / len(timesteps)
-    assert quarters.tolist() == pytest.approx(expected, abs=0.005)
-    assert [density.mass(250 * k, 250 * (k + 1)) for k in range(4)] == pytest.approx(expected)
-
-
 def test_every_stratum_of_a_batch_is_drawn_from_once() -> None:
-    for name in ("uniform", "separation"):
-        density = build_density(name, 1000, timesteps=[499, 999], weights=[0.5, 0.5])
-        timesteps = density.sample(10, generator(3, "test")).sort().values
-        assert (timesteps // 100).tolist() == list(range(10))
+    timesteps = build_density("uniform", 1000).sample(10, generator(3, "test")).sort().values
+    assert (timesteps // 100).tolist() == list(range(10))
 
 
-def test_separation_without_weights_and_bad_values_are_refused() -> None:
-    with pytest.raises(InvDiffError, match="timestep_weights"):
-        build_density("separation", 1000)
-    with pytest.raises(InvDiffError, match="not ascending"):
-        build_density("separation", 1000, timesteps=[999, 749], weights=[0.5, 0.5])
-    with pytest.raises(InvDiffError, match="not shares"):
-        build_density("separation", 1000, timesteps=[749, 999], weights=[-0.5, 1.5])
+def test_a_name_or_an_exponent_that_is_none_is_refused() -> None:
     with pytest.raises(InvDiffError, match="timestep_density=high"):
         build_density("high", 1000)
     with pytest.raises(InvDiffError, match="exponent=0"):

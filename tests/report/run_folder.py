@@ -46,6 +46,18 @@ def scale_figures(bias: float, accuracy: float, distance: float) -> dict:
     }
 
 
+CANDIDATE = {
+    "verdict": "bias",
+    "reason": "shares differ by 0.8.",
+    "groups": 2,
+    "names": [],
+    "evidence": 0.4,
+    "gain": 0.3,
+    "alignment": 0.95,
+    "p_value": 0.05,
+    "shares": [[0.9, 0.1], [0.1, 0.9]],
+    "intervals": [[[0.8, 0.95], [0.05, 0.2]], [[0.05, 0.2], [0.8, 0.95]]],
+}
 METRICS: dict = {
     "scales": {"0.0": scale_figures(0.94, 0.99, 450.0), "1.0": scale_figures(0.08, 0.98, 420.0)},
     "data": {"bias": _bias(0.9)},
@@ -81,10 +93,14 @@ def write_run(folder: Path) -> None:
     write("adapter/adapter/adapter.json", adapter)
     environments = {
         "groups": 2,
-        "score": "weighted_contrast",
-        "split_half_rank_correlation": 0.5,
+        "features": "block",
         "prompts": list(PROMPTS),
-        "quality": {"auc": 0.9876, "per_prompt": []},
+        "verdict": "bias",
+        "bias_found": True,
+        "reason": "shares differ by 0.8.",
+        "candidate": 0,
+        "candidates": [CANDIDATE],
+        "quality": {"auc": 0.9876, "per_prompt": [{"sizes": [90, 5], "confidence": 0.9}] * 2},
     }
     write("environments/environments.json", environments)
     scores = np.concatenate([np.zeros(90), np.ones(10)]) + np.linspace(0, 0.1, 100)

@@ -53,7 +53,9 @@ def test_the_table_shows_them_with_intervals_and_escapes_prompts(run_dir: Path) 
 
 
 def test_the_page_holds_figures_pictures_and_escaped_prompts(run_dir: Path) -> None:
-    Image.new("RGB", (8, 8), "blue").save(run_dir / "environments" / "sheet-0 <b>.png")
+    sheets = run_dir / "environments" / "candidate-0"
+    sheets.mkdir()
+    Image.new("RGB", (8, 8), "blue").save(sheets / "sheet-0 <b>.png")
     write_report(run_dir, seed=3)
     page = (run_dir / "report" / "report.html").read_text()
     assert ">0.080 [0.040, 0.120]</td>" in page
@@ -230,7 +232,9 @@ def test_plots_are_written(run_dir: Path) -> None:
 def test_a_copy_for_documentation_is_small_and_complete(run_dir: Path, capsys) -> None:
     assert main(["report", "--run-dir", str(run_dir), "--into", str(run_dir / "docs")]) == 2
     assert "report.md is missing" in capsys.readouterr().err
-    Image.new("RGB", (2000, 1000), "red").save(run_dir / "environments" / "sheet-1.png")
+    sheets = run_dir / "environments" / "candidate-0"
+    sheets.mkdir()
+    Image.new("RGB", (2000, 1000), "red").save(sheets / "sheet-1.png")
     write_report(run_dir, seed=3)
     for _ in range(2):  # a second copy replaces the first
         assert main(["report", "--run-dir", str(run_dir), "--into", str(run_dir / "docs")]) == 0

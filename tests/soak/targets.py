@@ -36,7 +36,7 @@ from invdiff_pl.cli.experiment import experiment_of
 from invdiff_pl.data.cache import ShardedTensor, build_shards
 from invdiff_pl.data.samples import Sample, manifest_text, read_manifest
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
-from invdiff_pl.environments.table import LossTable
+from invdiff_pl.environments.table import FeatureTable
 from invdiff_pl.metrics.classifier import SampleClassifier
 from invdiff_pl.utils.locks import run_lock
 from invdiff_pl.workflow import verify
@@ -70,15 +70,15 @@ def _read_environments(folder: Path) -> None:
     assert data.inferred().groups >= 1
 
 
-def _make_losses(folder: Path) -> None:
-    table = LossTable(folder, (2, 3), flush_rows=4)
+def _make_features(folder: Path) -> None:
+    table = FeatureTable(folder, flush_rows=4)
     for rows in torch.arange(10).split(4):
-        table.append(rows, torch.rand(len(rows), 2, 2, 3))
+        table.append(rows, rows % 2, torch.rand(len(rows), 6))
     table.flush()
 
 
-def _read_losses(folder: Path) -> None:
-    LossTable(folder, (2, 3)).read(10)
+def _read_features(folder: Path) -> None:
+    FeatureTable(folder).read(folder / "features.npy")
 
 
 def _make_manifest(folder: Path) -> None:
@@ -198,7 +198,7 @@ TARGETS = [
     Target("cache shards", _make_shards, _read_shards, "*.safetensors", _TENSORS),
     Target("cache shards", _make_shards, _read_shards, "*.json", _JSON),
     Target("environments", _make_environments, _read_environments, "environments/*", _TENSORS),
-    Target("losses", _make_losses, _read_losses, "*.safetensors", _TENSORS),
+    Target("features", _make_features, _read_features, "*.safetensors", _TENSORS),
     Target("manifest", _make_manifest, read_manifest, "*.jsonl", _LINES),
     Target("run records", _make_run, _read_run, "**/*.json", _JSON),
     Target("lock", _make_lock, _read_lock, "*.json", _JSON, writes=True),

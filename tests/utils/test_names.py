@@ -6,7 +6,6 @@ import sys
 import pytest
 
 from invdiff_pl.adapters.base import _REGISTRY
-from invdiff_pl.environments.scores import SCORES
 from invdiff_pl.metrics.extractors import _BUILDERS
 from invdiff_pl.objectives.rules import RULES
 from invdiff_pl.utils import names
@@ -14,7 +13,6 @@ from invdiff_pl.utils.errors import InvDiffError
 
 
 def test_they_are_those_of_the_registries() -> None:
-    assert set(names.SCORES) == set(SCORES)
     assert set(names.OBJECTIVES) == set(RULES)
     assert set(names.ADAPTERS) == set(_REGISTRY)
     assert set(names.EXTRACTORS) == set(_BUILDERS)
@@ -30,17 +28,17 @@ def _config(**arguments: object) -> dict:
     return {
         "model": {
             "class_path": "invdiff_pl.modules.EnvironmentInference",
-            "init_args": {"score": "prompt_pursuit", "partition": "exact", **arguments},
+            "init_args": {"inference": "mixture", **arguments},
         }
     }
 
 
 def test_a_name_in_a_file_and_one_in_a_flag_are_refused() -> None:
     names.require_names(_config())
-    with pytest.raises(InvDiffError, match=r"--model.partition=exat: expected one of exact, "):
-        names.require_names(_config(partition="exat"))
-    for flag in ("--model.score=x", "--model.init_args.score=x"):
-        with pytest.raises(InvDiffError, match=r"--model.score=x: "):
+    with pytest.raises(InvDiffError, match=r"--model.inference=x: expected one of mixture, "):
+        names.require_names(_config(inference="x"))
+    for flag in ("--model.inference=x", "--model.init_args.inference=x"):
+        with pytest.raises(InvDiffError, match=r"--model.inference=x: "):
             names.require_names(_config(), [flag])
     with pytest.raises(InvDiffError, match=r"--evaluation.extractor=x: "):
         names.require_names({"evaluation": {"extractor": "x"}})

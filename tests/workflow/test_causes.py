@@ -76,7 +76,7 @@ def _stale(before: dict[str, str], after: dict[str, str]) -> set[str]:
         ("objectives/rules.py", AFTER_ADAPTER),
         ("callbacks/heldout.py", AFTER_ADAPTER),
         ("adapters/lora.py", AFTER_ADAPTER),
-        ("environments/scores.py", {"environments", *AFTER_ADAPTER}),
+        ("environments/judging.py", {"environments", *AFTER_ADAPTER}),
         ("metrics/bias.py", {"samples", "report"}),
         ("report/plots.py", {"report"}),
         ("data/synthetic/waterbirds.py", set(PLANS["train"])),

@@ -1,5 +1,6 @@
 """The library on a pipeline and images at hand: no run folder, no YAML, any Trainer."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from trainers import adapter_trainer
 import invdiff_pl as inv
 from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection
-from invdiff_pl.data.environments import Environments
+from invdiff_pl.data.environments import Environments, read_environments
 from invdiff_pl.data.latents import encoded
 from invdiff_pl.environments.hidden_attribute import HiddenAttributeSettings
-from invdiff_pl.metrics.readers import FunctionReader
+from invdiff_pl.environments.page import discovery_page
+from invdiff_pl.utils.files import read_json
 
 PROMPTS = ("a photo of a mallard", "a photo of a raven")
 FILE = "pytorch_lora_weights.safetensors"
@@ -214,51 +216,6 @@ def test_generated_images_are_those_of_their_seeds_whatever_the_batch(pipe) -> N
     assert difference.abs().max() <= 1
 
 
-def test_an_audit_counts_each_class_before_and_after(pipe, tmp_path) -> None:
-    images, environments = _images()
-    lora = inv.debias(
-        pipe,
-        images,
-        environments,
-        steps=1,
-        batch_size=8,
-        learning_rate=0.05,
-        calibration_samples=0,
-        progress=False,
-    )
-    calls = []
-
-    def every_third(pictures: torch.Tensor) -> torch.Tensor:
-        calls.append(len(pictures))
-        return (torch.arange(len(pictures)) % 3 == 0).long()
-
-    reader = FunctionReader(every_third, ["dark", "bright"], name="light")
-    before = _state(pipe)
-    found = inv.audit(
-        pipe, PROMPTS, readers=[reader], lora=lora, per_prompt=6, steps=1, progress=False
-    )
-    assert calls == [12, 12]
-    assert all(torch.equal(value, before[name]) for name, value in _state(pipe).items())
-    table = found.to_pandas()
-    assert len(table) == 2 * 2 * 2
-    row = table[(table["when"] == "after") & (table["class"] == "bright")].iloc[0]
-    assert (row["count"], row["share"]) == (2, pytest.approx(1 / 3))
-    assert row["low"] < 1 / 3 < row["high"]
-    assert found.statistics("light")["bias"].tolist() == pytest.approx([1 / 3, 1 / 3])
-    folder = found.save(tmp_path / "audit")
-    assert {path.name for path in folder.iterdir()} == {"audit.csv", "audit.json"}
-    first, second = (found.images[when].pixels(range(12), 32) for when in ("before", "after"))
-    assert not torch.equal(first, second)
-
-
-def test_an_audit_refuses_no_reader_and_numbers_outside_its_classes(pipe) -> None:
-    with pytest.raises(ValueError, match="readers: expected at least one"):
-        inv.audit(pipe, PROMPTS, readers=[], progress=False)
-    wrong = FunctionReader(lambda images: torch.full((len(images),), 5), ["a", "b"])
-    with pytest.raises(ValueError, match="numbers from 5 to 5"):
-        inv.audit(pipe, PROMPTS, readers=[wrong], per_prompt=2, steps=1, progress=False)
-
-
 def _biased_images(count: int = 160) -> tuple[inv.PromptedImages, torch.Tensor]:
     """Pictures of two prompts that are dark or bright, and which go against what is usual."""
     source = torch.Generator().manual_seed(1)
@@ -304,8 +261,12 @@ def test_discover_finds_what_goes_along_with_prompts_and_leaves_the_pipeline_alo
     folder = found.save(tmp_path / "found")
     assert {"discovery.csv", "candidate-0"} <= {path.name for path in folder.iterdir()}
     written = load_file(folder / "candidate-0" / "environments.safetensors")
-    assert torch.equal(written["memberships"], best.memberships)
+    assert torch.equal(written["groups"], best.memberships.float())
+    assert torch.equal(written["assignments"], best.environments.argmax(1))
     assert (folder / "candidate-0" / "sheet-01.png").is_file()
+    facts = read_json(folder / "environments.json")
+    assert facts["candidates"][0]["verdict"] == best.verdict
+    assert read_environments(folder, 160, candidate=0).groups == 2
 
     lora = inv.debias(
         pipe, images, best, steps=1, batch_size=8, calibration_samples=0, progress=False
@@ -326,5 +287,31 @@ def test_discover_takes_features_of_ones_own(pipe) -> None:
     features = torch.cat([noise, noise[:, :1] + 8.0 * bright[:, None]], dim=1)
     found = inv.discover(pipe, images, embeddings=features, settings=FEW, progress=False)
     assert _auc(found[0].conflict, against) > 0.95
-    with pytest.raises(ValueError, match=r"embeddings: found shape \[3, 5\]; expected \[160, D\]"):
+    with pytest.raises(ValueError, match=r"found float32 of shape \[3, 5\]; expected floats \[160"):
         inv.discover(pipe, images, embeddings=features[:3], progress=False)
+
+
+def test_discover_takes_a_function_that_makes_features_of_pictures(pipe) -> None:
+    images, against = _biased_images()
+
+    def colours(pixels: torch.Tensor) -> torch.Tensor:
+        assert pixels.dtype == torch.uint8
+        return torch.nn.functional.adaptive_avg_pool2d(pixels.float(), 2).flatten(1)
+
+    found = inv.discover(pipe, images, embeddings=colours, settings=FEW, progress=False)
+    assert _auc(found[0].conflict, against) > 0.95
+
+
+def test_the_page_shows_the_candidates_and_escapes_what_it_is_given(pipe) -> None:
+    images, _ = _biased_images()
+    strange = [f"<b>{images.prompts[n]}</b>" for n in images.prompt_ids.tolist()]
+    images = inv.PromptedImages(images.pixels(range(160), 32), strange)
+    found = inv.discover(pipe, images, settings=FEW, progress=False)
+    page = discovery_page(found)
+    assert "<b>" not in page
+    assert "&lt;b&gt;" in page
+    assert page.count("<article") == min(5, len(found))
+    assert "--adapter.candidate=0" in page
+    assert "inv.debias(pipe, images, found[0])" in page
+    assert not re.findall(r"(?:src|href)=\"(?!data:)", page)
+    assert "script" not in page

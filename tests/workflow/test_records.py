@@ -164,7 +164,7 @@ def test_a_cleared_folder_is_never_taken_for_a_whole_one(finished, monkeypatch) 
         raise KeyboardInterrupt
 
     monkeypatch.setattr(shutil, "rmtree", killed)
-    other = Experiment(**{**vars(finished), "overrides": {"environments": ("--model.groups=3",)}})
+    other = Experiment(**{**vars(finished), "overrides": {"environments": ("--model.block=x",)}})
     with pytest.raises(KeyboardInterrupt):
         begin(other, STAGES["environments"])
     assert not is_current(finished, STAGES["environments"])
@@ -186,6 +186,6 @@ def test_links_in_a_run_folder_are_not_followed_when_it_is_cleared(finished, tmp
     outside.mkdir()
     (outside / "precious.txt").write_text("mine")
     os.symlink(outside, "run/environments/link")
-    other = Experiment(**{**vars(finished), "overrides": {"environments": ("--model.groups=3",)}})
+    other = Experiment(**{**vars(finished), "overrides": {"environments": ("--model.block=x",)}})
     begin(other, STAGES["environments"])
     assert (outside / "precious.txt").read_text() == "mine"

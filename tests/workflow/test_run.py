@@ -61,7 +61,8 @@ def _stale(before: Experiment, after: Experiment) -> set[str]:
         ("--scale.guidance_scale=3", {"samples", "report"}),
         ("--scale.adapter_settings.rank=3", {"adapter", "samples", "report"}),
         ("--samples.model.steps=5", {"samples", "report"}),
-        ("--environments.model.groups=3", {"environments", "adapter", "samples", "report"}),
+        ("--environments.model.levels=[0.5]", {"environments", "adapter", "samples", "report"}),
+        ("--adapter.candidate=1", {"adapter", "samples", "report"}),
         ("--classifier.model.learning_rate=0.1", {"classifier", "samples", "report"}),
         ("--evaluation.resolution=64", {"samples", "report"}),
         ("--render.correlation=0.7", set(PLANS["train"])),
@@ -105,11 +106,16 @@ def test_another_backbone_leaves_data_and_classifier_current(workspace: Path) ->
 
 def test_overrides_reach_the_stage_they_name(workspace: Path) -> None:
     experiment = _experiment(
-        "--model.lambda_", "10", "--environments.model.groups=3", "--data.seed=4"
+        "--model.lambda_",
+        "10",
+        "--environments.model.block=x",
+        "--adapter.candidate=0,1",
+        "--data.seed=4",
     )
     arguments = {name: experiment.arguments(STAGES[name]) for name in PLANS["train"]}
     assert [n for n in arguments if "--model.lambda_=10" in arguments[n]] == ["adapter"]
-    assert [n for n in arguments if "--model.groups=3" in arguments[n]] == ["environments"]
+    assert [n for n in arguments if "--model.block=x" in arguments[n]] == ["environments"]
+    assert [n for n in arguments if "--data.candidate=0,1" in arguments[n]] == ["adapter"]
     having = {name for name in arguments if "--data.seed=4" in arguments[name]}
     assert having == {"classifier", "environments", "adapter", "samples"}
 
@@ -159,9 +165,11 @@ def test_a_backbone_that_cannot_be_used_is_refused_before_any_stage_runs(
     ("flag", "stage"),
     [
         ("--model.adapter=loraa", "adapter"),
-        ("--environments.model.score=x", "environments"),
+        ("--environments.model.inference=x", "environments"),
         ("--evaluation.extractor=x", "classifier"),
-        ("--environments.model.own_draws=9", "environments"),
+        ("--environments.model.settings.alpha=0.001", "environments"),
+        ("--environments.model.features=none.npy", "environments"),
+        ("--adapter.candidate=x", "adapter"),
         ("--data.latent_device=x", "classifier"),
     ],
 )
@@ -186,10 +194,10 @@ def test_a_wrong_name_in_a_file_is_refused_before_any_stage_runs(
 ) -> None:
     monkeypatch.setattr(runner, "run_stage", lambda *_: pytest.fail("a stage ran"))
     file = workspace / "experiments" / "stages" / "environments.yaml"
-    file.write_text(file.read_text().replace("partition: exact", "partition: exat"))
+    file.write_text(file.read_text().replace("inference: mixture", "inference: mixtur"))
     assert main(["train", "--experiment", "waterbirds", "--backbone", "pipeline"]) == 2
     message = capsys.readouterr().err
-    assert "stage environments: --model.partition=exat: expected one of exact" in message
+    assert "stage environments: --model.inference=mixtur: expected one of mixture" in message
 
 
 def test_a_missing_data_folder_is_told_in_one_line(

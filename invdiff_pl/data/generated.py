@@ -1,0 +1,89 @@
+"""A data set that the frozen model has drawn itself, of prompts and nothing else."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invdiff_pl.data.base import BiasedDataModule
+from invdiff_pl.data.index import SPLITS, ImageIndex, index_images
+from invdiff_pl.data.prompt_lists import read_prompts
+from invdiff_pl.data.samples import MANIFEST, read_manifest
+from invdiff_pl.utils.errors import InvDiffError
+
+
+class GeneratedDataModule(BiasedDataModule):
+    """Images that ``invdiff_pl.modules.ImageGeneration`` drew of prompts; all are to train on.
+
+    Nobody has labelled them, so nothing is scored.
+
+    Args:
+        prompts: as :func:`~invdiff_pl.data.prompt_lists.read_prompts` takes them: a list that
+            ships with the package, a file, or ``"a photo of a nurse; a photo of a pilot"``.
+        per_prompt: images of each prompt that are drawn first.
+        settings: as of :class:`~invdiff_pl.data.base.BiasedDataModule`.
+
+    Raises:
+        InvDiffError: if there is no prompt, or a setting is out of range.
+    """
+
+    attribute_names = ()
+
+    def __init__(self, *, prompts: str, per_prompt: int = 512, **settings: Any) -> None:
+        super().__init__(**settings)
+        if per_prompt < 1:
+            raise InvDiffError(f"per_prompt={per_prompt}: expected at least 1.", "per_prompt")
+        self.texts = tuple(sorted(read_prompts(prompts)))
+        self.per_prompt = per_prompt
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The distinct prompts; known before anything is drawn."""
+        return self.texts
+
+    def read_index(self) -> ImageIndex:
+        """Read what was drawn.
+
+        Raises:
+            InvDiffError: if nothing was, or it was drawn of other prompts.
+        """
+        drawn = read_manifest(self.root)
+        found = {sample.prompt for sample in drawn}
+        if found != set(self.texts):
+            other = sorted(found ^ set(self.texts))[0]
+            raise InvDiffError(
+                f"prompts: {self.root / MANIFEST} is of other prompts, such as {other!r}; give "
+                "those it was drawn of, or another run folder.",
+                "prompts",
+            )
+        return index_images(
+            self.root,
+            [sample.file for sample in drawn],
+            [sample.prompt for sample in drawn],
+            [SPLITS.index("train")] * len(drawn),
+            self.root / MANIFEST,
+        )
+
+    def read_attributes(self) -> Tensor | None:
+        """There are none."""
+        return None
+
+    def to_draw(self, first: int, numbers: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """Samples still to be drawn, in this rank's batches.
+
+        Args:
+            first: index of the first of them.
+            numbers: of the prompt of each.
+
+        Returns:
+            indices and prompts, int64 ``[B]`` each.
+        """
+        rank, ranks = self._ranks()
+        indices = first + torch.arange(len(numbers))
+        batches = zip(
+            indices.split(self.batch_size),
+            torch.tensor(numbers).split(self.batch_size),
+            strict=True,
+        )
+        return list(batches)[rank::ranks]

@@ -1,0 +1,62 @@
+"""Lists of prompts that ship with the package, and reading one's own."""
+
+from importlib import resources
+from pathlib import Path
+
+from invdiff_pl.utils.errors import InvDiffError
+
+_COMMENT = "#"
+
+
+def shipped() -> list[str]:
+    """Names of the lists that ship with the package.
+
+    Example:
+        >>> shipped()
+        ['celeba', 'faces', 'fairface', 'waterbirds', 'winobias']
+    """
+    files = resources.files(__name__).iterdir()
+    return sorted(Path(each.name).stem for each in files if each.name.endswith(".txt"))
+
+
+def read_prompts(given: str) -> tuple[str, ...]:
+    """Prompts by the name of a shipped list, from a text file, or as they are.
+
+    Args:
+        given: such as ``winobias``; a file of one prompt a line, in which empty lines and those
+            that start with ``#`` do not count; or prompts with ``;`` between them.
+
+    Returns:
+        them in their order, each once.
+
+    Raises:
+        InvDiffError: if there is no such list or file, or no prompt.
+
+    Example:
+        >>> read_prompts("a photo of a nurse; a photo of a pilot")
+        ('a photo of a nurse', 'a photo of a pilot')
+        >>> read_prompts("fairface")
+        ('a photo of a man', 'a photo of a woman')
+    """
+    text = given.strip()
+    if text in shipped():
+        content = (resources.files(__name__) / f"{text}.txt").read_text(encoding="utf-8")
+        lines = content.splitlines()
+    elif ";" not in text and (path := Path(text)).is_file():
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise InvDiffError(f"prompts: {path} is not UTF-8 text ({error}).", "prompts") from None
+    elif text and ";" not in text and (" " not in text or text.endswith(".txt")):
+        raise InvDiffError(
+            f"prompts={given!r}: there is no such file; expected one of the lists "
+            f'{", ".join(shipped())}, a file of one prompt a line, or prompts as in "a; b".',
+            "prompts",
+        )
+    else:
+        lines = text.split(";")
+    found = (line.strip() for line in lines if not line.strip().startswith(_COMMENT))
+    prompts = tuple(dict.fromkeys(prompt for prompt in found if prompt))
+    if not prompts:
+        raise InvDiffError(f"prompts={given!r}: it holds no prompt.", "prompts")
+    return prompts
