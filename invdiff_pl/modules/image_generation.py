@@ -80,11 +80,11 @@ class ImageGeneration(ConditionalSampler):
         strategy, data = self.trainer.strategy, data_module(self)
         assert isinstance(data, GeneratedDataModule)
         told: dict[str, Any] = {}
-        for _ in range(_ROUNDS + 1):
+        for left in reversed(range(_ROUNDS + 1)):
             self._share_features()
             told = strategy.broadcast(self._decide(data) if self.trainer.is_global_zero else {})
             numbers = [p for p, count in enumerate(told["more"]) for _ in range(count)]
-            if not numbers:
+            if not (numbers and left):
                 break
             batches = data.to_draw(len(self._found), numbers)
             for index, prompt in track(batches, "drawing more images", unit="batch"):
@@ -103,7 +103,10 @@ class ImageGeneration(ConditionalSampler):
         pixels = to_float(images).to(self.device, self.vae.dtype)
         latents = self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor
         found = zip(
-            batch["index"].tolist(), batch["prompt"].tolist(), self._features(latents), strict=True
+            batch["index"].tolist(),
+            batch["prompt"].tolist(),
+            self._features(latents).half().cpu(),
+            strict=True,
         )
         self._found |= {index: (prompt, features) for index, prompt, features in found}
 
@@ -122,7 +125,9 @@ class ImageGeneration(ConditionalSampler):
         counts = prompts.bincount(minlength=len(data.prompts))
         features = torch.stack([features for _, features in drawn])
         candidates = find_hidden_attributes(features, prompts)
-        found = next((each for each in candidates if each.verdict in _TESTABLE), None)
+        possible = [each for each in candidates if each.verdict in _TESTABLE]
+        two = [each for each in possible if each.memberships.shape[1] == 2]
+        found = next(iter(two or possible), None)
         none = [0] * len(counts)
         told = {"counts": counts.tolist(), "rarer": None, "more": none, "verdict": "no bias"}
         if candidates:
