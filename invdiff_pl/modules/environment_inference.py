@@ -124,7 +124,11 @@ class EnvironmentInference(pl.LightningModule):
         known = HiddenAttributeSettings.__dataclass_fields__
         for name in chosen:
             require_name("settings", name, tuple(known))
-        HiddenAttributeSettings(**chosen)
+        try:
+            HiddenAttributeSettings(**chosen)
+        except InvDiffError as error:
+            inside = {name: f"settings.{name}" for name in error.arguments}
+            raise InvDiffError(str(error.in_flags(inside)), *inside.values()) from None
         if settings["features"] not in ("block", "losses"):
             read_features(settings["features"])
 

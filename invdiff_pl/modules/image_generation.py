@@ -90,11 +90,11 @@ class ImageGeneration(ConditionalSampler):
         strategy, data = self.trainer.strategy, data_module(self)
         assert isinstance(data, GeneratedDataModule)
         told: dict[str, Any] = {}
-        for _ in range(_ROUNDS + 1):
+        for left in reversed(range(_ROUNDS + 1)):
             self._share_features()
             told = strategy.broadcast(self._decide(data) if self.trainer.is_global_zero else {})
             numbers = [p for p, count in enumerate(told["more"]) for _ in range(count)]
-            if not numbers:
+            if not (numbers and left):
                 break
             batches = data.to_draw(len(self._found), numbers)
             for index, prompt in track(batches, "drawing more images", unit="batch"):
@@ -110,9 +110,8 @@ class ImageGeneration(ConditionalSampler):
         if self._features is None:
             self._features = BlockFeatures(self.frozen, self.conditions.null)
         latents = self.frozen.latents(encoded_moments(self.vae, to_float(images)))
-        found = zip(
-            batch["index"].tolist(), batch["prompt"].tolist(), self._features(latents), strict=True
-        )
+        features = self._features(latents).half().cpu()
+        found = zip(batch["index"].tolist(), batch["prompt"].tolist(), features, strict=True)
         self._found |= {index: (prompt, features) for index, prompt, features in found}
 
     def _share_features(self) -> None:
@@ -130,7 +129,9 @@ class ImageGeneration(ConditionalSampler):
         counts = prompts.bincount(minlength=len(data.prompts))
         features = torch.stack([features for _, features in drawn])
         candidates = find_hidden_attributes(features, prompts)
-        found = next((each for each in candidates if each.verdict in _TESTABLE), None)
+        possible = [each for each in candidates if each.verdict in _TESTABLE]
+        two = [each for each in possible if each.memberships.shape[1] == 2]
+        found = next(iter(two or possible), None)
         none = [0] * len(counts)
         told = {"counts": counts.tolist(), "rarer": None, "more": none, "verdict": "no bias"}
         if candidates:
