@@ -6,7 +6,7 @@ setup(
     packages=[*find_packages(include=["invdiff_pl*"]), "invdiff_pl.experiments"],
     package_dir={"invdiff_pl.experiments": "experiments"},
     package_data={
-        "invdiff_pl": ["py.typed", "assets/**/*"],
+        "invdiff_pl": ["py.typed", "assets/**/*", "templates/*.html"],
         "invdiff_pl.experiments": ["**/*.yaml", "cluster/*.sh"],
     },
 )
