@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from invdiff_pl.data.in_memory import LatentsInMemory
 from invdiff_pl.data.prompted import PromptedImages
 from invdiff_pl.modules import InvariantAdapter
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.progress import untold
 
 
 def debias(
@@ -65,7 +66,7 @@ def debias(
         trainer: one of your own; its steps, devices, precision, loggers and callbacks hold, and
             callbacks are added.
         seed: of everything random.
-        progress: show a progress bar, where no trainer is given.
+        progress: show a progress bar, where no trainer is given, and tell of what is measured.
         settings: further ones of :class:`~invdiff_pl.modules.InvariantAdapter`, such as
             ``adapter_settings={"rank": 8}`` or ``objective="group_dro"``.
 
@@ -109,7 +110,7 @@ def debias(
         calibration,
         SaveAdapter(keep.name),
     ]
-    with borrowed(pipe):
+    with borrowed(pipe), nullcontext() if progress else untold():
         module = InvariantAdapter(pipe, learning_rate=learning_rate, seed=seed, **settings)
         if trainer is None:
             trainer = _trainer(pipe, steps, [*callbacks, StopOnDivergence()], progress)
