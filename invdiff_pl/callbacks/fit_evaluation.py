@@ -113,6 +113,7 @@ class FitEvaluation(pl.Callback):
         self, pipeline: Any, module: pl.LightningModule, indices: Tensor, prompts: Tensor
     ) -> Tensor:
         conditions: Any = module.conditions
+        frozen: Any = module.frozen
         return sample_images(
             pipeline,
             conditions[prompts],
@@ -121,7 +122,7 @@ class FitEvaluation(pl.Callback):
             seed=self.seed,
             steps=self.steps,
             guidance_scale=self.guidance_scale,
-            resolution=module.frozen.resolution,
+            resolution=frozen.resolution,
         )
 
 

@@ -73,6 +73,7 @@ class SampleGrid(pl.Callback):
 
     def _sample(self, pipeline: Any, module: pl.LightningModule) -> Tensor:
         conditions: Any = module.conditions
+        frozen: Any = module.frozen
         count = min(self.prompts, len(conditions) - 1)
         numbers = torch.arange(count * self.columns)
         images = [
@@ -84,7 +85,7 @@ class SampleGrid(pl.Callback):
                 seed=self.seed,
                 steps=self.steps,
                 guidance_scale=self.guidance_scale,
-                resolution=module.frozen.resolution,
+                resolution=frozen.resolution,
             )
             for indices in track(
                 numbers.split(self.batch_size or len(numbers)),

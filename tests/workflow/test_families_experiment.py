@@ -76,7 +76,6 @@ def test_the_library_finds_and_mitigates_with_any_family(name: str, tmp_path: Pa
         calibration_samples=4,
         progress=False,
     )
-    assert len(found.images) == 16
     assert lora.trained
     after = frozen_denoiser(pipe, 32).network.state_dict()
     assert before.keys() == after.keys()
