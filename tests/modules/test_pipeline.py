@@ -16,6 +16,7 @@ from invdiff_pl.backbones.pipeline import load_pipeline, sample_images
 from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection, ScaleCalibration
 from invdiff_pl.data.samples import read_manifest, sample_file
 from invdiff_pl.environments.features import BlockFeatures
+from invdiff_pl.environments.table import FeatureTable
 from invdiff_pl.modules import ConditionalSampler, InvariantAdapter, environment_inference
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import digest_folder
@@ -252,22 +253,25 @@ def test_the_manifest_tells_prompt_and_seed_of_every_image(
     assert {sample.invariant_scale for sample in samples} == {0.0, 1.0}
 
 
-def test_a_loss_that_is_not_finite_stops_scoring_and_keeps_what_was_scored(
-    birds, tiny_backbone, tmp_path, monkeypatch
+def test_a_feature_that_is_not_finite_stops_the_inference_and_keeps_the_others(
+    tiny_backbone, birds, tmp_path, monkeypatch
 ) -> None:
-    from invdiff_pl.modules import environment_inference
+    right = BlockFeatures.__call__
 
-    calls = []
+    def wrong(self: BlockFeatures, latents: torch.Tensor) -> torch.Tensor:
+        features = right(self, latents)
+        features[3] = torch.nan
+        return features
 
-    def losses(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        calls.append(1)
-        found = (prediction - target).square().flatten(1).mean(1)
-        return found.index_fill(0, torch.tensor([1]), torch.nan) if len(calls) > 20 else found
-
-    monkeypatch.setattr(environment_inference, "sample_losses", losses)
-    with pytest.raises(InvDiffError, match="stage environments: the denoising loss of image"):
+    monkeypatch.setattr(BlockFeatures, "__call__", wrong)
+    with pytest.raises(InvDiffError, match=r"features of image 3 of the train split.*32-true"):
         _infer(birds, tiny_backbone, tmp_path)
-    assert not (tmp_path / "environments.safetensors").exists()
+    kept = FeatureTable(tmp_path / "features" / "parts").rows()
+    assert len(kept) > 0
+    assert 3 not in kept
+    monkeypatch.setattr(BlockFeatures, "__call__", right)
+    _infer(birds, tiny_backbone, tmp_path)
+    assert (tmp_path / "environments.safetensors").is_file()
 
 
 def test_samples_that_are_not_finite_are_refused_by_number(tiny_backbone, birds, tmp_path) -> None:
