@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 from trainers import QUICK
 
 from invdiff_pl.backbones.architecture import tiny_pipeline
-from invdiff_pl.backbones.noising import ForwardProcess
 from invdiff_pl.callbacks import SaveEnvironments
 from invdiff_pl.data.prompted import PromptedImages
 from invdiff_pl.environments.features import DenoisingLosses, image_features
@@ -51,7 +50,9 @@ def _predict(
         enable_model_summary=False,
         callbacks=list(callbacks),
     )
-    trainer.predict(module, DataLoader(cast(Any, rows), batch_size=batch_size), return_predictions=False)
+    trainer.predict(
+        module, DataLoader(cast(Any, rows), batch_size=batch_size), return_predictions=False
+    )
     return module
 
 

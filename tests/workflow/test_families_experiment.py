@@ -66,6 +66,7 @@ def test_the_library_finds_and_mitigates_with_any_family(name: str, tmp_path: Pa
     found = inv.discover(
         pipe, images, resolution=32, settings=HiddenAttributeSettings(**QUICK), progress=False
     )
+    assert found[0].memberships.shape[0] == 16
     lora = inv.debias(
         pipe,
         images,
