@@ -123,21 +123,40 @@ def test_gradients_reach_the_network_that_is_called(pipe: Any) -> None:
         weight.requires_grad_(False).grad = None
 
 
-def test_losses_of_a_flow_are_those_of_the_training_scripts(pipe: Any) -> None:
-    """SD3's and FLUX's script: sigmas looked up by timestep, interpolated, the velocity's error."""
-    if not is_flow(pipe.scheduler.config):
-        pytest.skip("diffusion")
+def test_losses_are_those_of_the_training_scripts(pipe: Any) -> None:
+    """SD3's and FLUX's: sigmas looked up by timestep, the error of ``noise - latents``.
+
+    Stable Diffusion's, SDXL's and PixArt's: DDPM's noise, the error of noise or velocity.
+    """
     denoiser = frozen_denoiser(pipe, 32)
     latents, noise = torch.randn(2, 3, *denoiser.latent_shape).unbind()
     timesteps, given = torch.tensor([5, 500, 998]), denoiser.condition(TEXT)
-    scheduler = _sampled_everywhere(pipe, denoiser.tokens)
-    sigmas = scheduler.sigmas[:-1].flip(0)[timesteps].view(-1, 1, 1, 1)
-    noisy = (1 - sigmas) * latents + sigmas * noise
-    torch.testing.assert_close(denoiser.process.add_noise(latents, noise, timesteps), noisy)
+    if is_flow(pipe.scheduler.config):
+        scheduler = _sampled_everywhere(pipe, denoiser.tokens)
+        sigmas = scheduler.sigmas[:-1].flip(0)[timesteps].view(-1, 1, 1, 1)
+        noisy, wanted = (1 - sigmas) * latents + sigmas * noise, noise - latents
+    else:
+        kept = _kept_signal(pipe.scheduler.config)[timesteps].view(-1, 1, 1, 1)
+        noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
+        velocity = kept.sqrt() * noise - (1 - kept).sqrt() * latents
+        wanted = velocity if pipe.scheduler.config.prediction_type == "v_prediction" else noise
+    found = denoiser.process.add_noise(latents, noise, timesteps)
+    torch.testing.assert_close(found, noisy, atol=1e-5, rtol=1e-4)
     predicted = denoiser.predict(noisy, timesteps, given)
-    expected = (predicted - (noise - latents)).square().mean((1, 2, 3))
+    expected = (predicted - wanted).square().mean((1, 2, 3))
     target = denoiser.process.target(latents, noise, timesteps)
-    torch.testing.assert_close(sample_losses(predicted, target), expected)
+    torch.testing.assert_close(sample_losses(predicted, target), expected, atol=1e-5, rtol=1e-4)
+
+
+def _kept_signal(config: Any) -> Tensor:
+    """abar of each timestep, from the betas."""
+    roots = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, 1000)
+    linear = torch.linspace(config.beta_start, config.beta_end, 1000)
+    kept = (1 - (roots.square() if config.beta_schedule == "scaled_linear" else linear)).cumprod(0)
+    if not config.get("rescale_betas_zero_snr"):
+        return kept
+    root = kept.sqrt()  # moved and stretched so that the last is 0 (Lin et al., arXiv 2305.08891)
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])).square()
 
 
 def _sampled_everywhere(pipe: Any, tokens: int) -> FlowMatchEulerDiscreteScheduler:
