@@ -1,6 +1,6 @@
 """Inference of environments under a stock trainer, on any loader of latents and prompts."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 from trainers import QUICK
 
 from invdiff_pl.backbones.architecture import tiny_pipeline
-from invdiff_pl.backbones.noising import ForwardProcess
 from invdiff_pl.callbacks import SaveEnvironments
 from invdiff_pl.data.prompted import PromptedImages
 from invdiff_pl.environments.features import DenoisingLosses, image_features
@@ -51,7 +50,9 @@ def _predict(
         enable_model_summary=False,
         callbacks=list(callbacks),
     )
-    trainer.predict(module, DataLoader(rows, batch_size=batch_size), return_predictions=False)
+    trainer.predict(
+        module, DataLoader(cast(Any, rows), batch_size=batch_size), return_predictions=False
+    )
     return module
 
 
@@ -65,9 +66,7 @@ def test_texts_and_latents_are_all_that_a_loader_needs_to_give(pipe, latents) ->
 
 def test_losses_and_the_papers_partition_may_be_asked_for(pipe, latents) -> None:
     module = _predict(pipe, latents, features="losses", inference="partition")
-    process = ForwardProcess(pipe.scheduler.config)
-    texts = module.known.embeddings()[NUMBERS]
-    losses = DenoisingLosses(pipe.unet, process)(latents, texts)
+    losses = DenoisingLosses(module.frozen)(latents, module.known.conditions()[NUMBERS])
     torch.testing.assert_close(module.features.float(), losses, rtol=2e-3, atol=2e-3)
     (found,) = module.found
     scores = module.features.double().mean(1)

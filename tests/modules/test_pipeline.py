@@ -209,11 +209,11 @@ def test_scale_zero_reproduces_the_backbones_images_exactly(
 ) -> None:
     _sample(birds, tiny_backbone, trained, tmp_path / "samples", batch_size=12)
     data = birds_data(birds, tiny_backbone, tmp_path / "cache", content="prompts")
-    embeddings = data.prompt_embeddings()
+    conditions = data.conditions()
     images = sample_images(
         load_pipeline(str(tiny_backbone)),
-        embeddings[:-1].repeat_interleave(2, 0),
-        embeddings[-1:],
+        conditions[torch.arange(6).repeat_interleave(2)],
+        conditions.null,
         range(12),
         seed=7,
         steps=2,
@@ -276,13 +276,13 @@ def test_a_feature_that_is_not_finite_stops_the_inference_and_keeps_the_others(
 
 def test_samples_that_are_not_finite_are_refused_by_number(tiny_backbone, birds, tmp_path) -> None:
     data = birds_data(birds, tiny_backbone, tmp_path / "cache", content="prompts")
-    embeddings = data.prompt_embeddings()
-    embeddings[1] = torch.nan
+    conditions = data.conditions()
+    conditions[:]["prompt_embeds"][1] = torch.nan
     with pytest.raises(InvDiffError, match="sample 41 has pixels that are not finite"):
         sample_images(
             load_pipeline(str(tiny_backbone)),
-            embeddings[:3],
-            embeddings[-1:],
+            conditions[:3],
+            conditions.null,
             [40, 41, 42],
             seed=7,
             steps=1,
