@@ -4,6 +4,7 @@ SHELL := /bin/bash
 EXP      ?= waterbirds
 SCALE    ?= mini
 DATA     ?=
+PROMPTS  ?=
 BACKBONE ?=
 DEVICES  ?=
 NUM_NODES ?=
@@ -38,6 +39,7 @@ NAMED = --experiment $(call quote,$(EXP)) --scale $(call quote,$(SCALE)) \
   $(if $(DATA),--data $(call quote,$(DATA)))
 OPTIONS = $(NAMED) --run-dir $(call quote,$(RUN_DIR)) \
   $(if $(BACKBONE),--backbone $(call quote,$(BACKBONE))) \
+  $(if $(PROMPTS),--prompts $(call quote,$(PROMPTS))) \
   $(WHERE) --seed_everything=$(SEED) $(ARGS)
 
 .DEFAULT_GOAL := help
@@ -51,6 +53,7 @@ help: ## list the targets and variables
 	@echo "  EXP="$(call quote,$(EXP))"           experiment, a file in experiments/"
 	@echo "  SCALE="$(call quote,$(SCALE))"               a file in experiments/scales/"
 	@echo "  DATA="$(call quote,$(DATA))"                    folder of the data set; drawn stand-ins if empty"
+	@echo "  PROMPTS="$(call quote,$(PROMPTS))"                 of EXP=prompts: a list, a file, or \"a; b\"; no data set is needed"
 	@echo "  BACKBONE="$(call quote,$(BACKBONE))"                pipeline folder or hub id; the shipped one if empty"
 	@echo "  DEVICE="$(call quote,$(DEVICE))"                 of bench: cpu or cuda"
 	@echo "  DEVICES="$(call quote,$(DEVICES))"                 devices a node, as Lightning takes them"

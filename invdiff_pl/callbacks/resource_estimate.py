@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from math import ceil
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from weakref import finalize
 
 import pytorch_lightning as pl
@@ -13,8 +13,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from invdiff_pl.backbones.noising import predict
-from invdiff_pl.backbones.pipeline import own_resolution
 from invdiff_pl.modules import ConditionalSampler
 from invdiff_pl.modules.common import data_module, denoiser_of
 from invdiff_pl.utils.errors import InvDiffError
@@ -125,7 +123,7 @@ def _trained(module: pl.LightningModule) -> list[Tensor]:
 def _parts(trainer: pl.Trainer, module: Any, trained: list[Tensor]) -> dict[str, int]:
     """Bytes by what holds them; the activations come last."""
     data, pipeline = data_module(module), getattr(module, "pipeline", None)
-    networks = [module, *([pipeline.vae, pipeline.text_encoder] if pipeline else [])]
+    networks = [module, *(module.frozen.other_networks if pipeline else [])]
     held = {id(value): value.nbytes for part in networks for value in part.parameters()}
     weights, latents = sum(value.nbytes for value in trained), data.content == "latents"
     if trained:
@@ -150,7 +148,7 @@ def _parts(trainer: pl.Trainer, module: Any, trained: list[Tensor]) -> dict[str,
 
 def _require_room(folder: Path, module: ConditionalSampler) -> None:
     """Refuse samples that the disk has no room for, less those that are there already."""
-    data, side = data_module(module), own_resolution(module.pipeline)
+    data, side = data_module(module), module.frozen.resolution
     count = len(data.prompts) * data.samples_per_prompt * len(module.scales)
     there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     what = f"{count} images of {side}×{side} pixels"
@@ -159,17 +157,20 @@ def _require_room(folder: Path, module: ConditionalSampler) -> None:
 
 def _pass(trainer: pl.Trainer, module: Any, trained: list[Tensor], count: int) -> None:
     """A pass over so many empty samples: forward, and backward where there is one."""
-    data, unet = data_module(module), cast(Any, denoiser_of(module))
+    data, frozen = data_module(module), module.frozen
     guided = isinstance(module, ConditionalSampler) and module.guidance_scale > 1
     rows = 2 * count if guided else count
-    side = data.moments().shape[-1] if data.content == "latents" else unet.config.sample_size
-    noisy = torch.zeros((rows, unet.config.in_channels, side, side), device=module.device)
+    channels, *size = frozen.latent_shape
+    if data.content == "latents":
+        size = list(data.moments().shape[-2:])
+    noisy = torch.zeros((rows, channels, *size), device=module.device)
     timesteps = torch.zeros(rows, dtype=torch.int64, device=module.device)
-    embeddings = module.embeddings[-1:].expand(rows, -1, -1)
+    nothing = torch.full((rows,), len(module.conditions) - 1, device=module.device)
     plugin = trainer.precision_plugin
     context = plugin.train_step_context if trained else plugin.predict_step_context
     with context(), torch.set_grad_enabled(bool(trained)):
-        prediction = predict(unet, noisy, timesteps, embeddings)
+        given = module.conditions[nothing], denoiser_of(module)
+        prediction = frozen.predict(noisy, timesteps, *given)
         if trained:
             # Unlike backward() it touches neither .grad nor what listens to it.
             loss = prediction.float().square().mean()

@@ -42,6 +42,14 @@ class GeneratedDataModule(BiasedDataModule):
         """The distinct prompts; known before anything is drawn."""
         return self.texts
 
+    @property
+    def why_not_scored(self) -> str:
+        """What to tell where figures are missing."""
+        return (
+            "nobody has labelled the images, which the backbone drew itself; `python -m invdiff_pl "
+            "audit` with --lora= counts what it draws before and after"
+        )
+
     def read_index(self) -> ImageIndex:
         """Read what was drawn.
 

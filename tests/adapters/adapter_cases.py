@@ -11,7 +11,9 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from invdiff_pl.adapters import Adapter, build_adapter
-from invdiff_pl.backbones.pipeline import embed_prompts, load_pipeline, sample_images
+from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.pipeline import load_pipeline, sample_images
+from invdiff_pl.backbones.prompts import Conditions
 
 PROMPT = "a photo of a mallard"
 KINDS: dict[str, dict[str, Any]] = {
@@ -74,11 +76,11 @@ def disturb(adapter: Adapter) -> None:
 @torch.no_grad()
 def draw_images(pipeline: StableDiffusionPipeline) -> Tensor:
     """Two images of one prompt, uint8."""
-    embeddings = embed_prompts(pipeline, ["a photo of a mallard", ""])
+    conditions = Conditions(frozen_denoiser(pipeline).condition(["a photo of a mallard", ""]))
     return sample_images(
         pipeline,
-        embeddings[:1].repeat(2, 1, 1),
-        embeddings[1:],
+        conditions[torch.zeros(2, dtype=torch.int64)],
+        conditions.null,
         [4, 5],
         seed=3,
         steps=3,

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from trainers import adapter_trainer
 
 from invdiff_pl.adapters import LoraAdapter
+from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.pipeline import (
-    embed_prompts,
-    initial_latents,
     load_pipeline,
     sample_antithetic_latents,
 )
+from invdiff_pl.backbones.prompts import Conditions
 from invdiff_pl.callbacks import ScaleCalibration
 from invdiff_pl.modules import InvariantAdapter
 from invdiff_pl.utils.files import read_json
@@ -113,13 +113,14 @@ def test_two_ranks_tell_the_same_scale_as_one(trained) -> None:
 def test_samples_come_in_pairs_of_opposite_noise(tiny_backbone) -> None:
     pipeline = load_pipeline(str(tiny_backbone))
     pipeline.scheduler.set_timesteps(1)
-    embeddings = embed_prompts(pipeline, ["a photo of a mallard", ""])
+    denoiser = frozen_denoiser(pipeline)
+    conditions = Conditions(denoiser.condition(["a photo of a mallard", ""]))
     started: list[torch.Tensor] = []
     pipeline.unet.register_forward_pre_hook(lambda unet, args: started.append(args[0].clone()))
     sample_antithetic_latents(
         pipeline,
-        embeddings[:1].repeat(4, 1, 1),
-        embeddings[1:],
+        conditions[torch.zeros(4, dtype=torch.int64)],
+        conditions.null,
         [0, 1, 6, 7],
         seed=3,
         steps=1,
@@ -128,5 +129,5 @@ def test_samples_come_in_pairs_of_opposite_noise(tiny_backbone) -> None:
     first = started[0]
     assert torch.equal(first[0], -first[1])
     assert torch.equal(first[2], -first[3])
-    expected = initial_latents(pipeline, [0, 3], 3)[0] * pipeline.scheduler.init_noise_sigma
+    expected = denoiser.initial_noise([0, 3], 3)[0] * pipeline.scheduler.init_noise_sigma
     torch.testing.assert_close(first[::2], expected)

@@ -97,7 +97,7 @@ def test_drawing_more_stops_at_a_bound_and_tells_by_how_much_more_might_help(
     tiny_backbone, tmp_path, monkeypatch, capsys
 ) -> None:
     hidden(lambda prompt: (0.05, 0.2)[prompt], monkeypatch)
-    generate(tiny_backbone, tmp_path, per_prompt=100, least_rare=10, most_per_prompt=120)
+    generate(tiny_backbone, tmp_path, per_prompt=100, least_rare=15, most_per_prompt=120)
     told = read_json(tmp_path / "images" / FACTS)
     assert told["counts"] == [120, 100]
     rarer = told["rarer"][0]

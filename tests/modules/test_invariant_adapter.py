@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
 from trainers import adapter_trainer
 
+from invdiff_pl.backbones.prompts import Conditions
 from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
 from invdiff_pl.modules import InvariantAdapter
@@ -338,7 +339,8 @@ def test_dropped_conditioning_trains_under_the_empty_prompt(
         batch["draw_count"] = 1
         with torch.no_grad():
             losses[str(dropout)] = module._losses(batch)
-            module.embeddings = module.embeddings[-1:].expand_as(module.embeddings)
+            rows = module.conditions.rows()["prompt_embeds"]
+            module.conditions = Conditions({"prompt_embeds": rows[-1:].expand_as(rows)})
             losses[f"empty {dropout}"] = module._losses(batch)
     assert torch.equal(losses["1.0"], losses["empty 1.0"])
     assert not torch.equal(losses["0.0"], losses["empty 0.0"])

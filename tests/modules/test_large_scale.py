@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from trainers import QUICK
 
 from invdiff_pl.adapters import build_adapter, load_adapter
+from invdiff_pl.backbones.noising import predict
 from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.callbacks import MaxMicroBatch, ResourceEstimate, SampleGrid, SaveAdapter
 from invdiff_pl.callbacks.max_micro_batch import micro_batches
@@ -43,7 +44,7 @@ class _Watch(pl.Callback):
         named = dict(pl_module.named_parameters())
         self.frozen = {value.dtype for value in named.values() if id(value) not in trained}
         self.trained = {value.dtype for value in named.values() if id(value) in trained}
-        self.modes = {part.training for part in pl_module.adapter.unet.modules()}
+        self.modes = {part.training for part in pl_module.adapter.network.modules()}
         self.row = batch["row"]
 
 
@@ -69,9 +70,9 @@ def test_under_mixed_precision_frozen_weights_are_half_and_trained_ones_whole(
 def test_a_branch_beside_the_frozen_denoiser_keeps_none_of_its_activations(tiny_backbone) -> None:
     adapter = build_adapter("small_unet", load_pipeline(str(tiny_backbone)).unet, ratio=0.5)
     seen = []
-    adapter.unet.register_forward_hook(lambda unet, given, result: seen.append(result[0]))
+    adapter.network.register_forward_hook(lambda network, given, result: seen.append(result[0]))
     noisy = torch.zeros(1, 4, 16, 16)
-    prediction = adapter.predict(noisy, torch.tensor([5]), torch.zeros(1, 16, 16))
+    prediction = predict(adapter.denoiser, noisy, torch.tensor([5]), torch.zeros(1, 16, 16))
     assert prediction.requires_grad
     assert not seen[0].requires_grad
 
@@ -123,7 +124,7 @@ def test_ddp_sends_trained_parameters_only(
     trainer.fit(module, datamodule=data)
     sent, trained, buffers = json.loads(watch.file.read_text())
     assert sent == trained
-    assert "embeddings" in buffers
+    assert "conditions.prompt_embeds" in buffers
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -322,11 +323,12 @@ def test_estimates_of_scoring_and_sampling_tell_images_and_files(
 def test_prompt_embeddings_are_cached_in_half_precision_by_key(
     module_of, tiny_backbone, tmp_path
 ) -> None:
-    whole = module_of(cache_dir=str(tmp_path)).prompt_embeddings()
+    name = "prompt_embeds"
+    whole = module_of(cache_dir=str(tmp_path)).conditions().rows()[name]
     half: WaterbirdsDataModule = module_of(cache_dir=str(tmp_path), embedding_dtype="float16")
-    computed, read = half.prompt_embeddings(), half.prompt_embeddings()
+    computed, read = (half.conditions().rows()[name] for _ in range(2))
     files = {path.stat().st_size: path for path in (tmp_path / "prompts").glob("*.safetensors")}
-    dtypes = [load_file(files[size])["embeddings"].dtype for size in sorted(files)]
+    dtypes = [load_file(files[size])[name].dtype for size in sorted(files)]
     assert dtypes == [torch.float16, torch.float32]
     assert computed.dtype == read.dtype == torch.float32
     assert torch.equal(computed, whole.half().float())
