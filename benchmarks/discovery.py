@@ -2,6 +2,7 @@
 
     python benchmarks/discovery.py --cache DIR [--experiments …] [--seeds 0 1] [--halves 100]
     python benchmarks/discovery.py --cache DIR --photographs data/waterbirds_photos
+    python benchmarks/discovery.py --cache DIR --two-biases 0.95:0.8 0.8:0.95 [--seeds 0 1]
 
 For each rendered data set and seed a pool is drawn, and the features of all its pictures are taken
 once with the shipped backbone; splits of every strength of bias are drawn from it. Prints a table
@@ -9,6 +10,10 @@ with, for the candidate that comes first, the AUC of its conflict for images aga
 worst group's recall of images with positive conflict, evidence, alignment, p-value and verdict;
 and, where there is no bias, in how many random halves one is reported. Pools, features and rows
 are kept in the cache; what is there is not computed again, rows by the same code only.
+
+With ``--two-biases`` birds are drawn whose place and light both go along with the species,
+independently of each other given the species; the shares are of each species' pictures in its own
+place and in its own light. Each candidate's AUC is told for images against either bias.
 """
 
 import argparse
@@ -88,7 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--halves", type=int, default=0, help="of data without a bias")
     parser.add_argument("--photographs", type=Path, help="a folder in the layout of Waterbirds")
     parser.add_argument("--backbone", help="of the photographs; the shipped ones if not given")
+    parser.add_argument("--two-biases", nargs="+", metavar="PLACE:LIGHT", help="their strengths")
     options = parser.parse_args(arguments)
+    if options.two_biases is not None:
+        print("| place : light | seed | candidate | verdict | evidence | AUC place | AUC light |")
+        print("| --- " * 7 + "|")
+        for seed in options.seeds:
+            for strength in options.two_biases:
+                two_biases(strength, seed, options.cache)
+        return
     print("| data set | strength | seed |", " | ".join(COLUMNS), "| alarms |")
     print("| --- " * (len(COLUMNS) + 4) + "|")
     if options.photographs is not None:
@@ -257,6 +270,41 @@ def fairface(root: Path, seed: int) -> Pool:
     return faces(
         root, FairFaceDataModule(backbone="asset:fairface", ratio=ratio, resolution=32, **folders)
     )
+
+
+def two_biases(strength: str, seed: int, cache: Path) -> None:
+    """Print the rows of birds with two biases: how well each candidate matches either."""
+    place, light = map(float, strength.split(":"))
+    file = cache / "pools" / f"two-{place}-{light}-{seed}.safetensors"
+    if not file.is_file():
+        root = file.with_suffix("")
+        shutil.rmtree(root, ignore_errors=True)
+        biases = {"correlation": place, "tint_correlation": light}
+        render_waterbirds(root, RenderedWaterbirds(**biases, fraction=0.5, seed=seed))
+        table = read_table(root / "metadata.csv", ["img_filename", "split", "place", "tint"])
+        table = table[table["split"].astype(int) == 0]
+        folders = [name.split("/")[0] for name in table["img_filename"]]
+        species = torch.tensor([sorted(set(folders)).index(folder) for folder in folders])
+        read = {
+            name: torch.from_numpy(check_codes(table[name], name, 2, root))
+            for name in ("place", "tint")
+        }
+        paths = [root / name for name in table["img_filename"]]
+        features = features_of(paths, "asset:waterbirds", seed)
+        write_tensors(file, {"features": features, "prompts": species, **read})
+        shutil.rmtree(root)
+    pool = read_tensors(file, "delete it")
+    found = find_hidden_attributes(
+        pool["features"], pool["prompts"], HiddenAttributeSettings(seed=seed)
+    )
+    for number, each in enumerate(found):
+        areas = [
+            auc(each.conflict, conflicting(pool["prompts"], pool[name]))
+            for name in ("place", "tint")
+        ]
+        cells = [strength, seed, number, each.verdict, f"{each.evidence:.3f}"]
+        cells += ["" if area is None else f"{area:.3f}" for area in areas]
+        print("|", " | ".join(map(str, cells)), "|", flush=True)
 
 
 POOLS = {"waterbirds": birds, "celeba": celeba, "fairface": fairface}
