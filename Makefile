@@ -117,8 +117,8 @@ verify: setup ## check every file of RUN_DIR against the digests on record
 replay: setup ## make the results of RUN_DIR anew in another folder, and compare
 	$(PYTHON) -m invdiff_pl replay $(call quote,$(RUN_DIR))
 
-test: setup ## the tests, without the slow ones
-	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest
+test: setup ## the tests, without the slow ones, on all cores
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist worksteal
 
 test-slow: setup ## the tests that train for minutes
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -m slow

@@ -7,7 +7,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from invdiff_pl.backbones.draws import generator
-from invdiff_pl.backbones.noising import ForwardProcess, sample_losses, sample_posterior
+from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.noising import sample_losses
 from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.cli.lightning import build
 from invdiff_pl.data.base import BiasedDataModule
@@ -90,19 +91,18 @@ def reference_scores(data: BiasedDataModule, seed: int) -> Tensor:
     """
     data.prepare_data()
     pipeline = load_pipeline(data.backbone)
-    process = ForwardProcess(pipeline.scheduler.config)
-    embeddings = data.prompt_embeddings()
+    denoiser, conditions = frozen_denoiser(pipeline), data.conditions()
+    process = denoiser.process
     scores = []
     count = len(data.index.rows("train"))
     for number, rows in enumerate(torch.arange(count).split(_BATCH)):
         batch = data.training_latents(rows)
         source = generator(seed, "reference scores", number)
-        latents = sample_posterior(batch["moments"], None, pipeline.vae.config.scaling_factor)
+        latents = denoiser.latents(batch["moments"])
         noise = torch.randn(latents.shape, generator=source)
         timesteps = torch.randint(process.train_timesteps, (len(rows),), generator=source)
         noisy = process.add_noise(latents, noise, timesteps)
-        text = embeddings[batch["prompt"]]
-        prediction = pipeline.unet(noisy, timesteps, text, return_dict=False)[0]
+        prediction = denoiser.predict(noisy, timesteps, conditions[batch["prompt"]])
         scores.append(sample_losses(prediction, latents).double())
     return torch.cat(scores)
 

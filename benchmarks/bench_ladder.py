@@ -5,15 +5,12 @@ from dataclasses import dataclass
 
 import torch
 from bench_stages import GUIDANCE, Sampling, Training, autocast, prepare
-from bench_work import PROMPTS, ReferenceInputs, Work
+from bench_work import PROMPTS, ReferenceInputs, Work, text_embeddings
 from torch import Tensor
 
-from invdiff_pl.backbones.noising import (
-    ForwardProcess,
-    sample_losses,
-    sample_posterior,
-)
-from invdiff_pl.backbones.pipeline import embed_prompts, sample_images, set_scheduler
+from invdiff_pl.backbones.denoiser import scaled_latents
+from invdiff_pl.backbones.noising import ForwardProcess, sample_losses
+from invdiff_pl.backbones.pipeline import sample_images, set_scheduler
 from invdiff_pl.data.cache import ShardedTensor
 
 
@@ -43,12 +40,11 @@ class Steps:
         self.work = work
         self.inputs = ReferenceInputs(work)
         self.process = ForwardProcess(self.inputs.pipeline.scheduler.config)
-        self.scaling = self.inputs.pipeline.vae.config.scaling_factor
         folder = work.folder / "latents"
         if not folder.exists():
             prepare(work, self.inputs, folder)
         self.cache = ShardedTensor(folder)
-        self.embeddings = embed_prompts(self.inputs.pipeline, PROMPTS)
+        self.embeddings = text_embeddings(self.inputs.pipeline, PROMPTS)
         self.rows = torch.arange(work.batch) % len(work.paths)
 
     def latents(self, cached: bool) -> Tensor:
@@ -56,7 +52,7 @@ class Steps:
         if not cached:
             return self.inputs.encode(self.inputs.read(self.rows))
         moments = self.cache.gather(self.rows, torch.zeros_like(self.rows))
-        return sample_posterior(moments.to(self.work.device), None, self.scaling)
+        return scaled_latents(self.inputs.pipeline.vae.config, moments.to(self.work.device))
 
     def text(self, cached: bool) -> Tensor:
         """Of one batch: from the cache, or through the text encoder."""
@@ -114,10 +110,10 @@ def training_rungs(work: Work, compiled: bool) -> Iterator[Rung]:
     """Measures of adapter training, with the shipped LoRA."""
     steps, plain = Steps(work), Training(work, "lora")
     variants = {"channels_last": Training(work, "lora")}
-    variants["channels_last"].theirs.adapter.unet.to(memory_format=torch.channels_last)
+    variants["channels_last"].theirs.adapter.network.to(memory_format=torch.channels_last)
     if compiled:
         variants["torch.compile"] = Training(work, "lora")
-        variants["torch.compile"].theirs.adapter.unet.compile()
+        variants["torch.compile"].theirs.adapter.network.compile()
 
     def train(measure: str = "") -> None:
         chosen = variants.get(measure, plain)
@@ -141,7 +137,7 @@ def frozen_rungs(work: Work, steps: Steps) -> Iterator[Rung]:
     """The frozen branch of an adapter that is a network of its own, in half precision."""
     small, half = Training(work, "small_unet"), work.pipeline().unet.to(torch.bfloat16)
     branch = small.theirs.adapter.denoiser.branch
-    frozen = small.theirs.adapter.unet
+    frozen = small.theirs.adapter.network
 
     class InHalf(torch.nn.Module):
         def forward(self, noisy: Tensor, timesteps: Tensor, text: Tensor, **_: bool) -> list:
@@ -179,8 +175,8 @@ def sampling_rungs(work: Work) -> Iterator[Rung]:
         with autocast(work, half):
             sample_images(
                 pipeline,  # type: ignore[arg-type]
-                both.embeddings[:1].repeat(numbers, 1, 1),
-                both.embeddings[-1:],
+                {"prompt_embeds": both.embeddings[:1].repeat(numbers, 1, 1)},
+                {"prompt_embeds": both.embeddings[-1:]},
                 range(numbers),
                 seed=0,
                 steps=steps,

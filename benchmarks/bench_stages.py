@@ -11,15 +11,17 @@ import numpy as np
 import torch
 from ablation_groups import gradient_memberships
 from bench_measure import flops
-from bench_work import PROMPTS, ReferenceInputs, Work
+from bench_work import PROMPTS, ReferenceInputs, Work, text_embeddings
 from loader import loader
 from metrics import CLASSES, stand_ins
 from PIL import Image
 from torch import Tensor
 
+from invdiff_pl.backbones.denoiser import scaled_latents
 from invdiff_pl.backbones.draws import generator, stratified_timesteps
-from invdiff_pl.backbones.noising import ForwardProcess, sample_losses, sample_posterior
-from invdiff_pl.backbones.pipeline import embed_prompts, sample_images, set_scheduler
+from invdiff_pl.backbones.noising import ForwardProcess, predict, sample_losses
+from invdiff_pl.backbones.pipeline import sample_images, set_scheduler
+from invdiff_pl.backbones.prompts import Conditions
 from invdiff_pl.data.cache import ShardedTensor
 from invdiff_pl.data.datasets import LatentBatch
 from invdiff_pl.data.images import read_images, to_float
@@ -87,7 +89,7 @@ def latents(work: Work, _: bool = False) -> Stage:
     ours()
     rows = work.rows()[0]
     moments = ShardedTensor(folder).gather(rows, torch.zeros_like(rows))
-    cached = sample_posterior(moments, None, inputs.pipeline.vae.config.scaling_factor)
+    cached = scaled_latents(inputs.pipeline.vae.config, moments)
     apart = (cached.to(work.device) - inputs.encode(inputs.read(rows))).abs().max()
     visits = VISITS * len(work.paths)
     parity = f"latents differ by {float(apart):.1e} at most (float16)"
@@ -111,7 +113,7 @@ class Scoring:
         if work.compiled:
             self.unet.compile()
         self.losses = DenoisingLosses(self.unet, self.process)
-        self.embeddings = embed_prompts(self.inputs.pipeline, PROMPTS)
+        self.embeddings = text_embeddings(self.inputs.pipeline, PROMPTS)
         self.cache = work.folder / "latents"
         if not self.cache.exists():
             prepare(work, self.inputs, self.cache)
@@ -140,13 +142,13 @@ class Scoring:
         work, folder = self.work, self.work.folder / "scored"
         shutil.rmtree(folder, ignore_errors=True)
         table, cache = FeatureTable(folder), ShardedTensor(self.cache)
-        scaling = self.inputs.pipeline.vae.config.scaling_factor
+        config = self.inputs.pipeline.vae.config
         with autocast(work, self.half):
             for rows in work.rows():
                 moments = cache.gather(rows, torch.zeros_like(rows)).to(work.device)
                 prompts = work.prompt_ids[rows]
                 text = self.embeddings[prompts.to(self.embeddings.device)]
-                latents = sample_posterior(moments, None, scaling)
+                latents = scaled_latents(config, moments)
                 table.append(rows, prompts, self.losses(latents, text))
         table.flush()
 
@@ -221,8 +223,8 @@ class Training:
         )
         if work.compiled:
             self.ours_module.denoiser.compile()
-        embeddings = embed_prompts(self.inputs.pipeline, [*PROMPTS, ""])
-        self.ours_module.register_buffer("embeddings", embeddings, persistent=False)
+        embeddings = text_embeddings(self.inputs.pipeline, [*PROMPTS, ""])
+        self.ours_module.use_prompts(Conditions({"prompt_embeds": embeddings}))
         self.rule = build_rule("variance", 2, 1.0)
         process = self.ours_module.process
         self.density = build_density("high_noise", process.train_timesteps, 1 / 3)
@@ -248,7 +250,7 @@ class Training:
             noise = torch.randn_like(clean)
             timesteps = torch.randint(process.train_timesteps, rows.shape, device=clean.device)
             noisy = process.add_noise(clean, noise, timesteps)
-            prediction = adapter.predict(noisy, timesteps, text)
+            prediction = predict(adapter.denoiser, noisy, timesteps, text)
             losses = sample_losses(prediction, process.target(clean, noise, timesteps))
             weights = torch.nn.functional.one_hot(rows % 2, 2).float().to(losses.device)
             risks = (weights * losses[:, None]).sum(0) / weights.sum(0).clamp(min=1)
@@ -286,8 +288,11 @@ class Training:
         timesteps = (
             torch.linspace(0, process.train_timesteps - 1, len(rows)).long().to(clean.device)
         )
-        prediction = self.theirs.adapter.predict(
-            process.add_noise(clean, noise, timesteps), timesteps, text
+        prediction = predict(
+            self.theirs.adapter.denoiser,
+            process.add_noise(clean, noise, timesteps),
+            timesteps,
+            text,
         )
         theirs = sample_losses(prediction, process.target(clean, noise, timesteps))
         cache = ShardedTensor(self.work.folder / "latents")
@@ -305,8 +310,10 @@ class Training:
         unet = module.pipeline.unet
         noisy = torch.zeros(1, unet.config.in_channels, *[unet.config.sample_size] * 2)
         given = noisy.to(self.work.device), torch.tensor([0], device=self.work.device)
-        text = module.embeddings[:1]
-        return flops(lambda: module.adapter.predict(*given, text).square().mean().backward())
+        text = module.conditions[:1]["prompt_embeds"]
+        return flops(
+            lambda: predict(module.adapter.denoiser, *given, text).square().mean().backward()
+        )
 
 
 def training(work: Work, half: bool = False, adapter: str = "lora") -> Stage:
@@ -331,7 +338,7 @@ class Sampling:
         modules = [InvariantAdapter(work.backbone).to(work.device) for _ in range(2)]
         self.theirs, self.pipeline = (module.pipeline.to(work.device) for module in modules)
         modules[1].adapter.prepare_sampling(self.pipeline, 1.0)
-        self.embeddings = embed_prompts(self.pipeline, [*PROMPTS, ""])
+        self.embeddings = text_embeddings(self.pipeline, [*PROMPTS, ""])
         self.solvers("PNDMScheduler", "DPMSolverMultistepScheduler")
 
     def solvers(self, theirs: str, ours: str) -> None:
@@ -362,8 +369,8 @@ class Sampling:
         with autocast(self.work, self.half):
             return sample_images(
                 pipeline,  # type: ignore[arg-type]
-                self.embeddings[numbers % len(PROMPTS)],
-                self.embeddings[-1:],
+                {"prompt_embeds": self.embeddings[numbers % len(PROMPTS)]},
+                {"prompt_embeds": self.embeddings[-1:]},
                 numbers.tolist(),
                 seed=0,
                 steps=steps,

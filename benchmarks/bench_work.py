@@ -1,7 +1,7 @@
 """What the benchmarks work on: pictures in files, prompts, a backbone of either size."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from invdiff_pl.backbones.architecture import Architecture, new_pipeline
-from invdiff_pl.backbones.pipeline import embed_prompts, load_pipeline
+from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.data.images import read_images, to_float
 
 SMALL = "asset:waterbirds"
@@ -172,6 +173,10 @@ class ReferenceInputs:
 
     def embed(self, rows: Tensor) -> Tensor:
         """Text embeddings of the rows' prompts, ``[B, L, D]``."""
-        return embed_prompts(
-            self.pipeline, [PROMPTS[number] for number in self.work.prompt_ids[rows].tolist()]
-        )
+        numbers = self.work.prompt_ids[rows].tolist()
+        return text_embeddings(self.pipeline, [PROMPTS[number] for number in numbers])
+
+
+def text_embeddings(pipeline: Any, prompts: Sequence[str]) -> Tensor:
+    """Text embeddings of prompts, ``[P, L, D]``, of a Stable Diffusion pipeline."""
+    return frozen_denoiser(pipeline).condition(prompts)["prompt_embeds"]

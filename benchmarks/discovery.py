@@ -23,7 +23,9 @@ import torch
 from torch import Tensor
 
 import invdiff_pl.environments
+from invdiff_pl.backbones.denoiser import encoded_moments
 from invdiff_pl.backbones.draws import generator
+from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.data.celeba import CelebADataModule
 from invdiff_pl.data.fairface import FairFaceDataModule
@@ -205,13 +207,13 @@ def pool_of(experiment: str, seed: int, cache: Path) -> tuple[Tensor, Tensor, Te
 def features_of(paths: Sequence[Path], backbone: str, seed: int) -> Tensor:
     """Features of pictures, read and encoded in batches."""
     pipeline = load_pipeline(backbone)
-    scale = pipeline.vae.config.scaling_factor
+    denoiser = frozen_denoiser(pipeline)
 
     def latents() -> Any:
         for first in range(0, len(paths), 128):
             pixels = to_float(read_images(paths[first : first + 128], 32))
             with torch.no_grad():
-                yield pipeline.vae.encode(pixels).latent_dist.mean * scale
+                yield denoiser.latents(encoded_moments(pipeline.vae, pixels))
 
     return image_features(pipeline, latents(), levels=LEVELS, seed=seed)
 

@@ -17,12 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.pipeline import (
-    embed_prompts,
     load_pipeline,
     sample_images,
     set_scheduler,
 )
+from invdiff_pl.backbones.prompts import Conditions
 from invdiff_pl.data.images import read_images
 from invdiff_pl.data.synthetic.waterbirds import RenderedWaterbirds, render_waterbirds
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
@@ -66,12 +67,12 @@ def draw(solver: str, steps: int, prompts: tuple[str, ...], count: int, seed: in
     """``count`` images dealt over the prompts, uint8."""
     pipeline = load_pipeline(BACKBONE)
     set_scheduler(pipeline, solver)
-    embeddings = embed_prompts(pipeline, [*prompts, ""])
+    conditions = Conditions(frozen_denoiser(pipeline).condition([*prompts, ""]))
     drawn = [
         sample_images(
             pipeline,
-            embeddings[chunk % len(prompts)],
-            embeddings[-1:],
+            conditions[chunk % len(prompts)],
+            conditions.null,
             chunk.tolist(),
             seed=seed,
             steps=steps,

@@ -1,25 +1,26 @@
-"""What the tests share: a tiny data set, and tiny untrained networks of every kind."""
+"""What the tests share: a tiny data set, and tiny untrained networks of every kind.
+
+Fixtures import what they need: the process that hands tests to others needs no torch.
+"""
 
 import os
 import shutil
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, Dinov2Config, Dinov2Model
 
-from invdiff_pl.backbones.architecture import tiny_pipeline
-from invdiff_pl.data.synthetic.waterbirds import RenderedWaterbirds, render_waterbirds
-from invdiff_pl.data.waterbirds import WaterbirdsDataModule
-from invdiff_pl.metrics.classifier import SampleClassifier
+if TYPE_CHECKING:
+    from invdiff_pl.data.waterbirds import WaterbirdsDataModule
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -29,6 +30,8 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small rendered data set; not to be changed."""
+    from invdiff_pl.data.synthetic.waterbirds import RenderedWaterbirds, render_waterbirds
+
     root = tmp_path_factory.mktemp("birds") / "images"
     render_waterbirds(root, RenderedWaterbirds(fraction=0.02), progress=False)
     return root
@@ -37,6 +40,8 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory, birds: Path) -> Path:
     """A pipeline folder with random weights; not to be changed."""
+    from invdiff_pl.backbones.architecture import tiny_pipeline
+
     folder = tmp_path_factory.mktemp("backbone") / "pipeline"
     names = sorted(path.name for path in birds.iterdir() if path.is_dir())
     prompts = [f"a photo of a {name.split('.')[1].replace('_', ' ').lower()}" for name in names]
@@ -59,11 +64,13 @@ def five(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def module_of(
     five: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., WaterbirdsDataModule]:
+) -> "Callable[..., WaterbirdsDataModule]":
     """Makes DataModules of the five prompts that share a cache."""
+    from invdiff_pl.data.waterbirds import WaterbirdsDataModule
+
     cache = tmp_path_factory.mktemp("cache")
 
-    def make(**settings) -> WaterbirdsDataModule:
+    def make(**settings) -> "WaterbirdsDataModule":
         shared = {"backbone": str(tiny_backbone), "resolution": 32, "cache_dir": str(cache)}
         return WaterbirdsDataModule(root=str(five), **{**shared, **settings})
 
@@ -71,10 +78,34 @@ def module_of(
 
 
 @pytest.fixture(scope="session")
+def environments(
+    module_of: "Callable[..., WaterbirdsDataModule]", tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Two environments of the five prompts' images: every fifth goes against the others."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("environments")
+    data = module_of()
+    data.prepare_data()
+    assignments = (torch.arange(len(data.index.rows("train"))) % 5 == 0).long()
+    memberships = torch.nn.functional.one_hot(assignments, 2).float()
+    scores = assignments + torch.linspace(0, 0.5, len(assignments))
+    tensors = {"assignments": assignments, "memberships": memberships, "scores": scores}
+    save_file(tensors, folder / "environments.safetensors")
+    (folder / "environments.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def classifier(
-    module_of: Callable[..., WaterbirdsDataModule], tmp_path_factory: pytest.TempPathFactory
+    module_of: "Callable[..., WaterbirdsDataModule]", tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """An untrained classifier that tells all classes."""
+    import torch
+
+    from invdiff_pl.metrics.classifier import SampleClassifier
+
     folder = tmp_path_factory.mktemp("classifier")
     data = module_of()
     torch.manual_seed(0)
@@ -92,6 +123,11 @@ def classifier(
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small CLIP and DINOv2 models with random weights."""
+    import torch
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, Dinov2Config, Dinov2Model
+
+    from invdiff_pl.backbones.architecture import tiny_pipeline
+
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}

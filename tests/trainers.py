@@ -11,7 +11,7 @@ from invdiff_pl.callbacks import SaveAdapter, SaveEnvironments
 from invdiff_pl.modules import EnvironmentInference
 
 # Of the inference, so that it takes a second.
-QUICK = {"starts": 4, "values": [], "components": 6, "alpha": 0.5, "resamples": 1}
+QUICK: dict[str, Any] = {"starts": 4, "values": [], "components": 6, "alpha": 0.5, "resamples": 1}
 
 
 def quiet_trainer(folder: Path, ranks: int = 1, **settings: Any) -> Trainer:

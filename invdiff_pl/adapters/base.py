@@ -7,10 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
-from invdiff_pl.backbones.noising import predict
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import read_object, write_json
 
@@ -20,29 +18,29 @@ CONFIG_FILE = "adapter.json"
 class Adapter(ABC):
     """``G_psi`` beside a frozen denoiser.
 
-    An adapter is attached to a UNet, which it may wrap or inject layers into. Until it has been
+    An adapter is attached to a denoiser, which it may wrap or inject layers into. Until it has been
     trained it changes nothing: the prediction of the adapted denoiser is that of the frozen one
     (but for ``unet_copy``, which is the reference's).
 
     Args:
-        unet: the frozen denoiser.
+        network: the frozen denoiser.
     """
 
     kind: ClassVar[str]
     # Whether scales beyond 1 mean more of the same.
     rescalable: ClassVar[bool] = True
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
-        self.unet = unet
+    def __init__(self, network: Any) -> None:
+        self.network = network
         # Of the frozen denoiser, before anything is injected into it.
         self.backbone_size = sum(
-            value.numel() for name, value in unet.named_parameters() if ".lora_" not in name
+            value.numel() for name, value in network.named_parameters() if ".lora_" not in name
         )
 
     @property
     @abstractmethod
     def denoiser(self) -> nn.Module:
-        """The adapted denoiser, which is called as the UNet is."""
+        """The adapted denoiser, which is called as the frozen one is."""
 
     @abstractmethod
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -77,7 +75,7 @@ class Adapter(ABC):
         """Read what :meth:`save_weights` wrote."""
 
     @abstractmethod
-    def prepare_sampling(self, pipeline: StableDiffusionPipeline, scale: float) -> None:
+    def prepare_sampling(self, pipeline: Any, scale: float) -> None:
         """Put the adapter at a scale into a pipeline, in its fastest form."""
 
     def detach(self) -> None:  # noqa: B027 - a network of its own leaves no trace
@@ -99,19 +97,6 @@ class Adapter(ABC):
         Predictions are the same up to rounding, and the weights afterwards what they were.
         """
         yield
-
-    def predict(self, noisy: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-        """Prediction of the adapted denoiser.
-
-        Args:
-            noisy: latents ``[B, C, H, W]``.
-            timesteps: int64 ``[B]``.
-            embeddings: text embeddings ``[B, L, D]``.
-
-        Returns:
-            ``[B, C, H, W]``, in the denoiser's dtype.
-        """
-        return predict(self.denoiser, noisy, timesteps, embeddings)
 
     def size(self) -> int:
         """Number of trainable parameters."""
@@ -160,12 +145,12 @@ def adapter_class(kind: str) -> type[Adapter]:
     return _REGISTRY[kind]
 
 
-def build_adapter(kind: str, unet: UNet2DConditionModel, **settings: Any) -> Adapter:
-    """Attach a new adapter of a kind to a UNet.
+def build_adapter(kind: str, network: Any, **settings: Any) -> Adapter:
+    """Attach a new adapter of a kind to a denoiser.
 
     Args:
         kind: ``lora``, ``small_unet``, ``bottleneck`` or ``unet_copy``.
-        unet: the frozen denoiser.
+        network: the frozen denoiser.
         settings: of that kind.
 
     Raises:
@@ -173,7 +158,7 @@ def build_adapter(kind: str, unet: UNet2DConditionModel, **settings: Any) -> Ada
     """
     require_adapter(kind, settings)
     try:
-        return adapter_class(kind)(unet, **settings)
+        return adapter_class(kind)(network, **settings)
     except InvDiffError:
         raise
     except (TypeError, ValueError) as error:
@@ -189,7 +174,7 @@ def require_adapter(kind: str, settings: Mapping[str, Any]) -> None:
         InvDiffError: if there is no such kind, or a setting is not of this kind.
     """
     adapter = adapter_class(kind)
-    known = [name for name in inspect.signature(adapter).parameters if name != "unet"]
+    known = [name for name in inspect.signature(adapter).parameters if name != "network"]
     if unknown := sorted(set(settings) - set(known)):
         raise InvDiffError(
             f"`adapter_settings`: adapter {kind!r} has no setting {unknown[0]!r}; expected "
@@ -198,17 +183,17 @@ def require_adapter(kind: str, settings: Mapping[str, Any]) -> None:
         )
 
 
-def load_adapter(folder: Path, unet: UNet2DConditionModel) -> Adapter:
-    """Attach a saved adapter to a UNet.
+def load_adapter(folder: Path, network: Any) -> Adapter:
+    """Attach a saved adapter to a denoiser.
 
     Args:
         folder: that :meth:`Adapter.save` wrote.
-        unet: the frozen denoiser that it was trained beside.
+        network: the frozen denoiser that it was trained beside.
 
     Raises:
         InvDiffError: if the folder holds no adapter, or a damaged one.
     """
     config = read_object(folder / CONFIG_FILE, kind=str, settings=dict)
-    adapter = build_adapter(config["kind"], unet, **config["settings"])
+    adapter = build_adapter(config["kind"], network, **config["settings"])
     adapter.load_weights(folder)
     return adapter

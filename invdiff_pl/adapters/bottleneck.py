@@ -79,7 +79,7 @@ class BottleneckAdapter(BranchAdapter):
     frozen decoder.
 
     Args:
-        unet: the frozen denoiser.
+        network: the frozen denoiser, a UNet.
         ratio: its size at most, as a share of the backbone's parameters.
         width: of the network; found from ``ratio`` if not given.
 
@@ -90,10 +90,10 @@ class BottleneckAdapter(BranchAdapter):
     kind = "bottleneck"
 
     def __init__(
-        self, unet: UNet2DConditionModel, ratio: float = 0.03, width: int | None = None
+        self, network: UNet2DConditionModel, ratio: float = 0.03, width: int | None = None
     ) -> None:
-        super().__init__(unet)
-        if not getattr(unet.mid_block, "has_cross_attention", False):
+        super().__init__(network)
+        if not getattr(network.mid_block, "has_cross_attention", False):
             raise InvDiffError(
                 "adapter=bottleneck needs a UNet whose middle block attends to the prompt "
                 "(UNetMidBlock2DCrossAttn): choose another adapter.",
@@ -101,13 +101,13 @@ class BottleneckAdapter(BranchAdapter):
             )
         self.ratio = ratio
         if width is None:
-            found = largest_width(lambda n: _branch(unet, n * _STEP), _WIDEST, ratio, unet)
+            found = largest_width(lambda n: _branch(network, n * _STEP), _WIDEST, ratio, network)
             width = found * _STEP
         self.width = width
         self.scale = 1.0
-        self._place(_branch(unet, width))
-        unet.add_module(NAME, self.branch)
-        unet.mid_block.register_forward_hook(self._change, with_kwargs=True)
+        self._place(_branch(network, width))
+        network.add_module(NAME, self.branch)
+        network.mid_block.register_forward_hook(self._change, with_kwargs=True)
 
     def _change(
         self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor
@@ -120,7 +120,7 @@ class BottleneckAdapter(BranchAdapter):
     @property
     def denoiser(self) -> nn.Module:
         """The UNet itself, which calls the branch."""
-        return self.unet
+        return self.network
 
     def settings(self) -> dict[str, Any]:
         """Ratio and width."""
@@ -136,17 +136,17 @@ class BottleneckAdapter(BranchAdapter):
 
     def enable_gradient_checkpointing(self) -> None:
         """Of the whole UNet, through whose decoder the gradients run."""
-        self.unet.enable_gradient_checkpointing()
+        self.network.enable_gradient_checkpointing()
 
     def frozen_weights(self) -> dict[str, Tensor]:
         """The UNet's, without the branch that lives in it."""
-        state = self.unet.state_dict()
+        state = self.network.state_dict()
         return {n: value for n, value in state.items() if not n.startswith(f"{NAME}.")}
 
     def prepare_sampling(self, pipeline: StableDiffusionPipeline, scale: float) -> None:
         """Set the scale; the pipeline's UNet carries the branch."""
         self.set_scale(scale)
-        pipeline.unet = self.unet
+        pipeline.unet = self.network
 
 
 def _branch(unet: UNet2DConditionModel, width: int) -> BottleneckBranch:

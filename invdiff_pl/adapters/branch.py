@@ -80,9 +80,9 @@ class BranchAdapter(Adapter):
 
     def _place(self, branch: nn.Module) -> None:
         """Take a branch, at the UNet's place and dtype."""
-        branch = branch.to(self.unet.device)
-        if self.unet.dtype != torch.float32:  # diffusers warns of every cast
-            branch = branch.to(self.unet.dtype)
+        branch = branch.to(self.network.device)
+        if self.network.dtype != torch.float32:  # diffusers warns of every cast
+            branch = branch.to(self.network.dtype)
         self.branch = branch.requires_grad_(True)
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -128,7 +128,7 @@ class WholeBranchAdapter(BranchAdapter):
 
     def frozen_weights(self) -> dict[str, Tensor]:
         """The UNet's, which is untouched."""
-        return dict(self.unet.state_dict())
+        return dict(self.network.state_dict())
 
     def prepare_sampling(self, pipeline: StableDiffusionPipeline, scale: float) -> None:
         """Put both in the place of the UNet."""

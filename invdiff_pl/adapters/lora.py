@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.loaders import PeftAdapterMixin
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
@@ -15,6 +16,7 @@ from torch import nn
 
 from invdiff_pl.adapters.base import Adapter, register
 from invdiff_pl.adapters.lora_files import plain_config, scaled, stored_alpha
+from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import sort_safetensors_header
 from invdiff_pl.utils.tensors import read_tensors
@@ -22,10 +24,14 @@ from invdiff_pl.utils.tensors import read_tensors
 NAME = "invdiff"
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 
-# Which layers of a UNet2DConditionModel each name stands for.
+# Which layers each name stands for.
 _SPATIAL = r"conv1|conv2|downsamplers\.0\.conv|upsamplers\.0\.conv"
 LAYERS = {
-    "attention": r"to_q|to_k|to_v|to_out\.0|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2",
+    "attention": (
+        r"to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out"
+        r"|attentions\..*(proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2)"  # of a UNet
+    ),
+    "feed_forward": r"(ff|ff_context)\.net\.0\.proj|(ff|ff_context)\.net\.2|proj_mlp",
     "spatial": _SPATIAL,
     "convolution": rf"{_SPATIAL}|conv_shortcut",
     "time": r"time_emb_proj|time_embedding\.linear_1|time_embedding\.linear_2",
@@ -41,12 +47,14 @@ class LoraAdapter(Adapter):
     zero, so the untrained adapter changes nothing.
 
     Args:
-        unet: the frozen denoiser.
+        network: the frozen denoiser, a UNet or a transformer of diffusers.
         rank: of the updates.
         alpha: the updates are scaled by ``alpha / rank``; the rank if not given.
-        layers: which layers are adapted, of ``attention``, ``spatial`` (3×3 convolutions),
-            ``convolution`` (these and the 1×1 ones beside residual blocks), ``time`` and
-            ``input_output``. The default is 2.95 % of the shipped backbones' parameters.
+        layers: which layers are adapted, of ``attention`` (of a UNet, with the linear layers beside
+            it), ``feed_forward``, ``spatial`` (3×3 convolutions), ``convolution`` (these and the
+            1×1 ones beside residual blocks), ``time`` and ``input_output``; the last four are a
+            UNet's. The default is 2.95 % of the shipped backbones' parameters, and of a
+            transformer the attention alone.
 
     Raises:
         InvDiffError: if a name in ``layers`` is unknown, or alpha is not above 0.
@@ -56,12 +64,12 @@ class LoraAdapter(Adapter):
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
+        network: Any,
         rank: int = 2,
         alpha: float | None = None,
         layers: tuple[str, ...] = ("attention", "spatial", "time"),
     ) -> None:
-        super().__init__(unet)
+        super().__init__(network)
         unknown = sorted(set(layers) - set(LAYERS))
         if unknown:
             raise InvDiffError(
@@ -80,30 +88,30 @@ class LoraAdapter(Adapter):
         pattern = "|".join(LAYERS[layer] for layer in self.layers)
         targets = [
             name
-            for name, module in unet.named_modules()
+            for name, module in network.named_modules()
             if isinstance(_original(module), nn.Linear | nn.Conv2d)
             and re.search(rf"(^|\.)({pattern})$", name)
         ]
         config = LoraConfig(
             r=rank, lora_alpha=self.alpha, target_modules=targets, init_lora_weights=True
         )
-        others = active_adapters(unet)
-        unet.add_adapter(config, adapter_name=NAME)
+        others = active_adapters(network)
+        _with_peft(network).add_adapter(config, adapter_name=NAME)
         if others:
-            activate_adapters(self.unet, [*others, NAME])
+            activate_adapters(self.network, [*others, NAME])
         self._fused_scale: float | None = None
         self._frozen: dict[str, torch.Tensor] = {}
 
     @property
     def denoiser(self) -> nn.Module:
-        """The UNet itself, which carries the update layers."""
-        return self.unet
+        """The network itself, which carries the update layers."""
+        return self.network
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The update matrices."""
         return {
             name: parameter
-            for name, parameter in self.unet.named_parameters()
+            for name, parameter in self.network.named_parameters()
             if f".{NAME}." in name
         }
 
@@ -113,8 +121,10 @@ class LoraAdapter(Adapter):
 
     def set_scale(self, scale: float) -> None:
         """Scale the updates; at 0 they are not computed. Other LoRAs stay as they are."""
-        active = {*active_adapters(self.unet), NAME} - (set() if scale else {NAME})
-        activate_adapters(self.unet, [name for name in self.unet.peft_config if name in active])
+        active = {*active_adapters(self.network), NAME} - (set() if scale else {NAME})
+        activate_adapters(
+            self.network, [name for name in self.network.peft_config if name in active]
+        )
         if scale != 0:
             for module in self._layers().values():
                 module.set_scale(NAME, scale)
@@ -128,7 +138,7 @@ class LoraAdapter(Adapter):
         Raises:
             InvDiffError: if they are fused into the weights, and the scale is not 1.
         """
-        active, layers = active_adapters(self.unet), self._layers().values()
+        active, layers = active_adapters(self.network), self._layers().values()
         if scale == 1 or NAME not in active:
             yield
             return
@@ -139,30 +149,30 @@ class LoraAdapter(Adapter):
             )
         weights = [layer.scaling[NAME] for layer in layers]
         if scale == 0:
-            activate_adapters(self.unet, [name for name in active if name != NAME])
+            activate_adapters(self.network, [name for name in active if name != NAME])
         for layer, weight in zip(layers, weights, strict=True):
             layer.scaling[NAME] = scale * weight
         try:
             yield
         finally:
-            activate_adapters(self.unet, active)
+            activate_adapters(self.network, active)
             for layer, weight in zip(layers, weights, strict=True):
                 layer.scaling[NAME] = weight
 
     def join(self) -> None:
         """Make the updates active beside the LoRAs that are."""
-        if NAME not in (active := active_adapters(self.unet)):
-            activate_adapters(self.unet, [NAME, *active])
+        if NAME not in (active := active_adapters(self.network)):
+            activate_adapters(self.network, [NAME, *active])
 
     def detach(self) -> None:
         """Take the update layers out again; other LoRAs stay."""
         self._unfuse()
-        others = [name for name in active_adapters(self.unet) if name != NAME]
-        if set(self.unet.peft_config) == {NAME}:
-            self.unet.unload_lora()
+        others = [name for name in active_adapters(self.network) if name != NAME]
+        if set(self.network.peft_config) == {NAME}:
+            self.network.unload_lora()
             return
-        self.unet.delete_adapters(NAME)
-        activate_adapters(self.unet, others)
+        self.network.delete_adapters(NAME)
+        activate_adapters(self.network, others)
 
     @torch.no_grad()
     def rescale(self, factor: float) -> None:
@@ -172,12 +182,12 @@ class LoraAdapter(Adapter):
                 parameter.mul_(factor)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Of the whole UNet, through which the updates' gradients run."""
-        self.unet.enable_gradient_checkpointing()
+        """Of the whole network, through which the updates' gradients run."""
+        self.network.enable_gradient_checkpointing()
 
     def frozen_weights(self) -> dict[str, torch.Tensor]:
         """The original weights, whatever is folded into them now."""
-        state = self.unet.state_dict()
+        state = self.network.state_dict()
         if self._fused_scale:
             state |= {f"{n}.base_layer.weight": value for n, value in self._frozen.items()}
         return {
@@ -195,17 +205,21 @@ class LoraAdapter(Adapter):
         }
 
     def save_weights(self, folder: Path) -> None:
-        """Write the file that ``StableDiffusionPipeline.load_lora_weights`` takes.
+        """Write the file that the stock pipeline's ``load_lora_weights`` takes.
 
         ``alpha / rank`` is folded into the second of each pair of update matrices, and the file's
         alpha is its rank: programs that do not read alpha draw the same.
         """
-        state = get_peft_model_state_dict(self.unet, adapter_name=NAME)
-        config = {**self.unet.peft_config[NAME].to_dict(), "lora_alpha": float(self.rank)}
-        StableDiffusionPipeline.save_lora_weights(
+        state = get_peft_model_state_dict(self.network, adapter_name=NAME)
+        config = {**self.network.peft_config[NAME].to_dict(), "lora_alpha": float(self.rank)}
+        part = self._part
+        writer = StableDiffusionPipeline if part == "unet" else StableDiffusion3Pipeline
+        writer.save_lora_weights(
             str(folder),
-            unet_lora_layers=scaled(state, self.alpha / self.rank),
-            unet_lora_adapter_metadata=plain_config(config),
+            **{
+                f"{part}_lora_layers": scaled(state, self.alpha / self.rank),
+                f"{part}_lora_adapter_metadata": plain_config(config),
+            },
         )
         sort_safetensors_header(folder / WEIGHTS_FILE)
 
@@ -213,18 +227,23 @@ class LoraAdapter(Adapter):
         """Read the updates, whatever the file's alpha; every matrix must be there."""
         file = folder / WEIGHTS_FILE
         stored = read_tensors(file, "rerun the adapter stage")
-        state = {name.removeprefix("unet."): value for name, value in stored.items()}
-        expected = get_peft_model_state_dict(self.unet, adapter_name=NAME)
+        state = {name.removeprefix(f"{self._part}."): value for name, value in stored.items()}
+        expected = get_peft_model_state_dict(self.network, adapter_name=NAME)
         if {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in expected.items()}:
             raise InvDiffError(f"{file} was made for another backbone: its layers do not match.")
-        alpha = stored_alpha(file)
+        alpha = stored_alpha(file, self._part)
         if alpha is not None and alpha != self.alpha:
             state = scaled(state, alpha / self.alpha)
-        set_peft_model_state_dict(self.unet, state, adapter_name=NAME)
+        set_peft_model_state_dict(self.network, state, adapter_name=NAME)
 
-    def prepare_sampling(self, pipeline: StableDiffusionPipeline, scale: float) -> None:
+    @property
+    def _part(self) -> str:
+        """What pipelines and LoRA files call the network."""
+        return "unet" if isinstance(self.network, UNet2DConditionModel) else "transformer"
+
+    def prepare_sampling(self, pipeline: Any, scale: float) -> None:
         """Fold the scaled updates into the weights, so that sampling costs what it did before."""
-        pipeline.unet = self.unet
+        frozen_denoiser(pipeline).network = self.network
         self._fuse(scale)
 
     def _fuse(self, scale: float) -> None:
@@ -232,7 +251,7 @@ class LoraAdapter(Adapter):
             return
         self._unfuse()
         self._fused_scale = None
-        if set(active_adapters(self.unet)) - {NAME}:  # whose layers would not be computed
+        if set(active_adapters(self.network)) - {NAME}:  # whose layers would not be computed
             self.set_scale(scale)
             return
         self.set_scale(0.0 if scale == 0 else 1.0)
@@ -242,7 +261,7 @@ class LoraAdapter(Adapter):
                     name: layer.get_parameter("weight").clone()
                     for name, layer in self._base_layers().items()
                 }
-            self.unet.fuse_lora(lora_scale=scale, adapter_names=[NAME])
+            self.network.fuse_lora(lora_scale=scale, adapter_names=[NAME])
         self._fused_scale = scale
 
     @contextmanager
@@ -251,7 +270,9 @@ class LoraAdapter(Adapter):
 
         The copy of the original weights is kept no longer than it is needed.
         """
-        half = self.unet.dtype != torch.float32 or torch.is_autocast_enabled(self.unet.device.type)
+        half = self.network.dtype != torch.float32 or torch.is_autocast_enabled(
+            self.network.device.type
+        )
         if half or self._fused_scale is not None:  # or put at a scale by prepare_sampling
             yield
             return
@@ -266,7 +287,7 @@ class LoraAdapter(Adapter):
     def _unfuse(self) -> None:
         """Take the updates out again; subtracting leaves rounding errors, so copy the originals."""
         if self._fused_scale:
-            self.unet.unfuse_lora()
+            self.network.unfuse_lora()
             for name, layer in self._base_layers().items():
                 layer.get_parameter("weight").copy_(self._frozen[name])
 
@@ -277,7 +298,7 @@ class LoraAdapter(Adapter):
         """The adapted layers, in peft's form."""
         return {
             name: module
-            for name, module in self.unet.named_modules()
+            for name, module in self.network.named_modules()
             if isinstance(module, BaseTunerLayer) and NAME in module.scaling
         }
 
@@ -299,6 +320,14 @@ def activate_adapters(network: nn.Module, names: Sequence[str]) -> None:
             module.set_adapter(list(names), inference_mode=True)
             for parameter, value in trainable.items():
                 parameter.requires_grad_(value)
+
+
+def _with_peft(network: Any) -> Any:
+    """The network, with diffusers' methods for LoRAs, which it gives all but PixArt's."""
+    kind = type(network)
+    if not issubclass(kind, PeftAdapterMixin):
+        network.__class__ = type(kind.__name__, (kind, PeftAdapterMixin), {})
+    return network
 
 
 def _original(module: nn.Module) -> nn.Module:

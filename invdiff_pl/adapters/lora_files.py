@@ -18,8 +18,8 @@ def scaled(state: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
     }
 
 
-def stored_alpha(file: Path) -> float | None:
-    """The alpha that a file's header tells, if it does.
+def stored_alpha(file: Path, part: str) -> float | None:
+    """The alpha that a file's header tells of a part of the pipeline, if it does.
 
     Raises:
         InvDiffError: if the header is damaged.
@@ -33,7 +33,7 @@ def stored_alpha(file: Path) -> float | None:
             f"{file} cannot be read (its lora_adapter_metadata is not valid JSON): rerun the "
             "adapter stage."
         ) from None
-    alpha = header.get("unet.lora_alpha") if isinstance(header, dict) else None
+    alpha = header.get(f"{part}.lora_alpha") if isinstance(header, dict) else None
     return float(alpha) if isinstance(alpha, int | float) else None
 
 

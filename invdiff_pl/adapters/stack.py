@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import nn
 
 from invdiff_pl.adapters.lora import WEIGHTS_FILE, activate_adapters, active_adapters
 from invdiff_pl.adapters.trained import TrainedAdapter
+from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.utils.errors import InvDiffError
 
 SAFE = ".safetensors"
@@ -49,7 +50,7 @@ def lora_file(source: TrainedAdapter | str | Path) -> Path:
 
 @contextmanager
 def carrying(
-    pipe: StableDiffusionPipeline, loras: Sequence[TrainedAdapter | str | Path]
+    pipe: DiffusionPipeline, loras: Sequence[TrainedAdapter | str | Path]
 ) -> Iterator[Without]:
     """A pipeline with LoRAs beside those that it has, taken out again afterwards.
 
@@ -64,7 +65,8 @@ def carrying(
         InvDiffError: naming the first that cannot be read or does not fit.
     """
     files = [lora_file(lora) for lora in loras]
-    networks: list[nn.Module] = [pipe.unet, pipe.text_encoder]
+    denoiser = frozen_denoiser(pipe)
+    networks: list[nn.Module] = [denoiser.network, *denoiser.other_networks]
     before = [active_adapters(network) for network in networks]
     had_some = any(before)
     names = [f"audited-{number}" for number in range(len(files))]
@@ -92,7 +94,7 @@ def carrying(
                 activate_adapters(network, active)
 
 
-def _load(pipe: StableDiffusionPipeline, file: Path, name: str) -> None:
+def _load(pipe: DiffusionPipeline, file: Path, name: str) -> None:
     try:
         pipe.load_lora_weights(
             str(file.parent), weight_name=file.name, adapter_name=name, use_safetensors=True
@@ -111,7 +113,7 @@ def _load(pipe: StableDiffusionPipeline, file: Path, name: str) -> None:
         )
 
 
-def _loaded(pipe: StableDiffusionPipeline) -> set[str]:
+def _loaded(pipe: DiffusionPipeline) -> set[str]:
     return {name for names in pipe.get_list_adapters().values() for name in names}
 
 

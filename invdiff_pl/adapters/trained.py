@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from invdiff_pl.adapters.base import CONFIG_FILE
+from invdiff_pl.adapters.forms import FORMS, Form, write_form
+from invdiff_pl.adapters.lora import WEIGHTS_FILE
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import atomic_path, read_object
+from invdiff_pl.utils.names import require_name
 
 
 class TrainedAdapter:
@@ -56,20 +59,31 @@ class TrainedAdapter:
         """Whether anything was trained; else it changes nothing."""
         return bool(self.facts.get("trained", True))
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, form: Form = "diffusers") -> Path:
         """Write it into a folder, which must not exist or be empty.
+
+        Args:
+            folder: in which stock pipelines of diffusers find a LoRA.
+            form: a further file beside that: ``kohya`` for ComfyUI and A1111, ``peft`` for
+                ``PeftModel.from_pretrained``.
 
         Returns:
             the folder.
 
         Raises:
-            ValueError: if the folder holds something.
+            ValueError: if the folder holds something, or there is no such form of this adapter.
         """
+        require_name("form", form, FORMS)
+        if form != "diffusers" and self.kind != "lora":
+            raise InvDiffError(f"form={form!r}: a {self.kind} is no LoRA; expected diffusers.")
         target = Path(folder)
         if target.exists() and any(target.iterdir()):
             raise InvDiffError(f"folder={str(target)!r} is not empty: give a new one.")
         with atomic_path(target) as partial:
             shutil.copytree(self.folder, partial, dirs_exist_ok=True)
+            if form != "diffusers":
+                architecture = str(self.facts.get("architecture", "unknown"))
+                write_form(partial / WEIGHTS_FILE, form, partial, architecture)
         return target
 
     def __repr__(self) -> str:

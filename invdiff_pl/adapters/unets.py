@@ -29,7 +29,7 @@ class SmallUNetAdapter(WholeBranchAdapter):
     Its last layer starts at zero, so the untrained adapter changes nothing.
 
     Args:
-        unet: the frozen denoiser.
+        network: the frozen denoiser, a UNet.
         ratio: its size at most, as a share of the backbone's parameters.
         channels: of each level; found from ``ratio`` if not given.
 
@@ -41,22 +41,25 @@ class SmallUNetAdapter(WholeBranchAdapter):
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
+        network: UNet2DConditionModel,
         ratio: float = 0.1,
         channels: tuple[int, ...] | None = None,
     ) -> None:
-        super().__init__(unet)
+        super().__init__(network)
         self.ratio = ratio
         if channels is None:
             width = largest_width(
-                lambda width: _thin_unet(unet, _channels(unet, width)), _WIDTHS, ratio, unet
+                lambda width: _thin_unet(network, _channels(network, width)),
+                _WIDTHS,
+                ratio,
+                network,
             )
-            channels = _channels(unet, width)
+            channels = _channels(network, width)
         self.channels = tuple(channels)
-        branch = _thin_unet(unet, self.channels)
+        branch = _thin_unet(network, self.channels)
         zero(branch.conv_out)
         self._place(branch)
-        self._denoiser = BranchedDenoiser(unet, branch)
+        self._denoiser = BranchedDenoiser(network, branch)
 
     def rescale(self, factor: float) -> None:
         """Multiply the last layer."""
@@ -95,25 +98,25 @@ class UNetCopyAdapter(WholeBranchAdapter):
     shrunken by ``1 - r``. It has as many parameters as the backbone. For comparison.
 
     Args:
-        unet: the frozen denoiser.
+        network: the frozen denoiser, a UNet.
         ratio: r, in (0, 1].
     """
 
     kind = "unet_copy"
     rescalable = False
 
-    def __init__(self, unet: UNet2DConditionModel, ratio: float = 0.5) -> None:
-        super().__init__(unet)
+    def __init__(self, network: UNet2DConditionModel, ratio: float = 0.5) -> None:
+        super().__init__(network)
         if not 0 < ratio <= 1:
             raise InvDiffError(
                 f"adapter_settings.ratio={ratio}: expected a share above 0, at most 1.",
                 "adapter_settings.ratio",
             )
         self.ratio = ratio
-        branch = copy.deepcopy(unet)
+        branch = copy.deepcopy(network)
         zero(branch.conv_out)
         self._place(branch)
-        self._denoiser = BranchedDenoiser(unet, branch, weight=ratio, shrink=ratio)
+        self._denoiser = BranchedDenoiser(network, branch, weight=ratio, shrink=ratio)
 
     def rescale(self, factor: float) -> None:
         """Refuse: the blend is between the frozen model and the copy, not beyond it.

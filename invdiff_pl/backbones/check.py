@@ -5,7 +5,8 @@ Knows nothing of torch, so that a wrong backbone is refused before the first sta
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,58 @@ from invdiff_pl.backbones.assets import resolve_backbone
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import read_object
 
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
-PARTS = {
-    "unet": "UNet2DConditionModel",
-    "vae": "AutoencoderKL",
-    "text_encoder": "CLIPTextModel",
-    "tokenizer": "CLIPTokenizer",
-    "scheduler": None,
+_CLIP, _PROJECTED = "CLIPTextModel", "CLIPTextModelWithProjection"
+_FLOW, _DIFFUSION = "flow matching", "diffusion"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a family's pipelines are made of.
+
+    Attributes:
+        denoiser: the part's name, and its class.
+        others: further parts with their classes; ``None`` for any.
+        kind: of its schedules.
+        packing: pixels of the latents that one channel of the denoiser's input is of.
+    """
+
+    denoiser: tuple[str, str]
+    others: Mapping[str, str | None]
+    kind: str = _FLOW
+    packing: int = 1
+
+
+_STABLE_DIFFUSION = Family(
+    ("unet", "UNet2DConditionModel"),
+    {"vae": "AutoencoderKL", "text_encoder": _CLIP, "tokenizer": "CLIPTokenizer"},
+    _DIFFUSION,
+)
+FAMILIES: dict[str, Family] = {
+    "StableDiffusionPipeline": _STABLE_DIFFUSION,
+    "StableDiffusionImg2ImgPipeline": _STABLE_DIFFUSION,
+    "StableDiffusionXLPipeline": Family(
+        _STABLE_DIFFUSION.denoiser,
+        {**_STABLE_DIFFUSION.others, "text_encoder_2": _PROJECTED, "tokenizer_2": "CLIPTokenizer"},
+        _DIFFUSION,
+    ),
+    "StableDiffusion3Pipeline": Family(
+        ("transformer", "SD3Transformer2DModel"),
+        {"vae": "AutoencoderKL", "text_encoder": _PROJECTED, "text_encoder_2": _PROJECTED},
+    ),
+    "FluxPipeline": Family(
+        ("transformer", "FluxTransformer2DModel"),
+        {"vae": "AutoencoderKL", "text_encoder": _CLIP, "text_encoder_2": "T5EncoderModel"},
+        packing=4,
+    ),
+    "PixArtSigmaPipeline": Family(
+        ("transformer", "PixArtTransformer2DModel"),
+        {"vae": "AutoencoderKL", "text_encoder": "T5EncoderModel", "tokenizer": None},
+        _DIFFUSION,
+    ),
+    "SanaPipeline": Family(
+        ("transformer", "SanaTransformer2DModel"),
+        {"vae": "AutoencoderDC", "text_encoder": None, "tokenizer": None},
+    ),
 }
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 # Where a pipeline's parts may come from; the last is what old folders call their safety checker.
@@ -27,7 +73,6 @@ _LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
 _SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 # Of a UNet's configuration: inputs beside latents, timestep and text, which are not given.
 _CONDITIONS = (
-    "addition_embed_type",
     "class_embed_type",
     "encoder_hid_dim_type",
     "time_cond_proj_dim",
@@ -36,12 +81,15 @@ _CONDITIONS = (
 Reader = Callable[[str], dict[str, Any] | None]
 
 
-def check_backbone(backbone: str) -> None:
-    """Refuse a backbone that is no Stable-Diffusion-1.x/2.x-compatible pipeline.
+def check_backbone(backbone: str) -> str:
+    """Refuse a backbone that is no pipeline of a supported family.
 
     Args:
         backbone: a pipeline folder, a hub id, or ``asset:NAME``. Of a hub id the configurations
             are fetched, unless they are cached.
+
+    Returns:
+        the class of the pipeline.
 
     Raises:
         InvDiffError: in one line, with all that does not fit: the pipeline's class, its parts, the
@@ -49,6 +97,7 @@ def check_backbone(backbone: str) -> None:
 
     Example:
         >>> check_backbone("asset:waterbirds")
+        'StableDiffusionPipeline'
     """
     source = resolve_backbone(backbone)
     read = _reader(source)
@@ -56,19 +105,46 @@ def check_backbone(backbone: str) -> None:
     if index is None:
         raise InvDiffError(f"the backbone {source!r} holds no model_index.json: {_EXPECTED}.")
     _require_plain_parts(source, index)
-    problems = [
-        *_wrong_classes(index),
-        *_wrong_unet(read("unet/config.json"), read("vae/config.json")),
-        *_wrong_scheduler(index, read("scheduler/scheduler_config.json")),
+    found = str(index.get("_class_name"))
+    # What is unknown is held against the simplest family, and all that differs is told.
+    family = FAMILIES.get(found, _STABLE_DIFFUSION)
+    problems = [] if found in FAMILIES else [f"its class is {found}"]
+    part = family.denoiser[0]
+    denoiser, vae = (read(f"{name}/config.json") or {} for name in (part, "vae"))
+    problems += [
+        *_wrong_parts(index, family, read),
+        *_wrong_channels(part, family.packing, denoiser, vae),
+        *_unknown_conditions(part, found, denoiser),
+        *_wrong_scheduler(index, family.kind, read("scheduler/scheduler_config.json")),
     ]
     if problems:
         raise InvDiffError(
             f"the backbone {source!r} cannot be used: {'; '.join(problems)}; {_EXPECTED}."
         )
+    return found
+
+
+def text_parts(backbone: str) -> list[str]:
+    """Names of a backbone's tokenizers and text encoders."""
+    index = _reader(resolve_backbone(backbone))("model_index.json") or {}
+    names = ("tokenizer", "text_encoder")
+    return [part for part in index if part.startswith(names) and _class_of(index, part)]
+
+
+def absent_parts(backbone: str) -> list[str]:
+    """Parts that a pipeline does without, and has to be told so: the third text encoder of SD3."""
+    present = text_parts(backbone)
+    return [part for part in ("text_encoder_3", "tokenizer_3") if part not in present]
+
+
+def denoiser_part(pipeline: str) -> str:
+    """What a supported class of pipelines calls its denoiser, ``unet`` or ``transformer``."""
+    return FAMILIES[pipeline].denoiser[0]
 
 
 _EXPECTED = (
-    "expected a StableDiffusionPipeline of Stable Diffusion 1.x or 2.x, or one fine-tuned from it"
+    "expected a pipeline of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, FLUX.1, PixArt-Σ or Sana, or "
+    "one fine-tuned from it"
 )
 
 
@@ -134,44 +210,65 @@ def _require_plain_parts(source: str, index: dict[str, Any]) -> None:
             )
 
 
-def _wrong_classes(index: dict[str, Any]) -> list[str]:
-    found = index.get("_class_name")
-    problems = [] if found in PIPELINES else [f"its class is {found}"]
-    for name, expected in PARTS.items():
-        part = index.get(name)
-        kind = part[1] if isinstance(part, list) and len(part) == 2 else None
-        if kind is None:
-            problems.append(f"it has no {name}")
-        elif expected is not None and str(kind).removesuffix("Fast") != expected:
-            problems.append(f"its {name} is a {kind}, not a {expected}")
-    return problems
-
-
-def _wrong_unet(unet: dict[str, Any] | None, vae: dict[str, Any] | None) -> list[str]:
-    unet, vae = unet or {}, vae or {}
+def _wrong_parts(index: dict[str, Any], family: Family, read: Reader) -> list[str]:
     problems = []
-    taken, given = unet.get("in_channels", 4), vae.get("latent_channels", 4)
-    predicted = unet.get("out_channels", 4)
-    if taken != given:
-        problems.append(f"its unet takes {taken} channels where the latents have {given}")
-    if predicted != given:
-        problems.append(f"its unet predicts {predicted} channels where the latents have {given}")
-    problems += [
-        f"its unet needs more than latents, timestep and text ({name} is {unet[name]!r})"
-        for name in _CONDITIONS
-        if unet.get(name) is not None
-    ]
+    name, kind = family.denoiser
+    for part, expected in {name: kind, **family.others, "scheduler": None}.items():
+        found = _class_of(index, part)
+        if found is None:
+            problems.append(f"it has no {part}")
+        elif expected is not None and found.removesuffix("Fast") != expected:
+            problems.append(f"its {part} is a {found}, not a {expected}")
+        elif "encoder" in part and read(f"{part}/config.json") is None:
+            problems.append(f"its {part} holds no config.json")
     return problems
 
 
-def _wrong_scheduler(index: dict[str, Any], config: dict[str, Any] | None) -> list[str]:
+def _class_of(index: dict[str, Any], part: str) -> str | None:
+    entry = index.get(part)
+    if not isinstance(entry, list) or len(entry) != 2 or entry[1] is None:
+        return None
+    return str(entry[1])
+
+
+def _wrong_channels(
+    part: str, packing: int, denoiser: dict[str, Any], vae: dict[str, Any]
+) -> list[str]:
+    given = vae.get("latent_channels", 4) * packing
+    taken = denoiser.get("in_channels", given)
+    predicted = denoiser.get("out_channels") or taken
+    problems = []
+    if taken != given:
+        problems.append(f"its {part} takes {taken} channels where the latents have {given}")
+    if predicted not in (given, 2 * given):  # a variance may stand beside the noise
+        problems.append(f"its {part} predicts {predicted} channels where the latents have {given}")
+    return problems
+
+
+def _unknown_conditions(part: str, pipeline: str, denoiser: dict[str, Any]) -> list[str]:
+    more = pipeline == "StableDiffusionXLPipeline"
+    values = {name: denoiser.get(name) for name in _CONDITIONS}
+    added = denoiser.get("addition_embed_type")
+    values["addition_embed_type"] = None if more and added == "text_time" else added
+    return [
+        f"its {part} needs more than latents, timestep and text ({name} is {value!r})"
+        for name, value in values.items()
+        if value is not None
+    ]
+
+
+def _wrong_scheduler(index: dict[str, Any], kind: str, config: dict[str, Any] | None) -> list[str]:
     config = config or {}
-    part = index.get("scheduler")
-    name = str(part[1]) if isinstance(part, list) and len(part) == 2 else ""
+    name = _class_of(index, "scheduler") or ""
     prediction = config.get("prediction_type", "epsilon")
-    if name.startswith("FlowMatch") or config.get("use_flow_sigmas"):
-        return [f"its scheduler, {name}, is of flow matching, not of diffusion"]
-    if prediction not in PREDICTION_TYPES:
+    flow = (
+        name.startswith("FlowMatch")
+        or config.get("use_flow_sigmas")
+        or prediction == "flow_prediction"
+    )
+    if (found := _FLOW if flow else _DIFFUSION) != kind:
+        return [f"its scheduler, {name}, is of {found}, not of {kind}"]
+    if not flow and prediction not in PREDICTION_TYPES:
         expected = ", ".join(PREDICTION_TYPES)
         return [f"its scheduler's prediction_type is {prediction!r}, none of {expected}"]
     return []

@@ -98,12 +98,13 @@ def _name_plainly(part: Path) -> None:
 
 
 def _limit_tokens(folder: Path) -> None:
-    tokenizer, text_encoder = (
-        folder / "tokenizer" / "tokenizer_config.json",
-        folder / "text_encoder" / "config.json",
-    )
-    if not (tokenizer.is_file() and text_encoder.is_file()):
-        return
-    config, most = read_json(tokenizer), read_json(text_encoder).get("max_position_embeddings")
-    if isinstance(most, int) and config.get("model_max_length", most + 1) > most:
-        write_json(tokenizer, {**config, "model_max_length": most})
+    for number in ("", "_2"):
+        tokenizer = folder / f"tokenizer{number}" / "tokenizer_config.json"
+        text_encoder = folder / f"text_encoder{number}" / "config.json"
+        if not (tokenizer.is_file() and text_encoder.is_file()):
+            continue
+        config, told = read_json(tokenizer), read_json(text_encoder)
+        most = told.get("max_position_embeddings")
+        clip = str(told.get("model_type", "")).startswith("clip")
+        if clip and isinstance(most, int) and config.get("model_max_length", most + 1) > most:
+            write_json(tokenizer, {**config, "model_max_length": most})

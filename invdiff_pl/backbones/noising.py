@@ -1,14 +1,84 @@
-"""The forward process and the training target of a diffusers scheduler."""
+"""The forward process and the training target of a diffusers scheduler: diffusion or flow."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.configuration_utils import FrozenDict
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from invdiff_pl.backbones.check import PREDICTION_TYPES
 from invdiff_pl.utils.errors import InvDiffError
+
+
+class NoiseProcess(Protocol):
+    """Noises latents and gives targets at T timesteps, from little noise (0) to much (T - 1)."""
+
+    prediction_type: str
+
+    @property
+    def train_timesteps(self) -> int:
+        """Number of timesteps T."""
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """``z_t`` for latents and noise ``[B, C, H, W]`` and timesteps ``[B]``."""
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the denoiser should predict, ``[B, C, H, W]``."""
+
+    def signal_to_noise(self, timesteps: Tensor) -> Tensor:
+        """Signal-to-noise ratio at each timestep, float32 ``[B]``."""
+
+    def time(self, timesteps: Tensor) -> Tensor:
+        """How the scheduler numbers the timesteps when it samples, ``[B]``."""
+
+
+def noise_process(config: Mapping[str, Any], tokens: int = 4096) -> NoiseProcess:
+    """The forward process that a scheduler's configuration stands for.
+
+    Args:
+        config: of any scheduler of diffusers.
+        tokens: image tokens of the denoiser, on which a dynamic shift of flow matching depends.
+
+    Raises:
+        InvDiffError: if the prediction type is not supported.
+
+    Example:
+        >>> from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+        >>> noise_process(DDPMScheduler().config).prediction_type
+        'epsilon'
+        >>> flow = noise_process(FlowMatchEulerDiscreteScheduler(shift=3.0).config)
+        >>> flow.time(torch.tensor([499, 999]))  # 3 u / (1 + 2 u) of 1000, at u = 0.5 and 1
+        tensor([ 750., 1000.])
+    """
+    if is_flow(config):
+        return FlowProcess(config, tokens)
+    return ForwardProcess(config)
+
+
+def timestep_at(process: NoiseProcess, log_snr: float) -> int:
+    """The timestep whose logarithmic signal-to-noise ratio is nearest to a level.
+
+    One level means as much noise under any schedule: ``log(abar / (1 - abar))`` of diffusion,
+    ``2 log((1 - sigma) / sigma)`` of flow matching.
+
+    Example:
+        >>> from diffusers import FlowMatchEulerDiscreteScheduler
+        >>> flow = noise_process(FlowMatchEulerDiscreteScheduler().config)
+        >>> timestep_at(flow, 0.0)  # as much signal as noise
+        499
+    """
+    every = process.signal_to_noise(torch.arange(process.train_timesteps)).double().log()
+    return int((every - log_snr).abs().nan_to_num(torch.inf).argmin())
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether a scheduler's configuration is of flow matching."""
+    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+        return True
+    return str(config.get("_class_name", "")).startswith("FlowMatch") or "shift" in config
 
 
 class ForwardProcess:
@@ -54,6 +124,69 @@ class ForwardProcess:
         alphas = self._scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
         return alphas / (1 - alphas)
 
+    def time(self, timesteps: Tensor) -> Tensor:
+        """The timesteps themselves."""
+        return timesteps
+
+
+class FlowProcess:
+    """Flow matching (Lipman et al., arXiv 2210.02747): ``z = (1 - sigma) x + sigma eps``.
+
+    The target is ``eps - x``. Timestep t stands for ``sigma = s u / (1 + (s - 1) u)`` at
+    ``u = (t + 1) / T``, s being the scheduler's shift, which may depend on the number of tokens
+    (Esser et al., arXiv 2403.03206).
+
+    Args:
+        config: of a flow-matching scheduler of diffusers, or of another one with flow sigmas.
+        tokens: image tokens of the denoiser.
+    """
+
+    prediction_type = "flow"
+
+    def __init__(self, config: Mapping[str, Any], tokens: int) -> None:
+        steps = int(config.get("num_train_timesteps", 1000))
+        parts = torch.arange(1, steps + 1, dtype=torch.float32) / steps
+        if config.get("use_dynamic_shifting"):
+            mu = calculate_shift(
+                tokens,
+                config.get("base_image_seq_len", 256),
+                config.get("max_image_seq_len", 4096),
+                config.get("base_shift", 0.5),
+                config.get("max_shift", 1.15),
+            )
+            scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+            self._sigmas: Tensor = scheduler.time_shift(mu, 1.0, parts)
+        else:
+            shift = float(config.get("shift", config.get("flow_shift", 1.0)))
+            self._sigmas = shift * parts / (1 + (shift - 1) * parts)
+
+    @property
+    def train_timesteps(self) -> int:
+        """Number of timesteps T."""
+        return len(self._sigmas)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """``z_t`` for latents and noise ``[B, C, H, W]`` and timesteps ``[B]``."""
+        sigmas = self._at(timesteps, latents)
+        return (1 - sigmas) * latents + sigmas * noise
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The flow's velocity, ``[B, C, H, W]``."""
+        return noise - latents
+
+    def signal_to_noise(self, timesteps: Tensor) -> Tensor:
+        """Signal-to-noise ratio at each timestep, float32 ``[B]``; 0 at the last."""
+        sigmas = self._sigmas.to(timesteps.device)[timesteps]
+        return ((1 - sigmas) / sigmas).square()
+
+    def time(self, timesteps: Tensor) -> Tensor:
+        """``T sigma``, float32 ``[B]``."""
+        return self.train_timesteps * self._sigmas.to(timesteps.device)[timesteps]
+
+    def _at(self, timesteps: Tensor, like: Tensor) -> Tensor:
+        sigmas = self._sigmas.to(like.device, like.dtype)[timesteps]
+        return sigmas.reshape(-1, *[1] * (like.dim() - 1))
+
 
 def predict(denoiser: Any, noisy: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
     """Prediction of a denoiser, which is given latents and embeddings in its own precision.
@@ -76,20 +209,3 @@ def predict(denoiser: Any, noisy: Tensor, timesteps: Tensor, embeddings: Tensor)
 def sample_losses(prediction: Tensor, target: Tensor) -> Tensor:
     """Per-sample denoising loss: the mean square over channels and pixels, float32 ``[B]``."""
     return (prediction.float() - target.float()).square().flatten(1).mean(1)
-
-
-def sample_posterior(moments: Tensor, noise: Tensor | None, scaling_factor: float) -> Tensor:
-    """Latents from the VAE posterior's moments.
-
-    Args:
-        moments: ``[B, 2C, H, W]``: mean and log variance.
-        noise: standard normal ``[B, C, H, W]``; ``None`` takes the posterior's mean.
-        scaling_factor: the VAE's, so that latents have unit variance.
-
-    Returns:
-        float32 ``[B, C, H, W]``.
-    """
-    mean, log_variance = moments.float().chunk(2, dim=1)
-    if noise is not None:
-        mean = mean + noise * torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
-    return mean * scaling_factor

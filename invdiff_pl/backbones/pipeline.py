@@ -1,26 +1,29 @@
 """Loading the frozen backbone, a diffusers pipeline folder, and running it."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from torch import Tensor
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from invdiff_pl.backbones.assets import resolve_backbone
-from invdiff_pl.backbones.check import check_backbone
-from invdiff_pl.backbones.draws import generator
+from invdiff_pl.backbones.check import FAMILIES, absent_parts, check_backbone
+from invdiff_pl.backbones.denoiser import Condition
+from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.folders import make_portable, weights_variant
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import digest_folder, digest_json
 
 
 def load_pipeline(
-    backbone: str, dtype: torch.dtype = torch.float32, *, with_unet: bool = True
-) -> StableDiffusionPipeline:
-    """Load a Stable-Diffusion-1.x/2.x-compatible pipeline, frozen and in evaluation mode.
+    backbone: str, dtype: torch.dtype = torch.float32, *, with_denoiser: bool = True
+) -> Any:
+    """Load a pipeline of a supported family, frozen and in evaluation mode.
 
     Whatever dtypes its files hold, all parts get the same one. Of a folder that has no plain
     weights, a variant's (``fp16``, say) are taken.
@@ -28,60 +31,82 @@ def load_pipeline(
     Args:
         backbone: a pipeline folder, a hub id, or ``asset:NAME``.
         dtype: of all weights.
-        with_unet: load the denoiser, too, which is most of a large pipeline.
+        with_denoiser: load the denoiser, too, which is most of a large pipeline.
 
     Raises:
         InvDiffError: if there is no such folder or hub id, or it is not such a pipeline, or its
             weights are pickles or its parts of other libraries.
     """
-    check_backbone(backbone)
-    source = resolve_backbone(backbone)
+    name = check_backbone(backbone).replace("Img2Img", "")
+    family, source = FAMILIES[name], resolve_backbone(backbone)
+    part, denoiser = family.denoiser
+    kind = getattr(diffusers, name)
+    # An SD3 without its third text encoder asks its denoiser how wide that would be.
+    needed = with_denoiser or bool({"text_encoder_3"} & _left_out(kind, source).keys())
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
+        pipeline = kind.from_pretrained(
             source,
-            unet=_whole(UNet2DConditionModel, source, "unet", dtype) if with_unet else None,
-            vae=_whole(AutoencoderKL, source, "vae", dtype),
+            **{part: _whole(denoiser, source, part, dtype) if needed else None},
+            vae=_whole(str(family.others["vae"]), source, "vae", dtype),
             dtype=dtype,
             variant=weights_variant(Path(source) / "text_encoder"),
-            safety_checker=None,
-            feature_extractor=None,  # the safety checker's, of a class that may be gone
-            requires_safety_checker=False,
             use_safetensors=True,  # the other formats are pickles, which may run code
+            **_left_out(kind, source),
         )
     except InvDiffError:
         raise
     except Exception as error:  # damaged parts raise whatever their readers stumble over
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InvDiffError(
-            f"cannot load the backbone {source!r} as a Stable Diffusion pipeline with safetensors "
-            f"weights: {reason}"
+            f"cannot load the backbone {source!r} as a {name} with safetensors weights: {reason}"
         ) from None
     pipeline.set_progress_bar_config(disable=True)
     return frozen(pipeline)
 
 
-def frozen(pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
+def frozen(pipeline: Any) -> Any:
     """The same pipeline, none of whose weights is trained, in evaluation mode."""
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        if part is not None:
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
     limit_tokens(pipeline)
     return pipeline
 
 
-def limit_tokens(pipeline: StableDiffusionPipeline) -> None:
-    """Cut prompts at what the text encoder takes, where the tokenizer does not tell."""
-    most = pipeline.text_encoder.config.max_position_embeddings
-    pipeline.tokenizer.model_max_length = min(pipeline.tokenizer.model_max_length, most)
+def limit_tokens(pipeline: Any) -> None:
+    """Cut prompts at what CLIP's text encoders take, where their tokenizers do not tell."""
+    for name in ("", "_2"):
+        encoder = getattr(pipeline, f"text_encoder{name}", None)
+        if isinstance(encoder, CLIPTextModel | CLIPTextModelWithProjection):
+            tokenizer = getattr(pipeline, f"tokenizer{name}")
+            most = encoder.config.max_position_embeddings
+            tokenizer.model_max_length = min(tokenizer.model_max_length, most)
 
 
-def _whole(kind: type[Any], source: str, part: str, dtype: torch.dtype) -> Any:
+def _left_out(kind: type[Any], source: str) -> dict[str, Any]:
+    """Parts that are not needed to draw pictures of prompts, or that the pipeline lacks.
+
+    Some are of classes that are gone; a third text encoder is often left out.
+    """
+    unneeded = {
+        "safety_checker": None,
+        "feature_extractor": None,
+        "image_encoder": None,
+        "requires_safety_checker": False,
+        "add_watermarker": False,
+    }
+    taken = inspect.signature(kind).parameters
+    unneeded |= dict.fromkeys(absent_parts(source))
+    return {name: value for name, value in unneeded.items() if name in taken}
+
+
+def _whole(name: str, source: str, part: str, dtype: torch.dtype) -> Any:
     """A part of a pipeline all of whose weights are there; others would be drawn at random.
 
     Raises:
         InvDiffError: naming the first missing weight.
     """
-    model, found = kind.from_pretrained(
+    model, found = getattr(diffusers, name).from_pretrained(
         source,
         subfolder=part,
         torch_dtype=dtype,
@@ -97,7 +122,7 @@ def _whole(kind: type[Any], source: str, part: str, dtype: torch.dtype) -> Any:
     return model
 
 
-def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
     """Write a pipeline folder that loads with no more arguments (see ``make_portable``)."""
     pipeline.save_pretrained(folder)
     make_portable(folder)
@@ -109,28 +134,7 @@ def backbone_digest(backbone: str, part: str = ".") -> str:
     return digest_folder(source / part) if source.is_dir() else digest_json([backbone, part])
 
 
-@torch.no_grad()
-def embed_prompts(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> Tensor:
-    """Text embeddings of prompts, ``[P, L, D]``, in the text encoder's dtype, on its device."""
-    device = pipeline.text_encoder.device
-    tokens = pipeline.tokenizer(
-        list(prompts),
-        padding="max_length",
-        truncation=True,
-        max_length=pipeline.tokenizer.model_max_length,
-        return_tensors="pt",
-    )
-    embeddings: Tensor = pipeline.text_encoder(tokens.input_ids.to(device))[0]
-    return embeddings
-
-
-def own_resolution(pipeline: StableDiffusionPipeline) -> int:
-    """Side of the images that a pipeline draws, in pixels."""
-    size = pipeline.unet.config.sample_size
-    return int((size if isinstance(size, int) else size[0]) * pipeline.vae_scale_factor)
-
-
-def tokens_cut(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> dict[str, int]:
+def tokens_cut(pipeline: Any, prompts: Sequence[str]) -> dict[str, int]:
     """Prompts longer than the text encoder takes, and how many of their tokens it does not see."""
     tokenizer = pipeline.tokenizer
     tokens = tokenizer(list(prompts), padding=False, truncation=False).input_ids
@@ -138,7 +142,7 @@ def tokens_cut(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> dic
     return {prompt: cut for prompt, cut in zip(prompts, lengths, strict=True) if cut > 0}
 
 
-def set_scheduler(pipeline: StableDiffusionPipeline, name: str | None) -> None:
+def set_scheduler(pipeline: Any, name: str | None) -> None:
     """Swap in the diffusers scheduler class ``name``, keeping the backbone's noise schedule.
 
     Raises:
@@ -164,61 +168,17 @@ def scheduler_class(name: str) -> Any:
     return scheduler
 
 
-def initial_latents(
-    pipeline: StableDiffusionPipeline, indices: Sequence[int], seed: int
-) -> tuple[Tensor, list[torch.Generator]]:
-    """Starting noise of the samples with the given global indices.
-
-    Each sample has a generator of its own, seeded by (seed, index), so that a sample does not
-    depend on which others share its batch or on the number of ranks.
-
-    Returns:
-        latents float32 ``[B, C, H, W]`` on the CPU, and the generators, for schedulers that draw
-        noise while sampling.
-    """
-    config = pipeline.unet.config
-    size = config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    generators = [generator(seed, "sample", index) for index in indices]
-    shape = (config.in_channels, height, width)
-    latents = torch.stack([torch.randn(shape, generator=source) for source in generators])
-    return latents, generators
-
-
-def _call(
-    pipeline: StableDiffusionPipeline,
-    embeddings: Tensor,
-    null_embedding: Tensor,
-    start: tuple[Tensor, list[torch.Generator]],
-    *,
-    steps: int,
-    guidance_scale: float,
-    output_type: str,
-) -> Tensor:
-    """What the stock pipeline call makes of starting noise, on its device."""
-    latents, generators = start
-    drawn: Tensor = pipeline(
-        prompt_embeds=embeddings,
-        negative_prompt_embeds=null_embedding.expand_as(embeddings),
-        latents=latents.to(embeddings.device, embeddings.dtype),
-        generator=generators,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        output_type=output_type,
-    ).images
-    return drawn
-
-
 @torch.no_grad()
 def sample_antithetic_latents(
-    pipeline: StableDiffusionPipeline,
-    embeddings: Tensor,
-    null_embedding: Tensor,
+    pipeline: DiffusionPipeline,
+    condition: Condition,
+    null: Condition,
     indices: Sequence[int],
     *,
     seed: int,
     steps: int,
     guidance_scale: float,
+    resolution: int | None = None,
 ) -> Tensor:
     """Latents of samples, not decoded, in pairs of opposite starting noise.
 
@@ -227,24 +187,26 @@ def sample_antithetic_latents(
     independent ones. For counting, not for figures.
 
     Args:
-        pipeline: its ``unet`` may carry an adapter.
-        embeddings: text embeddings ``[B, L, D]``, one a sample.
-        null_embedding: of the empty prompt, ``[1, L, D]``.
+        pipeline: its denoiser may carry an adapter.
+        condition: what the prompts become, a row a sample.
+        null: the same of the empty prompt, one row.
         indices: global sample indices.
         seed: of the whole set of samples.
         steps: denoising steps.
         guidance_scale: 1 switches guidance off.
+        resolution: side of the images in pixels; the pipeline's own if not given.
 
     Returns:
         ``[B, C, H, W]`` of about unit variance, on the pipeline's device.
     """
-    latents, generators = initial_latents(pipeline, [index // 2 for index in indices], seed)
+    denoiser = frozen_denoiser(pipeline, resolution)
+    noise, generators = denoiser.initial_noise([index // 2 for index in indices], seed)
     signs = torch.tensor([1.0 if index % 2 == 0 else -1.0 for index in indices])
-    return _call(
-        pipeline,
-        embeddings,
-        null_embedding,
-        (latents * signs[:, None, None, None], generators),
+    return denoiser.draw(
+        condition,
+        null,
+        noise * signs[:, None, None, None],
+        generators,
         steps=steps,
         guidance_scale=guidance_scale,
         output_type="latent",
@@ -253,25 +215,27 @@ def sample_antithetic_latents(
 
 @torch.no_grad()
 def sample_images(
-    pipeline: StableDiffusionPipeline,
-    embeddings: Tensor,
-    null_embedding: Tensor,
+    pipeline: DiffusionPipeline,
+    condition: Condition,
+    null: Condition,
     indices: Sequence[int],
     *,
     seed: int,
     steps: int,
     guidance_scale: float,
+    resolution: int | None = None,
 ) -> Tensor:
     """Classifier-free-guided samples, through the stock pipeline call.
 
     Args:
-        pipeline: its ``unet`` may carry an adapter.
-        embeddings: text embeddings ``[B, L, D]``, one a sample.
-        null_embedding: of the empty prompt, ``[1, L, D]``.
+        pipeline: its denoiser may carry an adapter.
+        condition: what the prompts become, a row a sample.
+        null: the same of the empty prompt, one row.
         indices: global sample indices, which choose the noise.
         seed: of the whole set of samples.
         steps: denoising steps.
         guidance_scale: 1 switches guidance off.
+        resolution: side of the images in pixels; the pipeline's own if not given.
 
     Returns:
         uint8 images ``[B, 3, H, W]`` on the CPU.
@@ -279,14 +243,13 @@ def sample_images(
     Raises:
         InvDiffError: if pixels are not finite.
     """
-    images = _call(
-        pipeline,
-        embeddings,
-        null_embedding,
-        initial_latents(pipeline, indices, seed),
+    denoiser = frozen_denoiser(pipeline, resolution)
+    images = denoiser.draw(
+        condition,
+        null,
+        *denoiser.initial_noise(indices, seed),
         steps=steps,
         guidance_scale=guidance_scale,
-        output_type="pt",
     )
     finite = images.isfinite().flatten(1).all(1).tolist()
     if not all(finite):

@@ -1,42 +1,82 @@
-"""Prompts that a training run has met, each embedded once."""
+"""What prompts become for a denoiser, each prompt encoded once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from diffusers import StableDiffusionPipeline
-from torch import Tensor
+from torch import Tensor, nn
 
-from invdiff_pl.backbones.pipeline import embed_prompts
+from invdiff_pl.backbones.denoiser import FrozenDenoiser
+
+
+class Conditions(nn.Module):
+    """What a denoiser is given for each of P prompts and, last, for the empty one.
+
+    A module, so that it moves to a device with what holds it; it is never saved with its state.
+
+    Args:
+        rows: by the names of the pipeline's call, such as ``prompt_embeds [P + 1, L, D]``.
+
+    Example:
+        >>> conditions = Conditions({"prompt_embeds": torch.randn(3, 16, 32)})
+        >>> len(conditions), conditions[torch.tensor([0, 0, 1])]["prompt_embeds"].shape
+        (3, torch.Size([3, 16, 32]))
+    """
+
+    def __init__(self, rows: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, value in rows.items():
+            self.register_buffer(name, value, persistent=False)
+
+    def rows(self) -> dict[str, Tensor]:
+        """All of them, by name."""
+        return dict(self.named_buffers())
+
+    def __len__(self) -> int:
+        return len(next(self.buffers()))
+
+    def __getitem__(self, chosen: Tensor | slice) -> dict[str, Tensor]:
+        return {name: value[chosen] for name, value in self.named_buffers()}
+
+    @property
+    def null(self) -> dict[str, Tensor]:
+        """That of the empty prompt, one row."""
+        return self[-1:]
 
 
 class KnownPrompts:
-    """Numbers prompts in the order in which they are met, and keeps their embeddings.
+    """Numbers prompts in the order in which they are met, and keeps what they become.
 
     Args:
-        pipeline: whose text encoder embeds them.
+        denoiser: that they are for.
         prompts: known from the start.
     """
 
-    def __init__(self, pipeline: StableDiffusionPipeline, prompts: Sequence[str] = ()) -> None:
-        self._pipeline = pipeline
+    def __init__(self, denoiser: FrozenDenoiser, prompts: Sequence[str] = ()) -> None:
+        self._denoiser = denoiser
         self._numbers: dict[str, int] = {}
-        self._rows: list[Tensor] = []
-        self._null: Tensor | None = None
+        self._rows: list[dict[str, Tensor]] = []
+        self._null: dict[str, Tensor] | None = None
         self.numbers(prompts)
 
     def __len__(self) -> int:
         return len(self._numbers)
 
     def numbers(self, prompts: Sequence[str]) -> Tensor:
-        """The number of each prompt, int64 ``[B]``; new ones are embedded."""
+        """The number of each prompt, int64 ``[B]``; new ones are encoded."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._numbers]
         if new:
-            self._rows.append(embed_prompts(self._pipeline, new).float())
+            self._rows.append(in_single_precision(self._denoiser.condition(new)))
             self._numbers |= {prompt: len(self._numbers) + n for n, prompt in enumerate(new)}
         return torch.tensor([self._numbers[prompt] for prompt in prompts], dtype=torch.int64)
 
-    def embeddings(self) -> Tensor:
-        """Embeddings of all of them and, last, of the empty prompt: float32 ``[P + 1, L, D]``."""
+    def conditions(self) -> Conditions:
+        """Those of all of them and, last, of the empty prompt."""
         if self._null is None:
-            self._null = embed_prompts(self._pipeline, [""]).float()
-        return torch.cat([*self._rows, self._null])
+            self._null = in_single_precision(self._denoiser.condition([""]))
+        parts = [*self._rows, self._null]
+        return Conditions({name: torch.cat([each[name] for each in parts]) for name in parts[0]})
+
+
+def in_single_precision(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Embeddings as float32; masks stay what they are."""
+    return {n: v.float() if v.is_floating_point() else v for n, v in rows.items()}

@@ -9,10 +9,9 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from invdiff_pl.backbones.noising import sample_posterior
 from invdiff_pl.backbones.pipeline import sample_antithetic_latents
 from invdiff_pl.data.training import LatentDataModule, training_data
-from invdiff_pl.environments.features import A_CHANNEL, BlockFeatures
+from invdiff_pl.environments.features import BlockFeatures
 from invdiff_pl.environments.reader import Counts, EnvironmentReader, even_scale, fit_reader
 from invdiff_pl.modules.common import stage_name
 from invdiff_pl.modules.invariant_adapter import InvariantAdapter
@@ -26,8 +25,8 @@ FIRST_SAMPLE = 2**31
 # Scales that are tried: the first two always, the others where the even one lies beyond.
 TRIED = (1.0, 1.5)
 BEYOND = {1.0: 0.5, 1.5: 2.0}
-# Of all timesteps: where images are looked at, still clear enough to show everything.
-LOOK = 0.3
+# Where images are looked at, still clear enough to show everything: a log signal-to-noise ratio.
+LOOK = 0.26
 # Prompts are left out rather than counted with fewer than this.
 SAMPLES_A_PROMPT = 64
 Features = Callable[[Tensor], Tensor]
@@ -104,14 +103,14 @@ class ScaleCalibration(pl.Callback):
         if not (wanted and adapter.rescalable):
             return
         pipeline.to(pl_module.device)
-        denoiser = pipeline.unet
+        denoiser = pl_module.frozen.network
         modes = {part: part.training for part in pl_module.denoiser.modules()}
         pl_module.denoiser.eval()
         with trainer.precision_plugin.val_step_context():
             told = self._calibrate(trainer, pl_module)
         self._place(pl_module, 0.0)
         adapter.set_scale(1.0)
-        pipeline.unet = denoiser
+        pl_module.frozen.network = denoiser
         for part, training in modes.items():
             part.training = training
         adapter.rescale(told["scale"])
@@ -185,8 +184,7 @@ class ScaleCalibration(pl.Callback):
 
         def features(mine: Tensor) -> Tensor:
             batch = trainer.strategy.batch_to_device(data.training_latents(rows[mine]))
-            scaling = module.pipeline.vae.config.scaling_factor
-            return self._features(module, sample_posterior(batch["moments"], None, scaling))
+            return self._features(module, module.frozen.latents(batch["moments"]))
 
         table = self._gathered(trainer, module, len(rows), features)
         return fit_reader(
@@ -211,12 +209,13 @@ class ScaleCalibration(pl.Callback):
             self._place(module, scale)
             drawn = sample_antithetic_latents(
                 module.pipeline,
-                module.embeddings[prompts[mine]],
-                module.embeddings[-1:],
+                module.conditions[prompts[mine]],
+                module.conditions.null,
                 (FIRST_SAMPLE + mine).tolist(),
                 seed=self.seed,
                 steps=self.steps,
                 guidance_scale=self.guidance_scale,
+                resolution=module.frozen.resolution,
             )
             self._place(module, 0.0)
             return self._features(module, drawn)
@@ -226,15 +225,15 @@ class ScaleCalibration(pl.Callback):
 
     def _place(self, module: InvariantAdapter, scale: float) -> None:
         """Put the adapter at a scale; folded into the weights where rounding cannot lose it."""
-        if module.adapter.unet.dtype == torch.float32:
+        if module.adapter.network.dtype == torch.float32:
             module.adapter.prepare_sampling(module.pipeline, scale)
         else:
-            module.pipeline.unet = module.adapter.denoiser
+            module.frozen.network = module.adapter.denoiser
             module.adapter.set_scale(scale)
 
     def _features(self, module: InvariantAdapter, latents: Tensor) -> Tensor:
         reader = BlockFeatures(
-            module.adapter.unet, module.process, module.embeddings[-1:], None, [LOOK], self.seed
+            module.frozen, module.conditions.null, None, [LOOK], self.seed, module.adapter.network
         )
         return reader(latents)
 
@@ -246,7 +245,9 @@ class ScaleCalibration(pl.Callback):
         Raises:
             ValueError: on every rank, if some are not finite.
         """
-        width = A_CHANNEL * int(module.adapter.unet.config.block_out_channels[-1])
+        self._place(module, 0.0)
+        latents = module.frozen.initial_noise([0], 0)[0].to(module.device)
+        width = self._features(module, latents).shape[1]
         everybody = torch.zeros((count, width), device=module.device)
         mine = torch.arange(trainer.global_rank, count, trainer.world_size)
         what = f"{stage_name(module)}, calibration"

@@ -120,11 +120,13 @@ def _show(found: Discovery, folder: str) -> None:
 def summary(told: dict[str, Any]) -> str:
     """What the inference found, for the terminal."""
     names = {True: "bias found", False: "no bias found", None: "bias not tested"}
+    tested = told["bias_found"] is not None  # else groups are hardly told apart
     lines = [f"{names[told['bias_found']]}: {told['reason']}"]
     entries = list(zip(told["prompts"], told["quality"]["per_prompt"], strict=True))
     for prompt, entry in entries[:_PROMPTS_TOLD]:
         sizes = " + ".join(map(str, entry["sizes"]))
-        sure = f", confidence {entry['confidence']:.2f}" if "confidence" in entry else ""
+        known = tested and "confidence" in entry
+        sure = f", confidence {entry['confidence']:.2f}" if known else ""
         auc = "" if entry.get("auc") is None else f", AUC {entry['auc']:.4f}"
         lines.append(f"{' '.join(prompt.split())}: {sizes} images{sure}{auc}")
     if len(entries) > _PROMPTS_TOLD:

@@ -112,15 +112,17 @@ class FitEvaluation(pl.Callback):
     def _draw(
         self, pipeline: Any, module: pl.LightningModule, indices: Tensor, prompts: Tensor
     ) -> Tensor:
-        embeddings: Tensor = module.embeddings  # type: ignore[assignment]
+        conditions: Any = module.conditions
+        frozen: Any = module.frozen
         return sample_images(
             pipeline,
-            embeddings[prompts],
-            embeddings[-1:],
+            conditions[prompts],
+            conditions.null,
             indices.tolist(),
             seed=self.seed,
             steps=self.steps,
             guidance_scale=self.guidance_scale,
+            resolution=frozen.resolution,
         )
 
 

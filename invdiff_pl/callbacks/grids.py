@@ -72,18 +72,20 @@ class SampleGrid(pl.Callback):
         logger.experiment.add_image("samples/grid", grid, trainer.global_step)
 
     def _sample(self, pipeline: Any, module: pl.LightningModule) -> Tensor:
-        embeddings: Tensor = module.embeddings  # type: ignore[assignment]
-        count = min(self.prompts, len(embeddings) - 1)
+        conditions: Any = module.conditions
+        frozen: Any = module.frozen
+        count = min(self.prompts, len(conditions) - 1)
         numbers = torch.arange(count * self.columns)
         images = [
             sample_images(
                 pipeline,
-                embeddings[indices // self.columns],
-                embeddings[-1:],
+                conditions[indices // self.columns],
+                conditions.null,
                 indices.tolist(),
                 seed=self.seed,
                 steps=self.steps,
                 guidance_scale=self.guidance_scale,
+                resolution=frozen.resolution,
             )
             for indices in track(
                 numbers.split(self.batch_size or len(numbers)),

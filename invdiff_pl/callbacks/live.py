@@ -7,6 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from invdiff_pl.adapters import Adapter
+from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.callbacks.ema import ExponentialMovingAverage
 
 
@@ -20,12 +21,13 @@ def live_pipeline(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[A
     averages = [c for c in trainer.callbacks if isinstance(c, ExponentialMovingAverage)]  # type: ignore[attr-defined]
     pipeline: Any = module.pipeline
     pipeline.to(module.device)
-    adapter, own = getattr(module, "adapter", None), pipeline.unet
+    denoiser = frozen_denoiser(pipeline)
+    adapter, own = getattr(module, "adapter", None), denoiser.network
     folded: AbstractContextManager[None] = nullcontext()
     if isinstance(adapter, Adapter):
-        pipeline.unet, folded = adapter.denoiser, adapter.folded()
-    modes = {part: part.training for part in pipeline.unet.modules()}
-    pipeline.unet.eval()
+        denoiser.network, folded = adapter.denoiser, adapter.folded()
+    modes = {part: part.training for part in denoiser.network.modules()}
+    denoiser.network.eval()
     for average in averages:
         average.swap(module)
     try:
@@ -36,4 +38,4 @@ def live_pipeline(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[A
             average.restore(module)
         for part, training in modes.items():
             part.training = training
-        pipeline.unet = own
+        denoiser.network = own

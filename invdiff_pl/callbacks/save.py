@@ -30,6 +30,7 @@ class SaveAdapter(pl.Callback):
             return
         facts: dict[str, Any] = {
             "trained": pl_module.trains,
+            "architecture": pl_module.frozen.architecture,
             "candidates": list(pl_module.environments.candidates),
         }
         if pl_module.withheld is not None:

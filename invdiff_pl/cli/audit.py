@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from invdiff_pl.adapters.stack import lora_file
+from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.pipeline import (
     load_pipeline,
-    own_resolution,
     scheduler_class,
     set_scheduler,
 )
@@ -55,7 +55,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     pipe = load_pipeline(options.backbone, getattr(torch, options.dtype))
     set_scheduler(pipe, options.scheduler)
     if options.labelled:
-        readers = check_readers(readers, options.labelled, own_resolution(pipe))
+        readers = check_readers(readers, options.labelled, frozen_denoiser(pipe).resolution)
     output: Path = options.output
     with run_lock(output, shlex.join(["audit", *arguments])):
         found = audit(

@@ -10,12 +10,14 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from invdiff_pl.backbones.check import text_parts
+from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.pipeline import (
     backbone_digest,
-    embed_prompts,
     load_pipeline,
     tokens_cut,
 )
+from invdiff_pl.backbones.prompts import Conditions, in_single_precision
 from invdiff_pl.data.batches import (
     ShuffledBatches,
 )
@@ -259,30 +261,34 @@ class BiasedDataModule(LatentDataModule, ABC):
             for split in splits:
                 self.images(split)
             return
-        self.prompt_embeddings()
+        self.conditions()
         if self.content != "latents" or is_complete(folder := self._folder("latents", "train")):
             return
         paths = self.index.paths(self.index.rows("train"))
-        vae = load_pipeline(self.backbone, with_unet=False).vae
+        vae = load_pipeline(self.backbone, with_denoiser=False).vae
         encode_images(vae, paths, self.resolution, folder)
 
-    def prompt_embeddings(self) -> Tensor:
-        """Embeddings of every prompt and, last, of the empty one: float32 ``[P + 1, L, D]``."""
+    def conditions(self) -> Conditions:
+        """What every prompt and, last, the empty one become for the denoiser, in float32."""
         file = self._prompts_file()
         if file.exists():
             try:
-                cached = read_tensors(file, "it is computed anew", embeddings=3)["embeddings"]
+                cached = read_tensors(file, "it is computed anew", prompt_embeds=3)
             except InvDiffError as error:
                 print(f"warning: {error}")
             else:
-                if len(cached) == len(self.prompts) + 1:
-                    return cached.float()
-        pipeline = load_pipeline(self.backbone, with_unet=False)
+                if len(cached["prompt_embeds"]) == len(self.prompts) + 1:
+                    return Conditions(in_single_precision(cached))
+        pipeline = load_pipeline(self.backbone, with_denoiser=False)
         for prompt, cut in tokens_cut(pipeline, self.prompts).items():
             print(f"warning: the text encoder does not see the last {cut} tokens of {prompt!r}")
-        embeddings = embed_prompts(pipeline, [*self.prompts, ""]).to(self.embedding_dtype)
-        write_tensors(file, {"embeddings": embeddings})
-        return embeddings.float()
+        rows = frozen_denoiser(pipeline, self.resolution).condition([*self.prompts, ""])
+        stored = {
+            name: value.to(self.embedding_dtype) if value.is_floating_point() else value
+            for name, value in rows.items()
+        }
+        write_tensors(file, stored)
+        return Conditions(in_single_precision(stored))
 
     def images(self, split: Split) -> ShardedTensor:
         """The images of a split at ``resolution``, uint8 ``[N, 3, H, W]``, cached."""
@@ -377,8 +383,7 @@ class BiasedDataModule(LatentDataModule, ABC):
     def _prompts_file(self) -> Path:
         key: dict[str, Any] = {
             "prompts": self.prompts,
-            "tokenizer": backbone_digest(self.backbone, "tokenizer"),
-            "text_encoder": backbone_digest(self.backbone, "text_encoder"),
+            **{part: backbone_digest(self.backbone, part) for part in text_parts(self.backbone)},
         }
         if self.embedding_dtype != torch.float32:
             key["dtype"] = str(self.embedding_dtype)

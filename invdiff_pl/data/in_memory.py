@@ -1,13 +1,14 @@
 """Latents that are held in memory, to train an adapter on with any Trainer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from invdiff_pl.backbones.pipeline import embed_prompts, own_resolution
+from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.prompts import Conditions, in_single_precision
 from invdiff_pl.data.cache import ResidentTensor, RowSource
 from invdiff_pl.data.environments import Environments, HasEnvironments, as_environments
 from invdiff_pl.data.latents import encoded
@@ -24,7 +25,9 @@ class LatentsInMemory(LatentDataModule):
             mirror image's second, which training then draws as often.
         prompts: the distinct prompts.
         prompt_ids: int64 ``[N]`` into them.
-        embeddings: of every prompt and, last, of the empty one, ``[P + 1, L, D]``.
+        conditions: what every prompt and, last, the empty one become for the denoiser, ``P + 1``
+            rows by name: ``prompt_embeds`` and, by family, ``pooled_prompt_embeds`` and
+            ``prompt_attention_mask``.
         environments: of the N images, as :func:`~invdiff_pl.data.environments.as_environments`
             takes them; without any, batches are shuffled.
         settings: as of :class:`LatentDataModule`.
@@ -37,7 +40,7 @@ class LatentsInMemory(LatentDataModule):
         ...     torch.randn(8, 2 * 4, 16, 16),
         ...     ["a photo of a nurse", "a photo of a pilot"],
         ...     torch.arange(8) % 2,
-        ...     torch.randn(3, 16, 32),
+        ...     {"prompt_embeds": torch.randn(3, 16, 32)},
         ...     torch.arange(8) // 4,
         ...     held_out=0.25,
         ... )
@@ -50,23 +53,23 @@ class LatentsInMemory(LatentDataModule):
         moments: Tensor,
         prompts: Sequence[str],
         prompt_ids: Tensor,
-        embeddings: Tensor,
+        conditions: Mapping[str, Tensor],
         environments: HasEnvironments | Environments | Tensor | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
         if len(moments) != len(prompt_ids):
             raise InvDiffError(f"moments are of {len(moments)} images, not {len(prompt_ids)}.")
-        if len(embeddings) != len(prompts) + 1:
+        if wrong := [name for name, rows in conditions.items() if len(rows) != len(prompts) + 1]:
             raise InvDiffError(
-                f"embeddings are of {len(embeddings)} prompts: expected {len(prompts)} and, last, "
-                "the empty one."
+                f"conditions: {wrong[0]} is of {len(conditions[wrong[0]])} prompts: expected "
+                f"{len(prompts)} and, last, the empty one."
             )
         both = moments if moments.ndim == 5 else torch.stack([moments, moments], dim=1)
         self._moments = ResidentTensor(both)
         self._prompts = tuple(prompts)
         self._prompt_ids = prompt_ids
-        self._embeddings = embeddings
+        self._conditions = conditions
         self._environments = (
             None if environments is None else as_environments(environments, len(moments))
         )
@@ -74,7 +77,7 @@ class LatentsInMemory(LatentDataModule):
     @classmethod
     def from_images(
         cls,
-        pipe: StableDiffusionPipeline,
+        pipe: DiffusionPipeline,
         images: PromptedImages,
         environments: HasEnvironments | Environments | Tensor | None = None,
         *,
@@ -101,18 +104,18 @@ class LatentsInMemory(LatentDataModule):
             >>> images = PromptedImages(torch.rand(4, 3, 32, 32), ["a nurse", "a pilot"] * 2)
             >>> pipe = tiny_pipeline(images.prompts)
             >>> data = LatentsInMemory.from_images(pipe, images, progress=False)
-            >>> data.moments().shape, data.prompt_embeddings().shape
+            >>> data.moments().shape, data.conditions()[:]["prompt_embeds"].shape
             ((2, 8, 16, 16), torch.Size([3, 16, 16]))
         """
         # Refused before anything is encoded.
         groups = None if environments is None else as_environments(environments, len(images))
-        side = resolution or own_resolution(pipe)
+        denoiser = frozen_denoiser(pipe, resolution)
         told = "encoding images" if progress else None
         return cls(
-            torch.cat(list(encoded(pipe.vae, images, side, told=told))),
+            torch.cat(list(encoded(pipe.vae, images, denoiser.resolution, told=told))),
             images.prompts,
             images.prompt_ids,
-            embed_prompts(pipe, [*images.prompts, ""]).float().cpu(),
+            denoiser.condition([*images.prompts, ""]),
             groups,
             **settings,
         )
@@ -135,9 +138,9 @@ class LatentsInMemory(LatentDataModule):
         """The latents."""
         return self._moments
 
-    def prompt_embeddings(self) -> Tensor:
-        """Embeddings of every prompt and, last, of the empty one."""
-        return self._embeddings.float()
+    def conditions(self) -> Conditions:
+        """What every prompt and, last, the empty one become for the denoiser."""
+        return Conditions(in_single_precision(self._conditions)).cpu()
 
     def inferred(self) -> Environments:
         """The environments.

@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from invdiff_pl.backbones.denoiser import encoded_moments
 from invdiff_pl.data.cache import build_shards
 from invdiff_pl.data.images import read_images, to_float
 from invdiff_pl.data.prompted import PromptedImages
@@ -30,10 +31,9 @@ def posterior_moments(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     Returns:
         float16 ``[B, 2, 2C, h, w]`` on the CPU: image, then mirror image.
     """
-    images = to_float(pixels).to(vae.device, vae.dtype)
+    images = to_float(pixels)
     both = torch.stack([images, images.flip(-1)], dim=1).flatten(0, 1)
-    encoded: Tensor = vae.encode(both).latent_dist.parameters
-    return encoded.unflatten(0, (-1, 2)).to("cpu", torch.float16)
+    return encoded_moments(vae, both).unflatten(0, (-1, 2)).to("cpu", torch.float16)
 
 
 def encoded(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from invdiff_pl.backbones.prompts import Conditions
 from invdiff_pl.data.batches import (
     BatchPlan,
     PairedEnvironmentBatches,
@@ -24,10 +25,10 @@ Batches = Literal["paired", "balanced", "shuffled"]
 
 @runtime_checkable
 class TakesPrompts(Protocol):
-    """A LightningModule that a DataModule hands the prompts' embeddings to."""
+    """A LightningModule that a DataModule hands to what prompts become for the denoiser."""
 
-    def use_prompts(self, embeddings: Tensor) -> None:
-        """Take embeddings of every prompt and, last, of the empty one, ``[P + 1, L, D]``."""
+    def use_prompts(self, conditions: Conditions) -> None:
+        """Take that of every prompt and, last, of the empty one, ``P + 1`` rows."""
 
 
 @runtime_checkable
@@ -84,8 +85,8 @@ class LatentDataModule(pl.LightningDataModule):
         """The training images' latents, ``[N, 2, 2C, h, w]``: image, then mirror image."""
 
     @abstractmethod
-    def prompt_embeddings(self) -> Tensor:
-        """Embeddings of every prompt and, last, of the empty one: float32 ``[P + 1, L, D]``."""
+    def conditions(self) -> Conditions:
+        """What every prompt and, last, the empty one become for the denoiser, in float32."""
 
     @property
     @abstractmethod
@@ -100,7 +101,7 @@ class LatentDataModule(pl.LightningDataModule):
         """Hand the module what it needs beside the batches."""
         module = None if self.trainer is None else self.trainer.lightning_module
         if isinstance(module, TakesPrompts):
-            module.use_prompts(self.prompt_embeddings())
+            module.use_prompts(self.conditions())
         if isinstance(module, TakesEnvironments):
             module.use_environments(self.inferred())
 

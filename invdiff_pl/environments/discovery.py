@@ -335,7 +335,7 @@ def write_environments(
     if candidate is None:
         count = 0 if images is None else len(images.prompt_ids)
         groups, scores = torch.ones((count, 1)), torch.zeros(count).double()
-        environments = groups
+        environments = groups.clone()  # safetensors refuses tensors that share memory
     else:
         groups, scores = candidate.memberships, candidate.conflict
         environments = candidate.environments

@@ -1,5 +1,6 @@
 """What a frozen denoiser sees in images: one vector an image, in one streaming pass."""
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from invdiff_pl.backbones.denoiser import Condition, FrozenDenoiser
 from invdiff_pl.backbones.draws import generator, on_device, stratified_timesteps
-from invdiff_pl.backbones.noising import ForwardProcess, predict, sample_losses
-from invdiff_pl.backbones.pipeline import embed_prompts
+from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.noising import sample_losses, timestep_at
 from invdiff_pl.utils.errors import InvDiffError
 
-# Parts of all timesteps: with less noise details are seen, with more the layout.
-LEVELS = (0.3, 0.7)
+# Of noise, as logarithms of the signal-to-noise ratio: with less of it details are seen, with more
+# the layout. Of the schedule of Stable Diffusion they are about 0.3 and 0.7 of all timesteps.
+LEVELS = (0.26, -2.84)
 # Sides of the grids that a block's output is averaged over: the whole and quarters.
 _GRIDS = (1, 2)
 # Features of each channel of a block at a level.
-A_CHANNEL = sum(side * side for side in _GRIDS)
 # Of losses: timesteps in the noisier part, where layout is decided, and noises at each.
 TIMESTEPS, EARLIEST, LATEST = 4, 0.72, 0.96
 NOISES = 8
@@ -57,13 +59,13 @@ class BlockFeatures:
     the block: for the middle block of a UNet at about half of the cost.
 
     Args:
-        denoiser: frozen, in evaluation mode, called as a ``UNet2DConditionModel``.
-        process: its forward process.
-        embedding: of the empty prompt, ``[1, L, E]``.
-        block: module name, as in ``denoiser.named_modules()``; the middle block if not given.
-        levels: levels of noise as parts of all timesteps, in [0, 1); the features of all levels
+        denoiser: frozen, in evaluation mode.
+        null: what the empty prompt becomes for it, one row.
+        block: module name, as in the network's ``named_modules()``; the middle block if not given.
+        levels: of noise, as logarithms of the signal-to-noise ratio; the features of all levels
             stand side by side.
         seed: of the noise.
+        network: looked into instead of the pipeline's own, such as the one beneath an adapter.
 
     Raises:
         ValueError: if there is no such block or level.
@@ -71,27 +73,29 @@ class BlockFeatures:
 
     def __init__(
         self,
-        denoiser: nn.Module,
-        process: ForwardProcess,
-        embedding: Tensor,
+        denoiser: FrozenDenoiser,
+        null: Condition,
         block: str | None = None,
         levels: Sequence[float] = LEVELS,
         seed: int = 0,
+        network: Any = None,
     ) -> None:
-        if not levels or not all(0 <= level < 1 for level in levels):
-            raise ValueError(f"levels={list(levels)}: expected parts of all timesteps, in [0, 1)")
-        name = middle_block(denoiser) if block is None else block
-        try:
-            self._block = denoiser.get_submodule(name)
-        except AttributeError:
-            close = [each for each, _ in denoiser.named_children()]
+        if not levels or not all(math.isfinite(level) for level in levels):
             raise ValueError(
-                f"block={name!r}: {type(denoiser).__name__} has no such module; its parts are "
+                f"levels={list(levels)}: expected logarithms of the signal-to-noise ratio"
+            )
+        self._network = denoiser.network if network is None else network
+        name = middle_block(self._network) if block is None else block
+        try:
+            self._block = self._network.get_submodule(name)
+        except AttributeError:
+            close = [each for each, _ in self._network.named_children()]
+            raise ValueError(
+                f"block={name!r}: {type(self._network).__name__} has no such module; its parts are "
                 f"{', '.join(close)}"
             ) from None
-        self._denoiser, self._process, self._embedding = denoiser, process, embedding
-        self._timesteps = [int(level * process.train_timesteps) for level in levels]
-        self._seed = seed
+        self._denoiser, self._null, self._seed = denoiser, dict(null), seed
+        self._timesteps = [timestep_at(denoiser.process, level) for level in levels]
 
     @torch.no_grad()
     def __call__(self, latents: Tensor) -> Tensor:
@@ -112,7 +116,7 @@ class BlockFeatures:
         found = []
         for timestep in self._timesteps:
             timesteps = torch.full((len(latents),), timestep, device=latents.device)
-            noisy = self._process.add_noise(latents.float(), noise, timesteps)
+            noisy = self._denoiser.process.add_noise(latents.float(), noise, timesteps)
             found.append(_pooled(self._output(noisy, timesteps), latents.shape))
         return torch.cat(found, dim=1)
 
@@ -127,8 +131,11 @@ class BlockFeatures:
         try:
             # A compiled denoiser would not notice the hook.
             with torch.compiler.set_stance("force_eager"):
-                embedding = self._embedding.to(noisy.device).expand(len(noisy), -1, -1)
-                predict(self._denoiser, noisy, timesteps, embedding)
+                null = {
+                    name: value.to(noisy.device).expand(len(noisy), *value.shape[1:])
+                    for name, value in self._null.items()
+                }
+                self._denoiser.predict(noisy, timesteps, null, self._network)
         except _ReachedBlock:
             pass
         finally:
@@ -176,7 +183,7 @@ def image_features(
     """Features of images in one pass, for :func:`find_hidden_attributes`.
 
     Args:
-        pipeline: a Stable Diffusion pipeline of diffusers.
+        pipeline: a loaded pipeline of a supported family.
         latents: of about unit variance, ``[N, C, H, W]`` or batches of such, which are read
             one at a time.
         block: see :class:`BlockFeatures`.
@@ -191,12 +198,10 @@ def image_features(
         ValueError: if there are no images or features are not finite, or see
             :class:`BlockFeatures`.
     """
-    process = ForwardProcess(pipeline.scheduler.config)
-    reader = BlockFeatures(
-        pipeline.unet, process, embed_prompts(pipeline, [""]), block, levels, seed
-    )
+    denoiser = frozen_denoiser(pipeline)
+    reader = BlockFeatures(denoiser, denoiser.condition([""]), block, levels, seed)
     batches = latents.split(batch_size) if isinstance(latents, Tensor) else latents
-    found = [reader(batch.to(pipeline.unet.device)).half().cpu() for batch in batches]
+    found = [reader(batch.to(denoiser.network.device)).half().cpu() for batch in batches]
     if not found:
         raise ValueError("latents: expected at least one image, found none")
     features = torch.cat(found)
@@ -214,35 +219,35 @@ class DenoisingLosses:
 
     Args:
         denoiser: frozen, in evaluation mode.
-        process: its forward process.
         seed: of the noises.
     """
 
-    def __init__(self, denoiser: nn.Module, process: ForwardProcess, seed: int = 0) -> None:
-        self._denoiser, self._process, self._seed = denoiser, process, seed
-        self._grid = stratified_timesteps(TIMESTEPS, process.train_timesteps, EARLIEST, LATEST)
+    def __init__(self, denoiser: FrozenDenoiser, seed: int = 0) -> None:
+        self._denoiser, self._seed = denoiser, seed
+        steps = denoiser.process.train_timesteps
+        self._grid = stratified_timesteps(TIMESTEPS, steps, EARLIEST, LATEST)
 
     @torch.no_grad()
-    def __call__(self, latents: Tensor, embeddings: Tensor) -> Tensor:
+    def __call__(self, latents: Tensor, condition: Condition) -> Tensor:
         """Losses of latents.
 
         Args:
             latents: ``[B, C, H, W]``.
-            embeddings: of the images' prompts, ``[B, L, E]``.
+            condition: what the images' prompts become, a row an image.
 
         Returns:
             float32 ``[B, 32]`` on the latents' device, timestep by timestep.
         """
-        columns = []
+        process, columns = self._denoiser.process, []
         for number, timestep in enumerate(self._grid.tolist()):
             timesteps = torch.full((len(latents),), timestep, device=latents.device)
             for draw in range(NOISES):
                 source = generator(self._seed, "common noise", number, draw)
                 noise = torch.randn(latents.shape[1:], generator=source)
                 noise = on_device(noise, latents.device).expand_as(latents)
-                noisy = self._process.add_noise(latents, noise, timesteps)
-                target = self._process.target(latents, noise, timesteps)
-                prediction = predict(self._denoiser, noisy, timesteps, embeddings)
+                noisy = process.add_noise(latents, noise, timesteps)
+                target = process.target(latents, noise, timesteps)
+                prediction = self._denoiser.predict(noisy, timesteps, condition)
                 columns.append(sample_losses(prediction, target))
         return torch.stack(columns, dim=1)
 

@@ -36,13 +36,13 @@ k-means of features that are *not* centred by prompt, and the fit finds the ``m_
 
 What counts
 -----------
-*Clear*: the log-likelihood an image that two groups gain over one of the prompt's own width, in
-all but the ``quantile`` least clear prompts. *Shared*: values that (nearly) all prompts have; what
-one prompt alone shows cannot go along with prompts. *Informative*: the log-likelihood ratio of own
-over equal shares, in nats an image, less what chance adds (half its degrees of freedom):
-``evidence``. *Aligned*: each prompt refits its groups alone, and their differences must point the
-same way in all prompts; otherwise which group of one prompt answers to which of another is not in
-the data.
+*Clear*: the log-likelihood an image that two groups gain over one, either of the prompt's own
+width, in all but the ``quantile`` least clear prompts. *Shared*: values that (nearly) all prompts
+have; what one prompt alone shows cannot go along with prompts. *Informative*: the log-likelihood
+ratio of own over equal shares, in nats an image, less what chance adds (half its degrees of
+freedom): ``evidence``. *Aligned*: each prompt refits its groups alone, and their differences must
+point the same way in all prompts; otherwise which group of one prompt answers to which of another
+is not in the data.
 
 The test
 --------
@@ -163,8 +163,9 @@ def find_hidden_attributes(
         settings: how.
 
     Returns:
-        those that are aligned first, the clearest and most uneven of them ahead; then the others,
-        by how clear they are. Empty where features do not vary.
+        those whose shares differ between prompts first; of these the aligned ones, the clearest
+        and most uneven ahead, then the others, by how clear they are. Empty where features do not
+        vary.
 
     Raises:
         ValueError: if shapes do not match, or features are not finite.
@@ -199,18 +200,24 @@ def find_hidden_attributes(
 
 
 def _ranked(judged: list[Judged], settings: HiddenAttributeSettings) -> list[Judged]:
-    """Aligned ones first, by strength; one of many values ahead if it tells more than they do."""
+    """Uneven ones first, of these aligned ones, by strength.
+
+    One of many values comes ahead of all if it is aligned and tells more than they do.
+    """
     level = settings.alpha / settings.candidates
 
-    def order(each: Judged) -> tuple[bool, bool, float]:
-        alike = each.possible and each.p_alignment <= level
-        return alike, each.possible, each.strength if alike else each.gain
+    def alike(each: Judged) -> bool:
+        return each.possible and each.p_alignment <= level
+
+    def order(each: Judged) -> tuple[bool, bool, bool, float]:
+        uneven = each.possible and _difference(each.fit.shares) >= settings.least_difference
+        return uneven, alike(each), each.possible, each.strength if alike(each) else each.gain
 
     two = sorted((each for each in judged if each.values == 2), key=order, reverse=True)
-    many = [each for each in judged if each.values > 2 and order(each)[0]]
+    many = [each for each in judged if each.values > 2 and alike(each)]
     if many:
         best = max(many, key=lambda each: each.evidence)
-        if not two or not order(two[0])[0] or best.evidence > _MUCH_MORE * two[0].evidence:
+        if not two or not alike(two[0]) or best.evidence > _MUCH_MORE * two[0].evidence:
             return [best, *two]
     return two
 

@@ -20,6 +20,7 @@ _MULTIPLIED_PROMPTS = 64
 _FEW_FEATURES = 1024
 _SUBSPACE_ROUNDS = 12
 _SUBSPACE_MARGIN = 30
+_WIDTH_ROUNDS = 10
 # Images of the mean share that each prompt's own shares are drawn towards.
 _PRIOR_IMAGES = 1.0
 _LEAST_SHARE = 1e-4
@@ -164,20 +165,30 @@ class Fit:
     def gains(self, space: Space, parts: Tensor) -> Tensor:
         """Log-likelihood an image of the groups over one, part by part, ``[parts]``.
 
-        Of two values along the line that tells them apart; of more in all components. The one group
-        has the part's own variance or covariance.
+        Of two values along the line that tells them apart, where either has the part's own width;
+        of more in all components, where the one group has the part's own covariance.
         """
         if len(self.delta) > 2:
             single = _own_normal(space.values, parts)
             return prompt_means(self.log_likelihood - single, parts)
         direction = self.precision @ (self.delta[1] - self.delta[0])
-        line = (space.values @ direction)[:, None]
-        apart = (self.delta @ direction)[:, None]
-        width = (self.delta[1] - self.delta[0]) @ direction
-        precision = (1 / width.clamp(min=1e-12)).reshape(1, 1)
-        places = (self.places @ direction)[:, None]
-        likelihood = _log_likelihoods(line, space.prompts, places, self.shares, apart, precision)
-        return prompt_means(likelihood - _own_normal(line, parts), parts)
+        line = space.values @ direction
+        apart = (self.delta[1] - self.delta[0]) @ direction
+        members = self.memberships[:, 1]
+        for _ in range(_WIDTH_ROUNDS):
+            shares = prompt_means(members, space.prompts).clamp(_LEAST_SHARE, 1 - _LEAST_SHARE)
+            low = line + (shares * apart)[space.prompts]  # from the lower group's place
+            squares = (1 - members) * low.square() + members * (low - apart).square()
+            widths = prompt_means(squares, parts).clamp(min=1e-12)[parts]
+            odds = torch.logit(shares)[space.prompts]
+            members = torch.sigmoid(odds + (low - apart / 2) * apart / widths)
+        groups = torch.logaddexp(
+            torch.log1p(-shares)[space.prompts] - 0.5 * low.square() / widths,
+            shares.log()[space.prompts] - 0.5 * (low - apart).square() / widths,
+        )
+        groups = groups - 0.5 * (2 * math.pi * widths).log()
+        gains = prompt_means(groups - _own_normal(line[:, None], parts), parts)
+        return gains - 1 / parts.bincount()  # what one parameter more adds by chance
 
 
 def _own_normal(values: Tensor, parts: Tensor) -> Tensor:
@@ -287,7 +298,11 @@ class Reading:
 
 
 def fit_shares(
-    fit: Fit, values: Tensor, prompts: Tensor, equal: bool = False, rounds: int = ROUNDS
+    fit: Fit,
+    values: Tensor,
+    prompts: Tensor,
+    equal: bool = False,
+    rounds: int = ROUNDS,
 ) -> Reading:
     """Shares and places of prompts, given what the values look like.
 
@@ -303,9 +318,8 @@ def fit_shares(
     shares = fit.memberships.mean(0).clamp(min=_LEAST_SHARE).expand(count, -1)
     if len(fit.shares) == count:
         shares = fit.shares
-    now = Reading(
-        shares, -shares @ fit.delta, shares.mean(0).expand(count, -1) if equal else shares
-    )
+    expected = shares.mean(0).expand(count, -1) if equal else shares
+    now = Reading(shares, -shares @ fit.delta, expected)
     for _ in range(rounds):
         means = shares.new_zeros(shares.shape)
         for rows, some in zip(values.split(_CHUNK), prompts.split(_CHUNK), strict=True):
@@ -324,12 +338,8 @@ def fit_shares(
 
 def log_likelihood_ratio(fit: Fit, space: Space) -> float:
     """Twice the log-likelihood of own over equal shares of the fit's values, at least 0."""
-    own, equal = (
-        fit_shares(fit, space.values, space.prompts, equal).log_likelihood(
-            fit, space.values, space.prompts
-        )
-        for equal in (False, True)
-    )
+    data = fit, space.values, space.prompts
+    own, equal = (fit_shares(*data, equal).log_likelihood(*data) for equal in (False, True))
     return max(2 * (own - equal), 0.0)
 
 

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from invdiff_pl.adapters import LoraAdapter
 from invdiff_pl.backbones.draws import generator, on_device, sample_timesteps
-from invdiff_pl.backbones.noising import ForwardProcess, predict, sample_losses, sample_posterior
+from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.noising import sample_losses
 from invdiff_pl.backbones.pipeline import load_pipeline, save_pipeline
+from invdiff_pl.backbones.prompts import Conditions
 from invdiff_pl.data.datasets import LatentBatch
 from invdiff_pl.modules.common import (
     check_finite,
@@ -47,7 +49,7 @@ class Backbone(pl.LightningModule):
         seed: of all draws.
     """
 
-    embeddings: Tensor
+    conditions: Conditions
 
     def __init__(
         self,
@@ -76,7 +78,8 @@ class Backbone(pl.LightningModule):
         self.half_precision = half_precision
         self.seed = seed
         self.pipeline = load_pipeline(backbone)
-        self.unet = self.pipeline.unet
+        self.frozen = frozen_denoiser(self.pipeline)
+        self.unet = self.frozen.network
         self.lora: LoraAdapter | None = None
         if lora_rank is None:
             self.unet.requires_grad_(True).train()
@@ -86,15 +89,15 @@ class Backbone(pl.LightningModule):
                 self.lora = LoraAdapter(self.unet, rank=lora_rank)
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
-        self.process = ForwardProcess(self.pipeline.scheduler.config)
+        self.process = self.frozen.process
 
-    def use_prompts(self, embeddings: Tensor) -> None:
-        """Take embeddings of the prompts and, last, of the empty one."""
-        self.register_buffer("embeddings", embeddings, persistent=False)
+    def use_prompts(self, conditions: Conditions) -> None:
+        """Take what the prompts and, last, the empty one become."""
+        self.conditions = conditions
 
     def setup(self, stage: str) -> None:
         """Make frozen parts cheap to hold."""
-        hold_frozen(self, self.pipeline.vae, self.pipeline.text_encoder)
+        hold_frozen(self, *self.frozen.other_networks)
 
     def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
         """What is trained, and averaged by the EMA callback."""
@@ -115,13 +118,12 @@ class Backbone(pl.LightningModule):
         timesteps = on_device(timesteps, self.device)[draw]
         noises = on_device(torch.randn((2, *shape), generator=source), self.device)[:, draw]
         dropped = torch.rand(draws, generator=source) < self.conditioning_dropout
-        null = len(self.embeddings) - 1
+        null = len(self.conditions) - 1
         prompts = batch["prompt"].masked_fill(on_device(dropped, self.device)[draw], null)
 
-        scaling = self.pipeline.vae.config.scaling_factor
-        latents = sample_posterior(moments, noises[0], scaling)
+        latents = self.frozen.latents(moments, noises[0])
         noisy = self.process.add_noise(latents, noises[1], timesteps)
-        prediction = predict(self.unet, noisy, timesteps, self.embeddings[prompts])
+        prediction = self.frozen.predict(noisy, timesteps, self.conditions[prompts], self.unet)
         losses = sample_losses(prediction, self.process.target(latents, noises[1], timesteps))
         loss = share_of_mean(losses, self)
         check_finite(loss, self)

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.adapters import load_adapter
+from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.pipeline import (
     load_pipeline,
     sample_images,
     scheduler_class,
     set_scheduler,
 )
+from invdiff_pl.backbones.prompts import Conditions
 from invdiff_pl.data.datasets import PromptBatch
 from invdiff_pl.data.images import read_images
 from invdiff_pl.data.samples import (
@@ -55,9 +57,10 @@ class ConditionalSampler(pl.LightningModule):
         guidance_scale: of classifier-free guidance; 1 is none.
         seed: of the noises.
         max_samples: most samples to draw, of all prompts and scales; any number if not given.
+        resolution: side of the images in pixels; the pipeline's own if not given.
     """
 
-    embeddings: Tensor
+    conditions: Conditions
 
     def __init__(
         self,
@@ -70,6 +73,7 @@ class ConditionalSampler(pl.LightningModule):
         guidance_scale: float = 2.0,
         seed: int = 0,
         max_samples: int | None = None,
+        resolution: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -82,14 +86,16 @@ class ConditionalSampler(pl.LightningModule):
         self.max_samples = max_samples
         self.pipeline = load_pipeline(backbone)
         set_scheduler(self.pipeline, scheduler)
-        self.adapter = None if adapter is None else load_adapter(Path(adapter), self.pipeline.unet)
+        self.frozen = frozen_denoiser(self.pipeline, resolution)
+        network = self.frozen.network
+        self.adapter = None if adapter is None else load_adapter(Path(adapter), network)
         # Registered so that Lightning moves the weights to the device.
-        self.unet = self.pipeline.unet if self.adapter is None else self.adapter.denoiser
+        self.denoiser = network if self.adapter is None else self.adapter.denoiser
         self.vae = self.pipeline.vae
 
-    def use_prompts(self, embeddings: Tensor) -> None:
-        """Take embeddings of the prompts and, last, of the empty one."""
-        self.register_buffer("embeddings", embeddings, persistent=False)
+    def use_prompts(self, conditions: Conditions) -> None:
+        """Take what the prompts and, last, the empty one become."""
+        self.conditions = conditions
 
     @staticmethod
     def require_settings(settings: Mapping[str, Any]) -> None:
@@ -134,12 +140,13 @@ class ConditionalSampler(pl.LightningModule):
             self.adapter.prepare_sampling(self.pipeline, scale)
         images = sample_images(
             self.pipeline,
-            self.embeddings[batch["prompt"]],
-            self.embeddings[-1:],
+            self.conditions[batch["prompt"]],
+            self.conditions.null,
             indices,
             seed=self.seed,
             steps=self.steps,
             guidance_scale=self.guidance_scale,
+            resolution=self._side,
         )
         for file, image in zip(files, images, strict=True):
             self._writer.write(file, image)
@@ -156,7 +163,7 @@ class ConditionalSampler(pl.LightningModule):
 
     @property
     def _side(self) -> int:
-        return int(self.pipeline.unet.config.sample_size * self.pipeline.vae_scale_factor)
+        return self.frozen.resolution
 
     def on_predict_batch_end(self, *unused: object) -> None:
         """Let a failed write (a full disk, say) stop the run rather than go unseen."""

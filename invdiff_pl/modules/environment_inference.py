@@ -7,12 +7,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from invdiff_pl.backbones.noising import ForwardProcess, sample_posterior
+from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.pipeline import frozen, load_pipeline
-from invdiff_pl.backbones.prompts import KnownPrompts
+from invdiff_pl.backbones.prompts import Conditions, KnownPrompts
 from invdiff_pl.environments.features import (
     LEVELS,
     BlockFeatures,
@@ -47,7 +47,7 @@ class EnvironmentInference(pl.LightningModule):
             InvDiff paper has them, 32 passes an image; or a file of one's own, see
             :func:`~invdiff_pl.environments.features.read_features`.
         block: name of the block, as in ``named_modules()``; the middle one if not given.
-        levels: of noise at which images are looked at, as parts of all timesteps.
+        levels: of noise at which images are looked at, as logarithms of the signal-to-noise ratio.
         inference: ``mixture``, see :mod:`invdiff_pl.environments.hidden_attribute`; or
             ``partition``, the InvDiff paper's environments, which are never called a bias, see
             :func:`~invdiff_pl.environments.partition.partition_attribute`.
@@ -80,11 +80,11 @@ class EnvironmentInference(pl.LightningModule):
         (torch.Size([8, 160]), 'untestable')
     """
 
-    embeddings: Tensor
+    conditions: Conditions
 
     def __init__(
         self,
-        backbone: str | StableDiffusionPipeline,
+        backbone: str | DiffusionPipeline,
         features: str = "block",
         block: str | None = None,
         levels: Sequence[float] = LEVELS,
@@ -102,8 +102,9 @@ class EnvironmentInference(pl.LightningModule):
         self.owns_backbone = isinstance(backbone, str)
         self.pipeline = load_pipeline(backbone) if isinstance(backbone, str) else frozen(backbone)
         # Registered so that Lightning moves the weights to the device.
-        self.unet = self.pipeline.unet
-        self.known = KnownPrompts(self.pipeline)
+        self.frozen = frozen_denoiser(self.pipeline)
+        self.denoiser = self.frozen.network
+        self.known = KnownPrompts(self.frozen)
         self.found: list[HiddenAttribute] = []
         self.features: Tensor = torch.zeros((0, 0))
         self.prompts: Tensor = torch.zeros(0, dtype=torch.int64)
@@ -123,20 +124,24 @@ class EnvironmentInference(pl.LightningModule):
         known = HiddenAttributeSettings.__dataclass_fields__
         for name in chosen:
             require_name("settings", name, tuple(known))
-        HiddenAttributeSettings(**chosen)
+        try:
+            HiddenAttributeSettings(**chosen)
+        except InvDiffError as error:
+            inside = {name: f"settings.{name}" for name in error.arguments}
+            raise InvDiffError(str(error.in_flags(inside)), *inside.values()) from None
         if settings["features"] not in ("block", "losses"):
             read_features(settings["features"])
 
-    def use_prompts(self, embeddings: Tensor) -> None:
-        """Take embeddings of the prompts that batches number and, last, of the empty one."""
-        self.register_buffer("embeddings", embeddings, persistent=False)
+    def use_prompts(self, conditions: Conditions) -> None:
+        """Take what the prompts and, last, the empty one become."""
+        self.conditions = conditions
 
     def setup(self, stage: str) -> None:
         """Find what an interrupted run left."""
-        if not hasattr(self, "embeddings"):
-            self.use_prompts(self.known.embeddings())
+        if not hasattr(self, "conditions"):
+            self.use_prompts(self.known.conditions())
         if self.owns_backbone:
-            hold_frozen(self, self.pipeline.vae, self.pipeline.text_encoder)
+            hold_frozen(self, *self.frozen.other_networks)
         self._temporary = None
         folder = self.folder
         if folder is None:
@@ -145,11 +150,9 @@ class EnvironmentInference(pl.LightningModule):
         self.table = FeatureTable(Path(folder) / "parts")
         self.present = self.table.rows()
         self._passed = 0
-        process = ForwardProcess(self.pipeline.scheduler.config)
-        self._block = BlockFeatures(
-            self.unet, process, self.embeddings[-1:], self.block, self.levels, self.seed
-        )
-        self._losses = DenoisingLosses(self.unet, process, self.seed)
+        null = self.conditions.null
+        self._block = BlockFeatures(self.frozen, null, self.block, self.levels, self.seed)
+        self._losses = DenoisingLosses(self.frozen, self.seed)
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Features of a batch, into the table."""
@@ -163,8 +166,8 @@ class EnvironmentInference(pl.LightningModule):
                     "the loader's batches hold prompts as texts: several ranks need numbers."
                 )
             prompts = self.known.numbers(prompts)
-            if len(self.embeddings) != len(self.known) + 1:  # some are new
-                self.use_prompts(self.known.embeddings().to(self.device))
+            if len(self.conditions) != len(self.known) + 1:  # some are new
+                self.use_prompts(self.known.conditions().to(self.device))
         self.table.append(rows, prompts, self._features(batch, prompts))
 
     def _rows(self, batch: Mapping[str, Any]) -> Tensor:
@@ -185,11 +188,10 @@ class EnvironmentInference(pl.LightningModule):
         if "latents" in batch:
             latents = batch["latents"].float()
         else:
-            scaling = self.pipeline.vae.config.scaling_factor
-            latents = sample_posterior(batch["moments"], None, scaling)
+            latents = self.frozen.latents(batch["moments"])
         if self.kind == "block":
             return self._block(latents)
-        return self._losses(latents, self.embeddings[prompts.to(self.device)])
+        return self._losses(latents, self.conditions[prompts.to(self.device)])
 
     def on_predict_epoch_end(self) -> None:
         """Search once all ranks have written their features."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from invdiff_pl.backbones.noising import ForwardProcess
+from invdiff_pl.backbones.denoiser import encoded_moments
 from invdiff_pl.data.datasets import PromptBatch
 from invdiff_pl.data.generated import GeneratedDataModule
 from invdiff_pl.data.images import to_float
@@ -43,6 +43,7 @@ class ImageGeneration(ConditionalSampler):
         least_rare: images that the rarer group of each prompt should have; 0 never draws more.
         most_per_prompt: the most images of a prompt.
         max_samples: most images to draw at first, of all prompts; any number if not given.
+        resolution: side of the images in pixels; the pipeline's own if not given.
     """
 
     def __init__(
@@ -56,9 +57,18 @@ class ImageGeneration(ConditionalSampler):
         least_rare: int = 32,
         most_per_prompt: int = 4096,
         max_samples: int | None = None,
+        resolution: int | None = None,
     ) -> None:
         super().__init__(
-            backbone, output, None, (0.0,), scheduler, steps, guidance_scale, -1 - seed, max_samples
+            backbone,
+            output,
+            invariant_scales=(0.0,),
+            scheduler=scheduler,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            seed=-1 - seed,
+            max_samples=max_samples,
+            resolution=resolution,
         )
         self.least_rare = least_rare
         self.most_per_prompt = most_per_prompt
@@ -98,16 +108,10 @@ class ImageGeneration(ConditionalSampler):
         if not len(images):
             return
         if self._features is None:
-            process = ForwardProcess(self.pipeline.scheduler.config)
-            self._features = BlockFeatures(self.unet, process, self.embeddings[-1:])
-        pixels = to_float(images).to(self.device, self.vae.dtype)
-        latents = self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor
-        found = zip(
-            batch["index"].tolist(),
-            batch["prompt"].tolist(),
-            self._features(latents).half().cpu(),
-            strict=True,
-        )
+            self._features = BlockFeatures(self.frozen, self.conditions.null)
+        latents = self.frozen.latents(encoded_moments(self.vae, to_float(images)))
+        features = self._features(latents).half().cpu()
+        found = zip(batch["index"].tolist(), batch["prompt"].tolist(), features, strict=True)
         self._found |= {index: (prompt, features) for index, prompt, features in found}
 
     def _share_features(self) -> None:

@@ -6,17 +6,19 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from invdiff_pl.adapters import Adapter, build_adapter
 from invdiff_pl.adapters.base import require_adapter
+from invdiff_pl.backbones.denoiser import Condition
 from invdiff_pl.backbones.draws import generator, on_device
-from invdiff_pl.backbones.noising import ForwardProcess, sample_losses, sample_posterior
+from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.noising import sample_losses
 from invdiff_pl.backbones.pipeline import frozen, load_pipeline
-from invdiff_pl.backbones.prompts import KnownPrompts
+from invdiff_pl.backbones.prompts import Conditions, KnownPrompts
 from invdiff_pl.data.datasets import LatentBatch
 from invdiff_pl.data.environments import Environments
 from invdiff_pl.modules.batches import completed, micro_batches
@@ -50,13 +52,13 @@ class Draw(NamedTuple):
     Attributes:
         noisy: latents ``[B, C, H, W]``.
         timesteps: int64 ``[B]``.
-        embeddings: of the prompts, ``[B, L, D]``.
+        condition: of the prompts, B rows by name.
         target: ``[B, C, H, W]``.
     """
 
     noisy: Tensor
     timesteps: Tensor
-    embeddings: Tensor
+    condition: Condition
     target: Tensor
 
 
@@ -93,6 +95,7 @@ class InvariantAdapter(pl.LightningModule):
         min_snr_gamma: of ``min_snr``.
         gradient_checkpointing: recompute activations, for less memory and more time.
         train_without_bias: train although the inference found no bias or could not test for one.
+        resolution: side of the images in pixels; the pipeline's own if not given.
         seed: of the adapter's weights and of all draws.
 
     Raises:
@@ -124,11 +127,11 @@ class InvariantAdapter(pl.LightningModule):
     """
 
     stage = "adapter"
-    embeddings: Tensor
+    conditions: Conditions
 
     def __init__(
         self,
-        backbone: str | StableDiffusionPipeline,
+        backbone: str | DiffusionPipeline,
         adapter: str = "lora",
         adapter_settings: dict[str, Any] | None = None,
         objective: str = "variance",
@@ -146,6 +149,7 @@ class InvariantAdapter(pl.LightningModule):
         min_snr_gamma: float = 5.0,
         gradient_checkpointing: bool = False,
         train_without_bias: bool = False,
+        resolution: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -158,23 +162,24 @@ class InvariantAdapter(pl.LightningModule):
         # A pipeline that was handed in stays as precise as it is.
         self.owns_backbone = isinstance(backbone, str)
         self.pipeline = load_pipeline(backbone) if isinstance(backbone, str) else frozen(backbone)
-        self.process = ForwardProcess(self.pipeline.scheduler.config)
+        self.frozen = frozen_denoiser(self.pipeline, resolution)
+        self.process = self.frozen.process
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.adapter: Adapter = build_adapter(
-                adapter, self.pipeline.unet, **(adapter_settings or {})
+                adapter, self.frozen.network, **(adapter_settings or {})
             )
         if gradient_checkpointing:
             self.adapter.enable_gradient_checkpointing()
         # Registered so that Lightning moves the weights to the device.
         self.denoiser = self.adapter.denoiser
-        self.pipeline.unet = self.adapter.denoiser
-        self.known = KnownPrompts(self.pipeline, prompts)
+        self.frozen.network = self.adapter.denoiser
+        self.known = KnownPrompts(self.frozen, prompts)
         self.environments = Environments(torch.ones((0, groups)))
 
-    def use_prompts(self, embeddings: Tensor) -> None:
-        """Take embeddings of the prompts that batches number and, last, of the empty one."""
-        self.register_buffer("embeddings", embeddings, persistent=False)
+    def use_prompts(self, conditions: Conditions) -> None:
+        """Take what the prompts that batches number and, last, the empty one become."""
+        self.conditions = conditions
 
     def use_environments(self, environments: Environments) -> None:
         """Take the environments of the images that batches are drawn from."""
@@ -203,11 +208,11 @@ class InvariantAdapter(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Make what hangs on prompts and environments."""
         chosen: Any = self.hparams
-        if not hasattr(self, "embeddings"):
-            self.use_prompts(self.known.embeddings())
+        if not hasattr(self, "conditions"):
+            self.use_prompts(self.known.conditions())
         if self.owns_backbone:
             # VAE and text encoder draw the pictures of callbacks.
-            hold_frozen(self, self.pipeline.vae, self.pipeline.text_encoder)
+            hold_frozen(self, *self.frozen.other_networks)
         inferred = self.environments
         self.rule = build_rule(
             chosen.objective, inferred.groups, chosen.lambda_, **(chosen.objective_settings or {})
@@ -241,8 +246,8 @@ class InvariantAdapter(pl.LightningModule):
         sums = self._whole_batch_sums() if micro_batches > 1 else None
         whole = completed(batch, self.known, self.environments.groups, self.trainer)
         texts = not isinstance(batch["prompt"], Tensor)
-        if texts and len(self.embeddings) != len(self.known) + 1:  # some are new
-            self.use_prompts(self.known.embeddings().to(self.device))
+        if texts and len(self.conditions) != len(self.known) + 1:  # some are new
+            self.use_prompts(self.known.conditions().to(self.device))
         objective = self.objective(self._losses(whole), whole["membership"], sums)
         check_finite(objective.loss, self, {str(n): r for n, r in enumerate(objective.risks)})
         for name, value in self.figures().items():
@@ -279,7 +284,7 @@ class InvariantAdapter(pl.LightningModule):
         step, sums = self._sums
         if step == self.global_step and sums is not None:
             return sums
-        total = self.embeddings.new_zeros((2, self.environments.groups))
+        total = torch.zeros((2, self.environments.groups), device=self.device)
         for batch in micro_batches(self.trainer, self.global_step):
             here: LatentBatch = self.trainer.strategy.batch_to_device(batch)
             total = total + group_sums(self._losses(here), here["membership"])
@@ -299,8 +304,13 @@ class InvariantAdapter(pl.LightningModule):
     def _losses(self, batch: LatentBatch) -> Tensor:
         """Per-sample losses ``[B]`` of a (micro-)batch of the present step, weighted."""
         draw = self.draw(batch)
-        prediction = self.adapter.predict(draw.noisy, draw.timesteps, draw.embeddings)
-        return sample_losses(prediction, draw.target) * self.loss_weights(draw.timesteps)
+        return self._draw_losses(draw) * self.loss_weights(draw.timesteps)
+
+    def _draw_losses(self, draw: Draw) -> Tensor:
+        prediction = self.frozen.predict(
+            draw.noisy, draw.timesteps, draw.condition, self.adapter.denoiser
+        )
+        return sample_losses(prediction, draw.target)
 
     def draw(self, batch: LatentBatch) -> Draw:
         """This step's draws; rows with the same one share timestep, noise and dropout."""
@@ -312,7 +322,7 @@ class InvariantAdapter(pl.LightningModule):
         noises = torch.randn((2, draws, *given.shape[1:]), generator=source)
         noise, posterior_noise = on_device(noises, self.device)[:, draw]
         dropped = torch.rand(draws, generator=source) < self.conditioning_dropout
-        null = len(self.embeddings) - 1
+        null = len(self.conditions) - 1
         prompts = batch["prompt"].masked_fill(on_device(dropped, self.device)[draw], null)
         latents = self._latents(batch, posterior_noise)
         return self._noised(latents, prompts, timesteps, noise)
@@ -320,13 +330,12 @@ class InvariantAdapter(pl.LightningModule):
     def _latents(self, batch: LatentBatch, posterior_noise: Tensor | None) -> Tensor:
         if "latents" in batch:
             return batch["latents"].float()
-        scaling = self.pipeline.vae.config.scaling_factor
-        return sample_posterior(batch["moments"], posterior_noise, scaling)
+        return self.frozen.latents(batch["moments"], posterior_noise)
 
     def _noised(self, latents: Tensor, prompts: Tensor, timesteps: Tensor, noise: Tensor) -> Draw:
         noisy = self.process.add_noise(latents, noise, timesteps)
         target = self.process.target(latents, noise, timesteps)
-        return Draw(noisy, timesteps, self.embeddings[prompts], target)
+        return Draw(noisy, timesteps, self.conditions[prompts], target)
 
     def denoising_losses(
         self,
@@ -347,9 +356,7 @@ class InvariantAdapter(pl.LightningModule):
             float32 ``[B]``.
         """
         latents = self._latents(batch, posterior_noise)
-        draw = self._noised(latents, batch["prompt"], timesteps, noise)
-        prediction = self.adapter.predict(draw.noisy, draw.timesteps, draw.embeddings)
-        return sample_losses(prediction, draw.target)
+        return self._draw_losses(self._noised(latents, batch["prompt"], timesteps, noise))
 
     def loss_weights(self, timesteps: Tensor) -> Tensor:
         """How much losses at timesteps ``[B]`` count in the objective."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.backbones.draws import sample_timesteps
-from invdiff_pl.backbones.noising import ForwardProcess
+from invdiff_pl.backbones.noising import NoiseProcess
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.names import DENSITIES, require_name
 
@@ -66,11 +66,12 @@ def require_density(name: str, exponent: float) -> None:
         )
 
 
-def min_snr_weights(process: ForwardProcess, timesteps: Tensor, gamma: float) -> Tensor:
+def min_snr_weights(process: NoiseProcess, timesteps: Tensor, gamma: float) -> Tensor:
     """Loss weights of min-SNR weighting (Hang et al., arXiv 2303.09556).
 
     They limit the weight ``SNR`` that a loss on ``x0`` would have to ``gamma``: ``min(SNR, gamma)``
-    over ``SNR`` for epsilon-, over ``SNR + 1`` for v-prediction. At a zero-SNR end the latter is 0.
+    over ``SNR`` for epsilon-, over ``SNR + 1`` for v-prediction and over ``(1 + sqrt(SNR))^2`` for
+    flow matching. At a zero-SNR end the latter two are 0.
 
     Args:
         process: tells the signal-to-noise ratio and the prediction type.
@@ -86,5 +87,7 @@ def min_snr_weights(process: ForwardProcess, timesteps: Tensor, gamma: float) ->
         return limited
     if process.prediction_type == "v_prediction":
         return limited / (ratio + 1)
+    if process.prediction_type == "flow":  # an error of x is sigma times one of the velocity
+        return limited / (1 + ratio.sqrt()).square()
     # min(SNR, gamma) / SNR, which is 1 where there is no signal.
     return gamma / ratio.clamp(min=gamma)

@@ -1,31 +1,22 @@
 """What a report is made of, and how it is written as Markdown and as one HTML file."""
 
 import base64
-import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-_SHORT = 24  # characters of a cell that is kept on one line
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-  color: #1c2024; background: #fff; }
-h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #d8dce0; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; margin: 1rem 0; font-size: 0.9rem; }
-th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid #e4e7ea; text-align: left; }
-th { border-bottom: 2px solid #9aa3ab; } .short { white-space: nowrap; }
-td { font-variant-numeric: tabular-nums; }
-figure { margin: 1rem 0; } img { max-width: 100%; height: auto; }
-figcaption { color: #59636e; font-size: 0.9rem; } code { background: #f1f3f5; padding: 0 0.2rem; }
-"""
+from markupsafe import Markup, escape
+
+from invdiff_pl.utils.templates import render
 
 
 class Strong(str):
     """A cell to be set in bold."""
 
     __slots__ = ()
+    strong = True
 
 
 @dataclass(frozen=True)
@@ -82,23 +73,17 @@ def to_html(blocks: Sequence[Block], folder: Path) -> str:
         folder: that the pictures' files are relative to.
     """
     titles = [block.text for block in blocks if isinstance(block, Heading) and block.level == 1]
-    title = html.escape(titles[0] if titles else "Report")
-    body = "\n".join(_html(block, folder) for block in blocks)
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{title}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
+
+    def source(file: str) -> str:
+        return f"data:image/png;base64,{base64.b64encode((folder / file).read_bytes()).decode()}"
+
+    return render(
+        "report.html",
+        title=titles[0] if titles else "Report",
+        blocks=[(type(block).__name__, block) for block in blocks],
+        marked=_marked,
+        source=source,
+    )
 
 
 def _markdown(block: Block) -> str:
@@ -124,33 +109,7 @@ def cell(text: str) -> str:
     return f"**{escaped}**" if isinstance(text, Strong) else escaped
 
 
-def _html(block: Block, folder: Path) -> str:
-    match block:
-        case Heading(text, level):
-            return f"<h{level}>{html.escape(text)}</h{level}>"
-        case Text(text):
-            return f"<p>{_inline(text)}</p>"
-        case Picture(file, caption):
-            data = base64.b64encode((folder / file).read_bytes()).decode()
-            words = html.escape(caption)
-            return (
-                f'<figure><img alt="{words}" src="data:image/png;base64,{data}">'
-                f"<figcaption>{words}</figcaption></figure>"
-            )
-        case Table(header, rows):
-            names = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-            head = f"<thead><tr>{names}</tr></thead>" if any(header) else ""
-            body = "\n".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in rows)
-            return f'<div class="wide"><table>{head}\n<tbody>{body}</tbody></table></div>'
-
-
-def _html_cell(cell: str) -> str:
-    text = html.escape(cell)
-    kind = ' class="short"' if len(cell) <= _SHORT else ""
-    return f"<td{kind}>{f'<strong>{text}</strong>' if isinstance(cell, Strong) else text}</td>"
-
-
-def _inline(text: str) -> str:
-    text = html.escape(text)
-    text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
-    return re.sub(r"`(.+?)`", r"<code>\1</code>", text)
+def _marked(text: str) -> Markup:
+    """Text whose marks are HTML's."""
+    escaped = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(text)))
+    return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", escaped))

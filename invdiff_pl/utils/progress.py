@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -96,6 +97,17 @@ def _silent(line: str) -> None:
 
 
 _lines = Lines()
+_untold = ContextVar("untold", default=False)
+
+
+@contextmanager
+def untold() -> Iterator[None]:
+    """Tell of no loop that is started inside."""
+    token = _untold.set(True)
+    try:
+        yield
+    finally:
+        _untold.reset(token)
 
 
 def start(what: str, total: int | None, unit: str = "step", done: int = 0) -> Loop:
@@ -106,7 +118,7 @@ def start(what: str, total: int | None, unit: str = "step", done: int = 0) -> Lo
         >>> for number in range(2):
         ...     loop.reach(number + 1)
     """
-    if shows_bars() or not _first_rank():
+    if shows_bars() or not _first_rank() or _untold.get():
         return Lines(write=_silent).loop(what, total, unit, done)
     return _lines.loop(what, total, unit, done)
 
@@ -123,7 +135,7 @@ def telling(what: str, total: int | None, unit: str = "step") -> Iterator[Callab
     Yields:
         a function to be called with the number of steps done.
     """
-    if shows_bars() and _first_rank():
+    if shows_bars() and _first_rank() and not _untold.get():
         with RichProgress() as bar:
             task = bar.add_task(what, total=total)
             yield lambda done: bar.update(task, completed=done)

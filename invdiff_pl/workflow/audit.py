@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from invdiff_pl.adapters.stack import Without, carrying, lora_file
 from invdiff_pl.adapters.trained import TrainedAdapter
-from invdiff_pl.backbones.noising import ForwardProcess
-from invdiff_pl.backbones.pipeline import embed_prompts, sample_images
+from invdiff_pl.backbones.denoiser import encoded_moments
+from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.pipeline import sample_images
+from invdiff_pl.backbones.prompts import Conditions
 from invdiff_pl.data.images import to_float
 from invdiff_pl.environments.features import BlockFeatures
 from invdiff_pl.environments.hidden_attribute import HiddenAttributeSettings, find_hidden_attributes
@@ -46,7 +48,7 @@ class _Settings:
 
 
 def audit(
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     prompts: str | Sequence[str],
     *,
     readers: Sequence[AttributeReader] = (),
@@ -160,7 +162,7 @@ class _Drawing:
 
     def __init__(
         self,
-        pipe: StableDiffusionPipeline,
+        pipe: DiffusionPipeline,
         settings: _Settings,
         readers: Sequence[AttributeReader],
         folder: Path | None,
@@ -168,7 +170,9 @@ class _Drawing:
     ) -> None:
         self.pipe, self.settings, self.readers = pipe, settings, readers
         self.folder, self.progress = folder, progress
-        self._features = None if readers else _features(pipe)
+        self.denoiser = frozen_denoiser(pipe)
+        null = self.denoiser.condition([""])
+        self._features = None if readers else BlockFeatures(self.denoiser, null)
 
     def draw(self, cells: Sequence[Cell], loras: Sequence[Path]) -> dict[Cell, dict[str, Tensor]]:
         """What was read of each cell, int64 ``[P, N]`` by reader, and ``pictures``."""
@@ -182,14 +186,14 @@ class _Drawing:
             if not due:
                 continue
             with silent(self.pipe), carrying(self.pipe, loras if when == AFTER else ()) as without:
-                embeddings = embed_prompts(self.pipe, [*self.settings.prompts, ""])
+                conditions = Conditions(self.denoiser.condition([*self.settings.prompts, ""]))
                 for cell in due:
-                    found[cell] = self._cell(cell, embeddings, without)
+                    found[cell] = self._cell(cell, conditions, without)
                     if (file := files[cell]) is not None:
                         write_tensors(file, found[cell])
         return {cell: found[cell] for cell in cells}
 
-    def _cell(self, cell: Cell, embeddings: Tensor, without: Without) -> dict[str, Tensor]:
+    def _cell(self, cell: Cell, conditions: Conditions, without: Without) -> dict[str, Tensor]:
         prompts, per_prompt = len(self.settings.prompts), self.settings.per_prompt
         total = prompts * per_prompt
         read: dict[str, list[Tensor]] = {}
@@ -198,8 +202,8 @@ class _Drawing:
             for rows in torch.arange(total).split(self.settings.batch_size):
                 images = sample_images(
                     self.pipe,
-                    embeddings[rows // per_prompt],
-                    embeddings[-1:],
+                    conditions[rows // per_prompt],
+                    conditions.null,
                     rows.tolist(),
                     seed=cell.seed,
                     steps=self.settings.steps,
@@ -217,15 +221,13 @@ class _Drawing:
     def _read(self, images: Tensor, without: Without) -> dict[str, Tensor]:
         if self._features is None:
             return {reader.name: _classes(reader, images) for reader in self.readers}
-        vae = self.pipe.vae
-        pixels = to_float(images).to(vae.device, vae.dtype)
         with without(), torch.no_grad():
-            latents = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
-            return {_FEATURES: self._features(latents).half().cpu()}
+            moments = encoded_moments(self.pipe.vae, to_float(images))
+            return {_FEATURES: self._features(self.denoiser.latents(moments)).half().cpu()}
 
     def _key(self, loras: Sequence[Path]) -> str:
         """What finished cells depend on, beside the cell itself and its LoRAs."""
-        networks = (self.pipe.unet, self.pipe.vae, self.pipe.text_encoder)
+        networks = (self.denoiser.network, *self.denoiser.other_networks)
         readers = [
             [each.name, list(each.classes), getattr(each, "identity", None)]
             for each in self.readers
@@ -258,12 +260,6 @@ def _finished(file: Path | None) -> dict[str, Tensor] | None:
     except InvDiffError as error:
         print(f"warning: {error}")
         return None
-
-
-def _features(pipe: StableDiffusionPipeline) -> BlockFeatures:
-    return BlockFeatures(
-        pipe.unet, ForwardProcess(pipe.scheduler.config), embed_prompts(pipe, [""])
-    )
 
 
 def _classes(reader: AttributeReader, images: Tensor) -> Tensor:

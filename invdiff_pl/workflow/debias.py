@@ -2,15 +2,16 @@
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from invdiff_pl.adapters.trained import TrainedAdapter
+from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.callbacks import (
     ExponentialMovingAverage,
     HeldOutSelection,
@@ -23,10 +24,11 @@ from invdiff_pl.data.in_memory import LatentsInMemory
 from invdiff_pl.data.prompted import PromptedImages
 from invdiff_pl.modules import InvariantAdapter
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.progress import untold
 
 
 def debias(
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     images: PromptedImages,
     environments: HasEnvironments | Environments | Tensor,
     *,
@@ -64,7 +66,7 @@ def debias(
         trainer: one of your own; its steps, devices, precision, loggers and callbacks hold, and
             callbacks are added.
         seed: of everything random.
-        progress: show a progress bar, where no trainer is given.
+        progress: show a progress bar, where no trainer is given, and tell of what is measured.
         settings: further ones of :class:`~invdiff_pl.modules.InvariantAdapter`, such as
             ``adapter_settings={"rank": 8}`` or ``objective="group_dro"``.
 
@@ -108,7 +110,7 @@ def debias(
         calibration,
         SaveAdapter(keep.name),
     ]
-    with borrowed(pipe):
+    with borrowed(pipe), nullcontext() if progress else untold():
         module = InvariantAdapter(pipe, learning_rate=learning_rate, seed=seed, **settings)
         if trainer is None:
             trainer = _trainer(pipe, steps, [*callbacks, StopOnDivergence()], progress)
@@ -123,11 +125,11 @@ def debias(
 
 
 def _trainer(
-    pipe: StableDiffusionPipeline, steps: int, callbacks: list[pl.Callback], progress: bool
+    pipe: DiffusionPipeline, steps: int, callbacks: list[pl.Callback], progress: bool
 ) -> pl.Trainer:
     if steps < 1:
         raise InvDiffError(f"steps={steps}: expected at least 1.")
-    device = pipe.unet.device
+    device = frozen_denoiser(pipe).network.device
     return pl.Trainer(
         max_steps=steps,
         accelerator="gpu" if device.type == "cuda" else device.type,
@@ -143,20 +145,22 @@ def _trainer(
 
 
 @contextmanager
-def borrowed(pipe: StableDiffusionPipeline) -> Iterator[None]:
+def borrowed(pipe: DiffusionPipeline) -> Iterator[None]:
     """A pipeline to train with, given back as it was but for what is attached to its denoiser."""
-    parts = {"unet": pipe.unet, "vae": pipe.vae, "text_encoder": pipe.text_encoder}
-    device = pipe.unet.device
-    modes = {part: part.training for whole in parts.values() for part in whole.modules()}
-    wanted = {value: value.requires_grad for w in parts.values() for value in w.parameters()}
-    checkpointing = pipe.unet.is_gradient_checkpointing
+    denoiser = frozen_denoiser(pipe)
+    network = denoiser.network
+    parts = [network, *denoiser.other_networks]
+    device = network.device
+    modes = {part: part.training for whole in parts for part in whole.modules()}
+    wanted = {value: value.requires_grad for whole in parts for value in whole.parameters()}
+    checkpointing = network.is_gradient_checkpointing
     try:
         yield
     finally:
-        pipe.unet = parts["unet"]
+        denoiser.network = network
         pipe.to(device)
         if not checkpointing:
-            pipe.unet.disable_gradient_checkpointing()
+            network.disable_gradient_checkpointing()
         for part, mode in modes.items():
             part.training = mode
         for value, gradient in wanted.items():

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from invdiff_pl.backbones.pipeline import own_resolution
+from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.data.latents import encoded
 from invdiff_pl.data.prompted import PromptedImages
 from invdiff_pl.environments.discovery import Candidate, Discovery
@@ -25,7 +25,7 @@ _BATCH = 64
 
 
 def discover(
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     images: PromptedImages,
     *,
     embeddings: Tensor | str | Path | Embed | None = None,
@@ -84,7 +84,9 @@ def discover(
     if embeddings is None:
         features = _features(pipe, images, resolution, batch_size, seed, progress)
     else:
-        features = _embedded(embeddings, images, resolution or own_resolution(pipe), progress)
+        features = _embedded(
+            embeddings, images, frozen_denoiser(pipe, resolution).resolution, progress
+        )
         require_features(features, len(images), "embeddings", "embeddings")
     return Discovery(find_hidden_attributes(features, images.prompt_ids, settings), images)
 
@@ -106,7 +108,7 @@ def _embedded(
 
 
 def _features(
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     images: PromptedImages,
     resolution: int | None,
     batch_size: int | None,
@@ -114,8 +116,8 @@ def _features(
     progress: bool,
 ) -> Tensor:
     """Features of every image, ``[N, D]``, as they are encoded."""
-    scaling = pipe.vae.config.scaling_factor
+    denoiser = frozen_denoiser(pipe, resolution)
     told = "features of images" if progress else None
-    batches = encoded(pipe.vae, images, resolution or own_resolution(pipe), batch_size, told)
-    means = (moments[:, 0].chunk(2, dim=1)[0] * scaling for moments in batches)
-    return image_features(pipe, means, seed=seed)
+    batches = encoded(pipe.vae, images, denoiser.resolution, batch_size, told)
+    latents = (denoiser.latents(moments[:, 0]) for moments in batches)
+    return image_features(pipe, latents, seed=seed)

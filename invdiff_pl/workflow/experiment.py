@@ -1,7 +1,7 @@
 """An experiment's files and flags, as one resolved mapping and as each stage's command line."""
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import invdiff_pl
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.workflow.settings import ScaleSettings
 from invdiff_pl.workflow.stages import (
     GENERATED,
     LIGHTNING,
@@ -152,7 +153,7 @@ class Experiment:
 @lru_cache(maxsize=64)
 def _resolved(states: tuple[tuple[Path, int], ...], flags: tuple[str, ...]) -> dict[str, Any]:
     """Files and flags merged, once for as long as no file is written to; not to be changed."""
-    merged = DictConfig({})
+    merged = DictConfig({"scale": asdict(ScaleSettings())})
     for path, _ in states:
         try:
             merged = OmegaConf.merge(merged, OmegaConf.load(path))  # type: ignore[assignment]

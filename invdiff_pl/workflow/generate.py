@@ -5,16 +5,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
-from invdiff_pl.backbones.pipeline import embed_prompts, sample_images
+from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.pipeline import sample_images
+from invdiff_pl.backbones.prompts import Conditions
 from invdiff_pl.data.prompted import PromptedImages
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.progress import track
 
 
 def generate(
-    pipe: StableDiffusionPipeline,
+    pipe: DiffusionPipeline,
     prompts: str | Sequence[str],
     per_prompt: int = 512,
     *,
@@ -58,14 +60,14 @@ def generate(
         raise InvDiffError("prompts: expected at least one, none of them empty.")
     if per_prompt < 1:
         raise InvDiffError(f"per_prompt={per_prompt}: expected at least 1.")
-    embeddings = embed_prompts(pipe, [*texts, ""])
+    conditions = Conditions(frozen_denoiser(pipe).condition([*texts, ""]))
     batches = torch.arange(len(texts) * per_prompt).split(batch_size)
     with silent(pipe):
         drawn = [
             sample_images(
                 pipe,
-                embeddings[rows // per_prompt],
-                embeddings[-1:],
+                conditions[rows // per_prompt],
+                conditions.null,
                 rows.tolist(),
                 seed=seed,
                 steps=steps,

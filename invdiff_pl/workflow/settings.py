@@ -10,6 +10,7 @@ class ExperimentSettings:
 
     Attributes:
         name: of the experiment.
+        stage: that runs, whose folder in the run folder is named after it.
         scale: of the experiment: which file of ``experiments/scales`` applies.
         run_dir: holds one folder a stage.
         data_root: folder of the data set.
@@ -22,6 +23,7 @@ class ExperimentSettings:
     """
 
     name: str = "experiment"
+    stage: str = ""
     scale: str = "mini"
     run_dir: str = "runs/experiment/mini"
     data_root: str = "data"
@@ -81,7 +83,7 @@ class ScaleSettings:
     train_size: int | None = None
     autoencoder_steps: int = 2500
     autoencoder_batch: int = 32
-    backbone_steps: int = 5000
+    backbone_steps: int = 2400
     backbone_batch: int = 64
     backbone_learning_rate: float = 1e-3
     backbone_warmup: int = 200
@@ -90,7 +92,7 @@ class ScaleSettings:
     scoring_batch: int = 128
     adapter_steps: int = 400
     adapter_batch: int = 48
-    adapter_learning_rate: float = 1e-3
+    adapter_learning_rate: float = 2e-3
     adapter_warmup: int = 20
     adapter: str = "lora"
     adapter_settings: dict[str, Any] = field(default_factory=dict)
@@ -106,8 +108,8 @@ class ScaleSettings:
     calibration_steps: int = 20
     calibration_guidance: float = 1.0
     checkpoint_every: int = 100
-    sampling_batch: int = 64
+    sampling_batch: int = 128
     samples_per_prompt: int = 256
     max_samples: int = 120_000
     sampling_steps: int = 20
-    guidance_scale: float = 2.0
+    guidance_scale: float = 1.0

@@ -1,15 +1,19 @@
 """What the tests of adapters share."""
 
+import copy
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from invdiff_pl.adapters import Adapter, build_adapter
-from invdiff_pl.backbones.pipeline import embed_prompts, load_pipeline, sample_images
+from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.pipeline import load_pipeline, sample_images
+from invdiff_pl.backbones.prompts import Conditions
 
 PROMPT = "a photo of a mallard"
 KINDS: dict[str, dict[str, Any]] = {
@@ -22,7 +26,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def run_folder(folder: Path, backbone: Path | str, kind: str) -> Path:
     """A run folder with an adapter whose weights have been moved."""
-    adapter = build_adapter(kind, load_pipeline(str(backbone)).unet, **KINDS[kind])
+    adapter = build_adapter(kind, frozen_unet(backbone), **KINDS[kind])
     disturb(adapter)
     (folder / "adapter" / "adapter").mkdir(parents=True)
     adapter.save(folder / "adapter" / "adapter", trained=True)
@@ -39,6 +43,16 @@ def run_folder(folder: Path, backbone: Path | str, kind: str) -> Path:
     (folder / "environments").mkdir()
     (folder / "environments" / "environments.json").write_text(json.dumps(environments))
     return folder
+
+
+@functools.cache
+def _loaded(backbone: str, dtype: torch.dtype) -> UNet2DConditionModel:
+    return load_pipeline(backbone, dtype).unet
+
+
+def frozen_unet(backbone: Path | str, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
+    """The denoiser of a pipeline folder, to be changed as a test likes."""
+    return copy.deepcopy(_loaded(str(backbone), dtype))
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor]:
@@ -62,11 +76,11 @@ def disturb(adapter: Adapter) -> None:
 @torch.no_grad()
 def draw_images(pipeline: StableDiffusionPipeline) -> Tensor:
     """Two images of one prompt, uint8."""
-    embeddings = embed_prompts(pipeline, ["a photo of a mallard", ""])
+    conditions = Conditions(frozen_denoiser(pipeline).condition(["a photo of a mallard", ""]))
     return sample_images(
         pipeline,
-        embeddings[:1].repeat(2, 1, 1),
-        embeddings[1:],
+        conditions[torch.zeros(2, dtype=torch.int64)],
+        conditions.null,
         [4, 5],
         seed=3,
         steps=3,

@@ -1,17 +1,18 @@
 """What every kind of adapter keeps to: no-op at first, scale, files, bf16, checkpointing."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from adapter_cases import disturb, draw_images, inputs
-from omegaconf import OmegaConf
+from adapter_cases import disturb, draw_images, frozen_unet, inputs
 from torch import Tensor
 
 from invdiff_pl.adapters import Adapter, build_adapter, load_adapter
+from invdiff_pl.backbones.noising import predict
 from invdiff_pl.backbones.pipeline import load_pipeline
+from invdiff_pl.cli.experiment import experiment_of
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.workflow.stages import STAGES
 
 # The test backbone is so small that the smallest UNet is a good part of it.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -26,30 +27,33 @@ KINDS = list(SETTINGS)
 def _build(kind: str, backbone, dtype: torch.dtype = torch.float32) -> Adapter:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build_adapter(kind, load_pipeline(str(backbone), dtype).unet, **SETTINGS[kind])
+        return build_adapter(kind, frozen_unet(backbone, dtype), **SETTINGS[kind])
 
 
 @torch.no_grad()
 def _frozen(backbone) -> Tensor:
     noisy, timesteps, text = inputs()
-    prediction: Tensor = load_pipeline(str(backbone)).unet(noisy, timesteps, text).sample
+    prediction: Tensor = frozen_unet(backbone)(noisy, timesteps, text).sample
     return prediction
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "unet_copy"])
 def test_an_untrained_adapter_predicts_as_the_backbone_bit_for_bit(kind, tiny_backbone) -> None:
     with torch.no_grad():
-        assert torch.equal(_build(kind, tiny_backbone).predict(*inputs()), _frozen(tiny_backbone))
+        adapter = _build(kind, tiny_backbone)
+        assert torch.equal(predict(adapter.denoiser, *inputs()), _frozen(tiny_backbone))
 
 
 def test_the_references_copy_starts_from_a_shrunken_prediction(tiny_backbone) -> None:
     adapter, frozen = _build("unet_copy", tiny_backbone), _frozen(tiny_backbone)
     with torch.no_grad():
-        torch.testing.assert_close(adapter.predict(*inputs()), 0.75 * frozen)
+        torch.testing.assert_close(predict(adapter.denoiser, *inputs()), 0.75 * frozen)
         # With its last layer as it was, the copy is the backbone, and so is any blend of the two.
         branch: Any = adapter.denoiser.branch
-        branch.conv_out.load_state_dict(adapter.unet.conv_out.state_dict())
-        torch.testing.assert_close(adapter.predict(*inputs()), frozen, rtol=1e-4, atol=1e-5)
+        branch.conv_out.load_state_dict(adapter.network.conv_out.state_dict())
+        torch.testing.assert_close(
+            predict(adapter.denoiser, *inputs()), frozen, rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -73,11 +77,15 @@ def test_rescaled_it_predicts_at_one_what_it_did_at_the_factor(kind, tiny_backbo
     disturb(adapter)
     with torch.no_grad():
         adapter.set_scale(1.5)
-        expected = adapter.predict(*inputs())
+        expected = predict(adapter.denoiser, *inputs())
         adapter.set_scale(1.0)
-        assert not torch.allclose(adapter.predict(*inputs()), expected, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(
+            predict(adapter.denoiser, *inputs()), expected, rtol=1e-4, atol=1e-5
+        )
         adapter.rescale(1.5)
-        torch.testing.assert_close(adapter.predict(*inputs()), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            predict(adapter.denoiser, *inputs()), expected, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_the_references_copy_refuses_to_be_rescaled(tiny_backbone) -> None:
@@ -93,13 +101,14 @@ def test_folded_it_predicts_the_same_and_is_afterwards_what_it_was(kind, tiny_ba
     disturb(adapter)
     state = {name: value.clone() for name, value in adapter.denoiser.state_dict().items()}
     with torch.no_grad():
-        expected = adapter.predict(*inputs())
+        expected = predict(adapter.denoiser, *inputs())
         with adapter.folded():
-            folded = adapter.predict(*inputs())
+            folded = predict(adapter.denoiser, *inputs())
         torch.testing.assert_close(folded, expected, rtol=1e-4, atol=1e-5)
-        assert torch.equal(adapter.predict(*inputs()), expected)
-    assert all(torch.equal(adapter.denoiser.state_dict()[name], state[name]) for name in state)
-    adapter.predict(*inputs()).square().mean().backward()
+        assert torch.equal(predict(adapter.denoiser, *inputs()), expected)
+    after = adapter.denoiser.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in state.items())
+    predict(adapter.denoiser, *inputs()).square().mean().backward()
     assert all(parameter.grad is not None for parameter in adapter.parameters().values())
 
 
@@ -122,9 +131,9 @@ def test_the_prediction_is_linear_in_the_scale(kind, tiny_backbone) -> None:
     disturb(adapter)
     with torch.no_grad():
         adapter.set_scale(1.0)
-        whole = adapter.predict(*inputs())
+        whole = predict(adapter.denoiser, *inputs())
         adapter.set_scale(0.3)
-        part = adapter.predict(*inputs())
+        part = predict(adapter.denoiser, *inputs())
     torch.testing.assert_close(part, frozen + 0.3 * (whole - frozen), rtol=1e-4, atol=1e-5)
 
 
@@ -134,15 +143,16 @@ def test_it_saves_and_loads_bit_for_bit(kind, dtype, tiny_backbone, tmp_path) ->
     adapter = _build(kind, tiny_backbone, dtype)
     disturb(adapter)
     adapter.save(tmp_path, trained=True)
-    loaded = load_adapter(tmp_path, load_pipeline(str(tiny_backbone), dtype).unet)
+    loaded = load_adapter(tmp_path, frozen_unet(tiny_backbone, dtype))
     assert loaded.settings() == adapter.settings()
-    assert loaded.parameters().keys() == adapter.parameters().keys()
-    for name, parameter in adapter.parameters().items():
-        assert torch.equal(loaded.parameters()[name], parameter), name
+    saved, read = adapter.parameters(), loaded.parameters()
+    assert read.keys() == saved.keys()
+    for name, parameter in saved.items():
+        assert torch.equal(read[name], parameter), name
     noisy, timesteps, text = inputs()
     given = noisy.to(dtype), timesteps, text.to(dtype)
     with torch.no_grad():
-        first, second = adapter.predict(*given), loaded.predict(*given)
+        first, second = predict(adapter.denoiser, *given), predict(loaded.denoiser, *given)
     assert first.dtype == dtype
     assert torch.equal(first, second)
 
@@ -157,13 +167,14 @@ def test_gradient_checkpointing_and_bf16_autocast_train_the_same_parameters(
         if checkpointing:
             adapter.enable_gradient_checkpointing()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            prediction = adapter.predict(*inputs())
+            prediction = predict(adapter.denoiser, *inputs())
         prediction.float().square().mean().backward()
-        assert all(p.grad is None for n, p in adapter.unet.named_parameters() if _is_frozen(n))
-        return {n: p.grad for n, p in adapter.parameters().items() if p.grad is not None}
+        assert all(p.grad is None for n, p in adapter.network.named_parameters() if _is_frozen(n))
+        found = {n: p.grad for n, p in adapter.parameters().items() if p.grad is not None}
+        assert found.keys() == adapter.parameters().keys()
+        return found
 
     plain = gradients(checkpointing=False, autocast=False)
-    assert plain.keys() == _build(kind, tiny_backbone).parameters().keys()
     for name, gradient in gradients(checkpointing=True, autocast=False).items():
         torch.testing.assert_close(gradient, plain[name], rtol=1e-4, atol=1e-6)
     reduced = gradients(checkpointing=True, autocast=True)
@@ -178,7 +189,7 @@ def _is_frozen(name: str) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_backbones_own_weights_can_be_had_back(kind, tiny_backbone) -> None:
-    expected = load_pipeline(str(tiny_backbone)).unet.state_dict()
+    expected = frozen_unet(tiny_backbone).state_dict()
     pipeline = load_pipeline(str(tiny_backbone))
     adapter = build_adapter(kind, pipeline.unet, **SETTINGS[kind])
     disturb(adapter)
@@ -209,14 +220,13 @@ def test_files_of_another_backbone_and_missing_ones_are_refused(
 
 
 def test_the_shipped_settings_stay_below_three_percent_of_the_shipped_backbones() -> None:
-    experiments = Path(__file__).parents[2] / "experiments"
-    files = experiments / "scales" / "mini.yaml", experiments / "stages" / "adapter.yaml"
-    arguments: Any = OmegaConf.merge(*map(OmegaConf.load, files)).model.init_args
     for name in ("waterbirds", "celeba", "fairface"):
+        experiment = experiment_of("train", ["--experiment", name])
+        chosen = experiment.config(STAGES["adapter"])["model"]["init_args"]
         unet = load_pipeline(f"asset:{name}").unet
         size = sum(parameter.numel() for parameter in unet.parameters())
-        settings: Any = OmegaConf.to_container(arguments.adapter_settings)
-        assert build_adapter(arguments.adapter, unet, **settings).size() <= 0.03 * size
+        adapter = build_adapter(chosen["adapter"], unet, **chosen["adapter_settings"])
+        assert adapter.size() <= 0.03 * size
 
 
 @pytest.mark.parametrize("kind", ["small_unet", "bottleneck"])
@@ -229,7 +239,7 @@ def test_sizes_keep_to_their_ratio_and_come_near_it(kind: str, ratio: float) -> 
 
 
 def test_ratios_that_cannot_be_are_told(tiny_backbone) -> None:
-    unet = load_pipeline(str(tiny_backbone)).unet
+    unet = frozen_unet(tiny_backbone)
     with pytest.raises(InvDiffError, match="the smallest such adapter has"):
         build_adapter("small_unet", unet, ratio=0.001)
     with pytest.raises(InvDiffError, match=r"ratio=1\.5"):

@@ -11,6 +11,7 @@ from PIL import Image
 
 import invdiff_pl as inv
 from invdiff_pl.cli.export import export
+from invdiff_pl.environments.hidden_attribute import HiddenAttributeSettings
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -32,8 +33,12 @@ def test_every_python_block_of_the_readme_draws_a_picture(tmp_path, monkeypatch)
     run_folder(tmp_path / "runs" / "waterbirds" / "mini", "asset:waterbirds", "lora")
     (tmp_path / "invdiff_pl").mkdir()
     (tmp_path / "invdiff_pl" / "assets").symlink_to(REPOSITORY / "invdiff_pl" / "assets")
-    # Word for word, but with fewer drawings, two steps of training and no calibration.
-    monkeypatch.setattr(inv.generate, "__defaults__", (40,))
+    # Word for word, but with fewer drawings, a short search, two steps of training and no
+    # calibration.
+    monkeypatch.setattr(inv.generate, "__defaults__", (16,))
+    few = HiddenAttributeSettings(starts=4, values=(), alpha=0.2, resamples=4)
+    quick = {**(inv.discover.__kwdefaults__ or {}), "settings": few}
+    monkeypatch.setattr(inv.discover, "__kwdefaults__", quick)
     fewer = {**(inv.debias.__kwdefaults__ or {}), "steps": 2, "calibration_samples": 0}
     monkeypatch.setattr(inv.debias, "__kwdefaults__", fewer)
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")

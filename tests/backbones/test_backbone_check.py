@@ -5,21 +5,25 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from backbone_cases import REFUSED, TAKEN
 from diffusers import StableDiffusionPipeline
+from tiny_families import FAMILIES, PROMPTS, made
 
 from invdiff_pl.backbones.check import check_backbone
+from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.utils.errors import InvDiffError
 
 TOLD = {
     "inpaint": ["StableDiffusionInpaintPipeline", "takes 9 channels where the latents have 4"],
     "nine_channels": ["takes 9 channels where the latents have 4"],
-    "xl": ["StableDiffusionXLPipeline", "addition_embed_type is 'text_time'"],
-    "flow": ["FlowMatchEulerDiscreteScheduler, is of flow matching"],
-    "flow_sigmas": ["prediction_type is 'flow_prediction', none of epsilon"],
+    "xl": ["its text_encoder_2 holds no config.json"],
+    "flow": ["FlowMatchEulerDiscreteScheduler, is of flow matching, not of diffusion"],
+    "flow_sigmas": ["DPMSolverMultistepScheduler, is of flow matching, not of diffusion"],
     "mymodel.safetensors": ["is a single file; convert it once, by `python -c"],
 }
 
@@ -41,6 +45,28 @@ def test_what_does_not_fit_is_told_in_one_line(name, tiny_backbone, tmp_path) ->
 def test_what_can_be_loaded_is_not_refused(name, tiny_backbone, tmp_path) -> None:
     TAKEN[name](tiny_backbone, tmp_path / name)
     check_backbone(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_folder_of_each_family_is_loaded_whole_and_without_its_denoiser(name, tmp_path) -> None:
+    pipe = made(name)
+    pipe.save_pretrained(tmp_path)
+    assert check_backbone(str(tmp_path)) == type(pipe).__name__
+    loaded = load_pipeline(str(tmp_path))
+    torch.testing.assert_close(_predicted(loaded), _predicted(pipe))
+    assert not any(value.requires_grad for value in frozen_denoiser(loaded).network.parameters())
+    without = load_pipeline(str(tmp_path), with_denoiser=False)
+    assert (frozen_denoiser(without, 32).network is None) == (name != "sd3")
+    rows = frozen_denoiser(without, 32).condition(PROMPTS)
+    expected = frozen_denoiser(pipe, 32).condition(PROMPTS)
+    for key, value in expected.items():
+        torch.testing.assert_close(rows[key], value)
+
+
+def _predicted(pipe: Any) -> torch.Tensor:
+    denoiser = frozen_denoiser(pipe, 32)
+    noise = denoiser.initial_noise([0], seed=0)[0]
+    return denoiser.predict(noise, torch.tensor([500]), denoiser.condition(PROMPTS[:1]))
 
 
 @pytest.mark.parametrize("name", ["waterbirds", "celeba", "fairface"])
@@ -66,7 +92,7 @@ def test_what_is_not_there_is_told_in_one_line(backbone, told, tmp_path, monkeyp
 
 
 def test_a_folder_that_is_no_pipeline_is_told(tmp_path) -> None:
-    with pytest.raises(InvDiffError, match=r"holds no model_index\.json: expected a Stable"):
+    with pytest.raises(InvDiffError, match=r"holds no model_index\.json: expected a pipe"):
         check_backbone(str(tmp_path))
 
 

@@ -9,8 +9,9 @@ from backbone_cases import TAKEN
 from diffusers import StableDiffusionPipeline
 
 from invdiff_pl.backbones.assets import resolve_backbone
+from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.folders import make_portable, pipeline_variant, weights_variant
-from invdiff_pl.backbones.pipeline import embed_prompts, load_pipeline, save_pipeline
+from invdiff_pl.backbones.pipeline import load_pipeline, save_pipeline
 
 PROMPT = "a photo of a mallard"
 
@@ -58,7 +59,7 @@ def test_all_parts_are_loaded_in_one_dtype(name, dtype, tiny_backbone, tmp_path)
     TAKEN[name](tiny_backbone, tmp_path / name)
     pipeline = load_pipeline(str(tmp_path / name), dtype)
     assert _dtypes(pipeline) == {dtype}
-    assert embed_prompts(pipeline, [PROMPT]).shape[1] == 16
+    assert frozen_denoiser(pipeline).condition([PROMPT])["prompt_embeds"].shape[1] == 16
 
 
 def test_a_variant_draws_as_the_plain_folder_of_the_same_weights(tiny_backbone, tmp_path) -> None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from invdiff_pl.backbones.noising import ForwardProcess, sample_losses, sample_posterior
+from invdiff_pl.backbones.denoiser import scaled_latents
+from invdiff_pl.backbones.noising import ForwardProcess, sample_losses
 from invdiff_pl.utils.errors import InvDiffError
 
 
@@ -57,7 +58,7 @@ def test_a_samples_loss_is_its_own_mean_square() -> None:
 def test_posterior_samples_have_the_moments_mean_and_variance() -> None:
     moments = torch.cat([torch.full((1, 1, 200, 200), 3.0), torch.full((1, 1, 200, 200), 0.5)], 1)
     noise = torch.randn(1, 1, 200, 200, generator=torch.Generator().manual_seed(0))
-    drawn = sample_posterior(moments, noise, scaling_factor=2.0)
+    drawn = scaled_latents({"scaling_factor": 2.0}, moments, noise)
     assert drawn.mean().item() == pytest.approx(6.0, abs=0.05)
     assert drawn.std().item() == pytest.approx(2 * torch.tensor(0.25).exp().item(), rel=0.02)
-    assert (sample_posterior(moments, None, 2.0) == 6.0).all()
+    assert (scaled_latents({"scaling_factor": 2.0}, moments) == 6.0).all()

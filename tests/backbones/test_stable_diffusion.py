@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from invdiff_pl.adapters import build_adapter
-from invdiff_pl.backbones.pipeline import embed_prompts, load_pipeline
+from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.noising import predict
+from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.backbones.stable_diffusion import (
     random_stable_diffusion,
     stable_diffusion_text_encoder,
@@ -83,7 +85,11 @@ def test_a_folder_of_the_published_form_loads_with_all_of_its_weights(published:
         ours, theirs = getattr(loaded, part).state_dict(), getattr(made, part).state_dict()
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], value) for name, value in theirs.items())
-    assert embed_prompts(loaded, ["a photo of a bird", ""]).shape == (2, 77, 72)
+    assert frozen_denoiser(loaded).condition(["a photo of a bird", ""])["prompt_embeds"].shape == (
+        2,
+        77,
+        72,
+    )
     assert type(loaded.scheduler).__name__ == "PNDMScheduler"
 
 
@@ -129,7 +135,7 @@ def test_activations_of_64_samples_counted_on_shapes_are_those_of_the_docs(
 
         def run(count: int) -> None:
             given = torch.empty(count, 4, 64, 64), torch.zeros(count, dtype=torch.long)
-            prediction = adapter.predict(*given, torch.empty(count, 77, 768))
+            prediction = predict(adapter.denoiser, *given, torch.empty(count, 77, 768))
             torch.autograd.grad(prediction.float().square().mean(), trained, allow_unused=True)
 
         counted = activations(run, 64)

@@ -24,7 +24,7 @@ def _run(birds: Path, backbone: Path, folder: Path, form: DenoiserForm) -> dict[
     scored = folder / "environments"
     data = birds_data(birds, backbone, cache)
     module = infer(backbone, scored, data, callbacks=[form])
-    kernel = module.unet.conv_in.weight
+    kernel = module.frozen.network.conv_in.weight
     assert kernel.is_contiguous(memory_format=torch.channels_last) == form.channels_last
     found = module.features.float()
 
@@ -46,7 +46,7 @@ def _run(birds: Path, backbone: Path, folder: Path, form: DenoiserForm) -> dict[
     trainer = quiet_trainer(drawn, callbacks=[form])
     trainer.predict(sampler, datamodule=data, return_predictions=False)
     return {
-        "denoisers": (module.unet, adapter.denoiser, sampler.unet),
+        "denoisers": (module.denoiser, adapter.denoiser, sampler.denoiser),
         "features": found,
         "updates": load_file(folder / "adapter" / "pytorch_lora_weights.safetensors"),
         "images": read_images([drawn / row.file for row in read_manifest(drawn)], 32).int(),

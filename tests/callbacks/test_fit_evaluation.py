@@ -8,7 +8,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
-from trainers import infer, quiet_trainer
+from trainers import quiet_trainer
 
 from invdiff_pl.callbacks import (
     Dashboard,
@@ -23,17 +23,8 @@ from invdiff_pl.modules import InvariantAdapter
 SCORING = EvaluationSettings(resolution=32)
 
 
-@pytest.fixture(scope="module")
-def environments(module_of, tiny_backbone, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("environments")
-    infer(tiny_backbone, folder, module_of())
-    return folder
-
-
 def _train(folder: Path, module_of, backbone: Path, environments: Path, callbacks: list) -> dict:
-    module = InvariantAdapter(
-        str(backbone), learning_rate=0.01, warmup_steps=1, train_without_bias=True
-    )
+    module = InvariantAdapter(str(backbone), learning_rate=0.01, warmup_steps=1)
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
     callbacks = [ExponentialMovingAverage(0.5), *callbacks]
     trainer = quiet_trainer(

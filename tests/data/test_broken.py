@@ -157,12 +157,12 @@ def test_prompts_longer_than_the_text_encoder_takes_are_told(
     birds, tiny_backbone, tmp_path, monkeypatch, capsys
 ) -> None:
     module = _module(birds, backbone=str(tiny_backbone), cache_dir=str(tmp_path))
-    module.prompt_embeddings()
+    module.conditions()
     assert "warning" not in capsys.readouterr().out
     long = "a photo of a mallard " * 30
     index = module.index
     monkeypatch.setattr(type(module), "prompts", (long, *index.prompts[1:]))
-    module.prompt_embeddings()
+    module.conditions()
     told = capsys.readouterr().out
     assert "does not see the last" in told
     assert told.count("warning") == 1

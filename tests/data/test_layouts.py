@@ -98,7 +98,10 @@ def caption_files(root: Path) -> Rows:
 
 def class_folders(root: Path) -> Rows:
     _pictures(root, "train/cat/0.png", "train/golden_retriever/0.png", ".hidden/cat/1.png")
+    _pictures(root, "train/001.Mallard/0.png", "train/3.5 inch/0.png")
     return {
+        "train/001.Mallard/0.png": "a photo of a Mallard",
+        "train/3.5 inch/0.png": "a photo of a 3.5 inch",
         "train/cat/0.png": "a photo of a cat",
         "train/golden_retriever/0.png": "a photo of a golden retriever",
     }

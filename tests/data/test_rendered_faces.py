@@ -50,6 +50,21 @@ def test_tones_show_on_the_cheeks() -> None:
     assert light.min() > dark.max()
 
 
+def test_cues_show_the_style_alike_whatever_the_hair() -> None:
+    clothes = slice(26, 31), slice(12, 20)
+    for hair in (BLACK, BLOND):
+        feminine = _mean(Face(FEMININE, hair, LIGHT, cues=True), *clothes).mean()
+        masculine = _mean(Face(MASCULINE, hair, LIGHT, cues=True), *clothes).mean()
+        assert feminine > masculine + 30
+
+
+def test_with_cues_hair_falls_beside_the_neck_of_some_of_either_style() -> None:
+    beside = slice(19, 22), slice(9, 11)
+    for style, least, most in ((FEMININE, 0.25, 0.75), (MASCULINE, 0.02, 0.45)):
+        dark = _mean(Face(style, BLACK, LIGHT, cues=True), *beside, count=100).mean(1) < 70
+        assert least < dark.mean() < most
+
+
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     def draw(name: str, seed: int) -> str:
         root = tmp_path / name

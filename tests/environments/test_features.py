@@ -6,14 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, DiTTransformer2DModel
 from safetensors.torch import save_file
+from tiny_families import FAMILIES, made
 from torch import Tensor, nn
 
 from invdiff_pl.backbones.draws import generator
-from invdiff_pl.backbones.noising import ForwardProcess
-from invdiff_pl.backbones.pipeline import embed_prompts, load_pipeline
+from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.noising import ForwardProcess, timestep_at
+from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.environments.features import (
+    LEVELS,
     NOISES,
     TIMESTEPS,
     BlockFeatures,
@@ -40,8 +42,9 @@ def _middle(pipeline: Any, noisy: Tensor, timesteps: Tensor) -> Tensor:
     """The middle block's output in a whole pass, over the whole and over quarters."""
     kept: list[Tensor] = []
     handle = pipeline.unet.mid_block.register_forward_hook(lambda *given: kept.append(given[2]))
+    null = frozen_denoiser(pipeline).condition([""])["prompt_embeds"]
     with torch.no_grad():
-        pipeline.unet(noisy, timesteps, embed_prompts(pipeline, [""]).expand(len(noisy), -1, -1))
+        pipeline.unet(noisy, timesteps, null.expand(len(noisy), -1, -1))
     handle.remove()
     half = kept[0].shape[-1] // 2
     quarters = kept[0].unfold(2, half, half).unfold(3, half, half).mean((4, 5))
@@ -50,11 +53,12 @@ def _middle(pipeline: Any, noisy: Tensor, timesteps: Tensor) -> Tensor:
 
 def test_features_are_those_of_the_middle_block(pipeline: Any, latents: Tensor) -> None:
     process = ForwardProcess(pipeline.scheduler.config)
-    found = image_features(pipeline, latents, levels=[0.3, 0.7], seed=5)
+    ratios = process.signal_to_noise(torch.tensor([300, 700])).log().tolist()
+    found = image_features(pipeline, latents, levels=ratios, seed=5)
     noise = torch.randn(latents.shape[1:], generator=generator(5, "feature noise"))
     expected = []
-    for level in (0.3, 0.7):
-        timesteps = torch.full((7,), int(level * process.train_timesteps))
+    for timestep in (300, 700):
+        timesteps = torch.full((7,), timestep)
         noisy = process.add_noise(latents, noise.expand_as(latents), timesteps)
         expected.append(_middle(pipeline, noisy, timesteps))
     assert found.dtype == torch.float16
@@ -87,48 +91,38 @@ def test_any_block_may_be_named(pipeline: Any, latents: Tensor) -> None:
     assert found.shape == (7, 5 * pipeline.unet.conv_in.out_channels)
     with pytest.raises(ValueError, match=r"block='middle'.*mid_block"):
         image_features(pipeline, latents, block="middle")
-    with pytest.raises(ValueError, match=r"levels=\[1.5\]"):
-        image_features(pipeline, latents, levels=[1.5])
+    with pytest.raises(ValueError, match=r"levels=\[nan\]"):
+        image_features(pipeline, latents, levels=[float("nan")])
 
 
-def test_image_tokens_of_a_transformer_are_pooled_like_a_grid() -> None:
-    transformer = DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=4,
-        in_channels=4,
-        num_layers=2,
-        sample_size=8,
-        patch_size=2,
-        num_embeds_ada_norm=10,
-    ).eval()
-
-    class Called(nn.Module):
-        """Called as a UNet, it gives its class labels itself."""
-
-        dtype = torch.float32
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.transformer_blocks = transformer.transformer_blocks
-            self.inner = transformer
-
-        def forward(self, noisy: Tensor, timesteps: Tensor, text: Tensor, **_: Any) -> Any:
-            return self.inner(noisy, timesteps, torch.zeros(len(noisy), dtype=torch.long))
-
-    assert middle_block(Called()) == "transformer_blocks.1"
-    process = ForwardProcess(DDPMScheduler(num_train_timesteps=100).config)
-    kept: list[Tensor] = []
-    handle = transformer.transformer_blocks[1].register_forward_hook(
+@pytest.mark.parametrize("name", ["sd3", "flux", "pixart", "sana"])
+def test_image_tokens_of_a_transformer_are_pooled_like_a_grid(name: str) -> None:
+    pipe = made(name)
+    denoiser = frozen_denoiser(pipe, 32)
+    assert middle_block(pipe.transformer) == "transformer_blocks.1"
+    kept: list[Any] = []
+    handle = pipe.transformer.transformer_blocks[1].register_forward_hook(
         lambda block, given, output: kept.append(output)
     )
-    reader = BlockFeatures(Called(), process, torch.zeros(1, 1, 4), levels=[0.5])
-    found = reader(torch.randn(3, 4, 8, 8))
+    latents = denoiser.initial_noise([0, 1, 2], seed=0)[0]
+    found = BlockFeatures(denoiser, denoiser.condition([""]), levels=[0.0])(latents)
     handle.remove()
-    grid = kept[0].transpose(1, 2).reshape(3, 8, 4, 4)
+    side = 16 if name == "sana" else 8  # the others' patches are of two by two pixels
+    outputs = kept[0] if isinstance(kept[0], tuple) else (kept[0],)
+    (tokens,) = [each for each in outputs if each is not None and each.shape[1] == side * side]
+    grid = tokens.transpose(1, 2).reshape(3, -1, side, side)
     expected = torch.cat(
         [grid.mean((2, 3)), nn.functional.adaptive_avg_pool2d(grid, 2).flatten(1)], dim=1
     )
-    torch.testing.assert_close(found.float(), expected, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_level_means_as_much_noise_under_every_schedule() -> None:
+    for name in FAMILIES:
+        process = frozen_denoiser(made(name), 32).process
+        for level in LEVELS:
+            found = process.signal_to_noise(torch.tensor([timestep_at(process, level)])).log()
+            assert abs(float(found) - level) < 0.02
 
 
 def test_features_beyond_half_precision_are_refused(pipeline: Any, latents: Tensor) -> None:
@@ -142,8 +136,9 @@ def test_losses_are_those_of_each_image_under_its_own_prompt(
     pipeline: Any, latents: Tensor
 ) -> None:
     process = ForwardProcess(pipeline.scheduler.config)
-    texts = embed_prompts(pipeline, [""] * 7) + torch.arange(7)[:, None, None]
-    found = DenoisingLosses(pipeline.unet, process, seed=3)(latents, texts)
+    denoiser = frozen_denoiser(pipeline)
+    texts = denoiser.condition([""] * 7)["prompt_embeds"] + torch.arange(7)[:, None, None]
+    found = DenoisingLosses(denoiser, seed=3)(latents, {"prompt_embeds": texts})
     assert found.shape == (7, TIMESTEPS * NOISES)
     # The second noise at the first timestep, whose range of 0.24 is cut into four.
     noise = torch.randn(latents.shape[1:], generator=generator(3, "common noise", 0, 1))

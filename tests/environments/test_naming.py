@@ -1,5 +1,7 @@
 """Words for groups, by an encoder whose words and pictures are known."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ WORDS = ("red", "green", "blue")
 class _Colours:
     """Sees the mean colour of a picture, and knows three words."""
 
-    def encode_prompts(self, prompts: list[str]) -> Tensor:
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         return torch.eye(3)[[WORDS.index(prompt.split()[-1]) for prompt in prompts]]
 
     def encode_images(self, images: Tensor) -> Tensor:

@@ -127,7 +127,9 @@ def test_shares_of_other_images_follow_from_the_fit() -> None:
     assert (shares[:, 1] - true).abs().max() < 0.03
     assert float((members.argmax(1) == value[half]).double().mean()) > 0.97
     own, equal = (
-        fit_shares(fit, values, prompts[half], each).log_likelihood(fit, values, prompts[half])
+        fit_shares(fit, values, prompts[half], equal=each).log_likelihood(
+            fit, values, prompts[half]
+        )
         for each in (False, True)
     )
     assert equal < own

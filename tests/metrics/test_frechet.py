@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from child_processes import run_ranks
 from cleanfid.fid import frechet_distance as cleanfid_distance
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -194,7 +195,7 @@ def _two_ranks(rank: int, folder: str) -> None:
 
 
 def test_two_ranks_with_uneven_or_no_samples_equal_one_process(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_two_ranks, args=(str(tmp_path),), nprocs=2)
+    run_ranks(_two_ranks, 2, str(tmp_path))
     expected = filled()
     for rank in range(2):
         result = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

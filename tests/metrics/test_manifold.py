@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from child_processes import run_ranks
 from torch import Tensor
 from torch import distributed as dist
 
@@ -125,7 +126,7 @@ def _share(rank: int, world_size: int, file: str, result: str) -> None:
 
 def test_uneven_ranks_one_of_them_empty_give_the_figures_of_one(tmp_path: Path) -> None:
     result = tmp_path / "result.pt"
-    torch.multiprocessing.spawn(_share, (3, str(tmp_path / "store"), str(result)), nprocs=3)
+    run_ranks(_share, 3, 3, str(tmp_path / "store"), str(result))
     found = torch.load(result, weights_only=True)
     expected = manifold_scores(REAL, GENERATED, 3)
     assert {n: float(v) for n, v in found.items()} == pytest.approx(

@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
 from trainers import adapter_trainer
 
+from invdiff_pl.backbones.prompts import Conditions
 from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
 from invdiff_pl.modules import InvariantAdapter
@@ -152,8 +153,9 @@ def test_every_kind_trains_beside_a_backbone_that_stays_as_it_is(
     checkpoint = tmp_path / "checkpoints"
     callback = ModelCheckpoint(checkpoint, filename="last", every_n_train_steps=2, save_top_k=-1)
     _fit(module, data, tmp_path, max_steps=2, enable_checkpointing=True, callbacks=[callback])
-    assert all(torch.equal(module.adapter.frozen_weights()[n], v) for n, v in frozen.items())
-    assert any(not torch.equal(module.trainable_parameters()[n], v) for n, v in start.items())
+    after, trained = module.adapter.frozen_weights(), module.trainable_parameters()
+    assert all(torch.equal(after[name], value) for name, value in frozen.items())
+    assert any(not torch.equal(trained[name], value) for name, value in start.items())
     state = torch.load(checkpoint / "last.ckpt", weights_only=True)["state_dict"]
     assert sum(value.numel() for value in state.values()) == module.adapter.size()
 
@@ -337,7 +339,8 @@ def test_dropped_conditioning_trains_under_the_empty_prompt(
         batch["draw_count"] = 1
         with torch.no_grad():
             losses[str(dropout)] = module._losses(batch)
-            module.embeddings = module.embeddings[-1:].expand_as(module.embeddings)
+            rows = module.conditions.rows()["prompt_embeds"]
+            module.conditions = Conditions({"prompt_embeds": rows[-1:].expand_as(rows)})
             losses[f"empty {dropout}"] = module._losses(batch)
     assert torch.equal(losses["1.0"], losses["empty 1.0"])
     assert not torch.equal(losses["0.0"], losses["empty 0.0"])

@@ -10,10 +10,11 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from trainers import QUICK
 
 from invdiff_pl.adapters import build_adapter, load_adapter
+from invdiff_pl.backbones.noising import predict
 from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.callbacks import MaxMicroBatch, ResourceEstimate, SampleGrid, SaveAdapter
 from invdiff_pl.callbacks.max_micro_batch import micro_batches
@@ -21,19 +22,6 @@ from invdiff_pl.data.waterbirds import WaterbirdsDataModule
 from invdiff_pl.modules import Backbone, ConditionalSampler, EnvironmentInference, InvariantAdapter
 from invdiff_pl.utils import resources
 from invdiff_pl.utils.errors import InvDiffError
-
-
-@pytest.fixture(scope="module")
-def environments(module_of, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("environments")
-    data = module_of()
-    data.prepare_data()
-    assignments = (torch.arange(len(data.index.rows("train"))) % 5 == 0).long()
-    soft = torch.nn.functional.one_hot(assignments, 2).float()
-    tensors = {"assignments": assignments, "memberships": soft}
-    save_file(tensors, folder / "environments.safetensors")
-    (folder / "environments.json").write_text(json.dumps({}))
-    return folder
 
 
 def _trainer(folder: Path, **settings: Any) -> pl.Trainer:
@@ -56,7 +44,7 @@ class _Watch(pl.Callback):
         named = dict(pl_module.named_parameters())
         self.frozen = {value.dtype for value in named.values() if id(value) not in trained}
         self.trained = {value.dtype for value in named.values() if id(value) in trained}
-        self.modes = {part.training for part in pl_module.adapter.unet.modules()}
+        self.modes = {part.training for part in pl_module.adapter.network.modules()}
         self.row = batch["row"]
 
 
@@ -82,9 +70,9 @@ def test_under_mixed_precision_frozen_weights_are_half_and_trained_ones_whole(
 def test_a_branch_beside_the_frozen_denoiser_keeps_none_of_its_activations(tiny_backbone) -> None:
     adapter = build_adapter("small_unet", load_pipeline(str(tiny_backbone)).unet, ratio=0.5)
     seen = []
-    adapter.unet.register_forward_hook(lambda unet, given, result: seen.append(result[0]))
+    adapter.network.register_forward_hook(lambda network, given, result: seen.append(result[0]))
     noisy = torch.zeros(1, 4, 16, 16)
-    prediction = adapter.predict(noisy, torch.tensor([5]), torch.zeros(1, 16, 16))
+    prediction = predict(adapter.denoiser, noisy, torch.tensor([5]), torch.zeros(1, 16, 16))
     assert prediction.requires_grad
     assert not seen[0].requires_grad
 
@@ -136,7 +124,7 @@ def test_ddp_sends_trained_parameters_only(
     trainer.fit(module, datamodule=data)
     sent, trained, buffers = json.loads(watch.file.read_text())
     assert sent == trained
-    assert "embeddings" in buffers
+    assert "conditions.prompt_embeds" in buffers
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -238,10 +226,8 @@ def test_the_estimate_of_training_counts_what_is_there_and_is_told_first(
 ) -> None:
     module = InvariantAdapter(str(tiny_backbone))
     data = module_of(environments=str(environments), batch_size=12, latent_device="memory")
-    callback = ResourceEstimate(warm_up=1, timed=2)
-    _trainer(tmp_path, callbacks=[MaxMicroBatch(6), callback], max_steps=5).fit(
-        module, datamodule=data
-    )
+    callback = ResourceEstimate()
+    _trainer(tmp_path, callbacks=[MaxMicroBatch(6), callback]).fit(module, datamodule=data)
     found = callback.parts
     trained = 4 * sum(value.numel() for value in module.trainable_parameters().values())
     everything = sum(
@@ -255,10 +241,7 @@ def test_the_estimate_of_training_counts_what_is_there_and_is_told_first(
     # Both flips of 2 × 4 moments at 16 × 16 places, float16.
     assert found["cache held"] == len(data.index.rows("train")) * 2 * 8 * 16 * 16 * 2
     assert found["activations of 6 samples"] > 0
-    printed = capsys.readouterr().out
-    assert printed.startswith(f"stage {tmp_path.name} on cpu:")
-    assert "3 steps to go" not in printed
-    assert "s a step, measured over 2: 2 steps to go take about" in printed
+    assert capsys.readouterr().out.startswith(f"stage {tmp_path.name} on cpu:")
     assert all(
         value.grad is None or bool(value.grad.isfinite().all())
         for value in module.trainable_parameters().values()
@@ -312,22 +295,20 @@ def test_estimates_of_scoring_and_sampling_tell_images_and_files(
     module_of, tiny_backbone, tmp_path, capsys, monkeypatch
 ) -> None:
     module = EnvironmentInference(str(tiny_backbone), settings=QUICK)
-    callback = ResourceEstimate(warm_up=1, timed=2)
+    callback = ResourceEstimate()
     data = module_of(batch_size=8)
     _trainer(tmp_path, callbacks=[callback]).predict(
         module, datamodule=data, return_predictions=False
     )
     assert callback.parts["weights, trained"] == 0
     assert callback.parts["activations of 8 samples"] > 0
-    assert callback.seconds_per_step is not None
-    capsys.readouterr()
 
     sampler = ConditionalSampler(str(tiny_backbone), str(tmp_path / "samples"), steps=1)
     data = module_of(content="prompts", samples_per_prompt=2, batch_size=4)
     _trainer(tmp_path, callbacks=[ResourceEstimate()]).predict(
         sampler, datamodule=data, return_predictions=False
     )
-    assert "10 images of 32×32 pixels" in capsys.readouterr().out
+    assert "activations of 4 samples" in capsys.readouterr().out
 
     monkeypatch.setattr(resources.shutil, "disk_usage", lambda _: type("Free", (), {"free": 1000}))
     # What is there already needs no room.
@@ -335,18 +316,19 @@ def test_estimates_of_scoring_and_sampling_tell_images_and_files(
         sampler, datamodule=data, return_predictions=False
     )
     other = ConditionalSampler(str(tiny_backbone), str(tmp_path / "other"), steps=1)
-    with pytest.raises(InvDiffError, match="images of 32×32 pixels do not fit into"):
+    with pytest.raises(InvDiffError, match="10 images of 32×32 pixels do not fit into"):
         _trainer(tmp_path / "other", callbacks=[ResourceEstimate()]).predict(other, datamodule=data)
 
 
 def test_prompt_embeddings_are_cached_in_half_precision_by_key(
     module_of, tiny_backbone, tmp_path
 ) -> None:
-    whole = module_of(cache_dir=str(tmp_path)).prompt_embeddings()
+    name = "prompt_embeds"
+    whole = module_of(cache_dir=str(tmp_path)).conditions().rows()[name]
     half: WaterbirdsDataModule = module_of(cache_dir=str(tmp_path), embedding_dtype="float16")
-    computed, read = half.prompt_embeddings(), half.prompt_embeddings()
+    computed, read = (half.conditions().rows()[name] for _ in range(2))
     files = {path.stat().st_size: path for path in (tmp_path / "prompts").glob("*.safetensors")}
-    dtypes = [load_file(files[size])["embeddings"].dtype for size in sorted(files)]
+    dtypes = [load_file(files[size])[name].dtype for size in sorted(files)]
     assert dtypes == [torch.float16, torch.float32]
     assert computed.dtype == read.dtype == torch.float32
     assert torch.equal(computed, whole.half().float())

@@ -16,6 +16,7 @@ from invdiff_pl.backbones.pipeline import load_pipeline, sample_images
 from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection, ScaleCalibration
 from invdiff_pl.data.samples import read_manifest, sample_file
 from invdiff_pl.environments.features import BlockFeatures
+from invdiff_pl.environments.table import FeatureTable
 from invdiff_pl.modules import ConditionalSampler, InvariantAdapter, environment_inference
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import digest_folder
@@ -208,11 +209,11 @@ def test_scale_zero_reproduces_the_backbones_images_exactly(
 ) -> None:
     _sample(birds, tiny_backbone, trained, tmp_path / "samples", batch_size=12)
     data = birds_data(birds, tiny_backbone, tmp_path / "cache", content="prompts")
-    embeddings = data.prompt_embeddings()
+    conditions = data.conditions()
     images = sample_images(
         load_pipeline(str(tiny_backbone)),
-        embeddings[:-1].repeat_interleave(2, 0),
-        embeddings[-1:],
+        conditions[torch.arange(6).repeat_interleave(2)],
+        conditions.null,
         range(12),
         seed=7,
         steps=2,
@@ -252,33 +253,36 @@ def test_the_manifest_tells_prompt_and_seed_of_every_image(
     assert {sample.invariant_scale for sample in samples} == {0.0, 1.0}
 
 
-def test_a_loss_that_is_not_finite_stops_scoring_and_keeps_what_was_scored(
-    birds, tiny_backbone, tmp_path, monkeypatch
+def test_a_feature_that_is_not_finite_stops_the_inference_and_keeps_the_others(
+    tiny_backbone, birds, tmp_path, monkeypatch
 ) -> None:
-    from invdiff_pl.modules import environment_inference
+    right = BlockFeatures.__call__
 
-    calls = []
+    def wrong(self: BlockFeatures, latents: torch.Tensor) -> torch.Tensor:
+        features = right(self, latents)
+        features[3] = torch.nan
+        return features
 
-    def losses(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        calls.append(1)
-        found = (prediction - target).square().flatten(1).mean(1)
-        return found.index_fill(0, torch.tensor([1]), torch.nan) if len(calls) > 20 else found
-
-    monkeypatch.setattr(environment_inference, "sample_losses", losses)
-    with pytest.raises(InvDiffError, match="stage environments: the denoising loss of image"):
+    monkeypatch.setattr(BlockFeatures, "__call__", wrong)
+    with pytest.raises(InvDiffError, match=r"features of image 3 of the train split.*32-true"):
         _infer(birds, tiny_backbone, tmp_path)
-    assert not (tmp_path / "environments.safetensors").exists()
+    kept = FeatureTable(tmp_path / "features" / "parts").rows()
+    assert len(kept) > 0
+    assert 3 not in kept
+    monkeypatch.setattr(BlockFeatures, "__call__", right)
+    _infer(birds, tiny_backbone, tmp_path)
+    assert (tmp_path / "environments.safetensors").is_file()
 
 
 def test_samples_that_are_not_finite_are_refused_by_number(tiny_backbone, birds, tmp_path) -> None:
     data = birds_data(birds, tiny_backbone, tmp_path / "cache", content="prompts")
-    embeddings = data.prompt_embeddings()
-    embeddings[1] = torch.nan
+    conditions = data.conditions()
+    conditions[:]["prompt_embeds"][1] = torch.nan
     with pytest.raises(InvDiffError, match="sample 41 has pixels that are not finite"):
         sample_images(
             load_pipeline(str(tiny_backbone)),
-            embeddings[:3],
-            embeddings[-1:],
+            conditions[:3],
+            conditions.null,
             [40, 41, 42],
             seed=7,
             steps=1,

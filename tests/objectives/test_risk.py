@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from child_processes import run_ranks
 from torch import Tensor, nn
 
 from invdiff_pl.objectives import Rule, build_rule, group_objective, group_sums
@@ -118,7 +118,7 @@ def _rank_gradient(name: str, soft: bool, mine: slice) -> Tensor:
 
 def test_two_ranks_of_32_or_uneven_ones_give_the_gradient_of_64(tmp_path) -> None:
     result = tmp_path / "gradients.pt"
-    mp.spawn(_rank_gradients, (str(tmp_path / "store"), str(result)), nprocs=2)
+    run_ranks(_rank_gradients, 2, str(tmp_path / "store"), str(result))
     gradients = torch.load(result, weights_only=True)
     assert len(gradients) == 4 * len(NAMES)
     for case, gradient in gradients.items():

@@ -3,7 +3,7 @@
 import pytest
 
 from invdiff_pl.utils import progress
-from invdiff_pl.utils.progress import Lines, in_time, start, telling, track
+from invdiff_pl.utils.progress import Lines, in_time, start, telling, track, untold
 
 
 class Clock:
@@ -129,3 +129,18 @@ def test_on_a_terminal_a_bar_is_drawn_and_no_line(lines, monkeypatch, capsys, to
 
 def test_times_are_told_in_the_unit_that_suits() -> None:
     assert [in_time(n) for n in (45, 600, 9000)] == ["45 s", "10 min", "2.5 h"]
+
+
+def test_inside_untold_nothing_is_told(lines, clock, told, monkeypatch) -> None:
+    monkeypatch.setattr(progress, "_lines", lines)
+    monkeypatch.setattr(progress, "shows_bars", lambda: False)
+
+    def count() -> None:
+        for _ in track([1, 2], "counting", bar=False):
+            clock.now += 60
+
+    with untold():
+        count()
+    assert told == []
+    count()
+    assert len(told) == 2

@@ -16,7 +16,9 @@ import invdiff_pl as inv
 from invdiff_pl.adapters import build_adapter
 from invdiff_pl.adapters.stack import carrying
 from invdiff_pl.backbones.architecture import TINY, new_pipeline
-from invdiff_pl.backbones.pipeline import embed_prompts, sample_images
+from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.pipeline import sample_images
+from invdiff_pl.backbones.prompts import Conditions
 from invdiff_pl.environments.hidden_attribute import HiddenAttributeSettings
 from invdiff_pl.metrics.readers import CheckedReader, FunctionReader
 from invdiff_pl.utils.errors import InvDiffError
@@ -66,14 +68,14 @@ def test_an_audit_reads_the_pipelines_own_samples_before_and_after(pipe, tmp_pat
     found = inv.audit(pipe, PROMPTS, readers=[reader], lora=file, batch_size=12, **QUICK)
     assert pipe.unet.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in pipe.unet.state_dict().items())
-    embeddings = embed_prompts(pipe, [*PROMPTS, ""])
+    conditions = Conditions(frozen_denoiser(pipe).condition([*PROMPTS, ""]))
     settings: dict[str, Any] = {"seed": 0, "steps": 1, "guidance_scale": 7.5}
     rows = torch.arange(12)
     pipe.set_progress_bar_config(disable=True)
-    plain = sample_images(pipe, embeddings[rows // 6], embeddings[-1:], rows.tolist(), **settings)
+    plain = sample_images(pipe, conditions[rows // 6], conditions.null, rows.tolist(), **settings)
     assert torch.equal(reader.images[0], plain)
     pipe.load_lora_weights(str(file))
-    adapted = sample_images(pipe, embeddings[rows // 6], embeddings[-1:], rows.tolist(), **settings)
+    adapted = sample_images(pipe, conditions[rows // 6], conditions.null, rows.tolist(), **settings)
     assert torch.equal(reader.images[1], adapted)
     assert not torch.equal(plain, adapted)
     bright = brightness(plain) > brightness(plain).median()
@@ -98,11 +100,11 @@ def test_several_loras_are_active_together(pipe, tmp_path) -> None:
     for number, file in enumerate(files):
         pipe.load_lora_weights(str(file), adapter_name=str(number))
     pipe.set_adapters(["0", "1"])
-    embeddings = embed_prompts(pipe, [*PROMPTS, ""])
+    conditions = Conditions(frozen_denoiser(pipe).condition([*PROMPTS, ""]))
     rows = torch.arange(12)
     pipe.set_progress_bar_config(disable=True)
     both = sample_images(
-        pipe, embeddings[rows // 6], embeddings[-1:], rows.tolist(), seed=0, steps=1,
+        pipe, conditions[rows // 6], conditions.null, rows.tolist(), seed=0, steps=1,
         guidance_scale=7.5,
     )  # fmt: skip
     assert torch.equal(drawn[2], both)
@@ -111,7 +113,10 @@ def test_several_loras_are_active_together(pipe, tmp_path) -> None:
 def test_a_lora_of_ones_own_stays_active_and_an_audited_one_can_be_left_out(pipe, tmp_path) -> None:
     own, other = (lora(pipe, tmp_path / str(seed), seed) for seed in (0, 1))
     pipe.load_lora_weights(str(own), adapter_name="own")
-    latents, text = torch.randn(1, 4, 16, 16), embed_prompts(pipe, [""])
+    latents, text = (
+        torch.randn(1, 4, 16, 16),
+        frozen_denoiser(pipe).condition([""])["prompt_embeds"],
+    )
 
     def output() -> Tensor:
         with torch.no_grad():
@@ -261,7 +266,7 @@ def test_without_a_reader_environments_are_inferred_and_counted(pipe, monkeypatc
         noise = torch.randn(len(images), 6, generator=torch.Generator().manual_seed(start))
         return noise + 8 * hidden[:, None] * torch.eye(6)[0] + (rows >= 120)[:, None]
 
-    monkeypatch.setattr("invdiff_pl.workflow.audit._features", lambda pipe: features)
+    monkeypatch.setattr("invdiff_pl.workflow.audit.BlockFeatures", lambda *given: features)
     few = HiddenAttributeSettings(starts=10, resamples=19, values=())
     found = inv.audit(
         pipe, PROMPTS, discovery=few, per_prompt=120, steps=1, progress=False, batch_size=60

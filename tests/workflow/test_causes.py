@@ -205,7 +205,7 @@ def test_what_callbacks_declare_is_what_counts() -> None:
     assert changing == declared
     assert changing == {
         *("ExponentialMovingAverage", "HeldOutSelection", "SampleEvaluation"),
-        *("SaveAdapter", "ScaleCalibration"),
+        *("SaveAdapter", "SaveEnvironments", "ScaleCalibration"),
     }
 
 

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from child_processes import stages_in_this_process
 
 from invdiff_pl.cli.main import main
 from invdiff_pl.utils.files import read_json
@@ -50,7 +51,8 @@ def test_unlabelled_images_run_to_a_report_that_says_what_is_not_scored(
     monkeypatch.chdir(tmp_path)
     words = ["train", "--experiment", "custom", "--experiments", str(EXPERIMENTS)]
     words += ["--data", pictures.name, "--backbone", str(tiny_backbone), "--run-dir", "run", *TINY]
-    assert main(words) == 0
+    with stages_in_this_process():
+        assert main(words) == 0
     told = capfd.readouterr().out
     assert "there is one prompt only: a bias is told by how prompts differ" in told
     assert "bias not tested" in told

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from child_processes import stages_in_this_process
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -49,7 +50,9 @@ def finished(
     """A folder in which the experiment has run."""
     folder = tmp_path_factory.mktemp("experiment")
     words = _words(tiny_backbone, "run")
-    subprocess.run([sys.executable, "-m", "invdiff_pl", *words], cwd=folder, check=True)
+    with pytest.MonkeyPatch.context() as patch, stages_in_this_process():
+        patch.chdir(folder)
+        assert main(words) == 0
     return folder, words
 
 

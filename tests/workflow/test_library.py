@@ -79,7 +79,7 @@ def test_a_stock_trainer_on_latents_in_memory_ends_at_the_weights_of_the_stage(
         torch.cat(list(encoded(pipe.vae, images, 32))),
         images.prompts,
         images.prompt_ids,
-        data.prompt_embeddings(),
+        data.conditions().rows(),
         groups,
         batch_size=data.batch_size,
     )

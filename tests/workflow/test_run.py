@@ -150,9 +150,9 @@ def test_a_backbone_that_cannot_be_used_is_refused_before_any_stage_runs(
     monkeypatch.setattr(runner, "run_stage", lambda *_: pytest.fail("a stage ran"))
     words = [command, "--experiment", "waterbirds", "--backbone"]
     index = workspace / "pipeline" / "model_index.json"
-    index.write_text(index.read_text().replace('"StableDiffusionPipeline"', '"FluxPipeline"'))
+    index.write_text(index.read_text().replace('"StableDiffusionPipeline"', '"KolorsPipeline"'))
     for backbone, told in (
-        ("pipeline", "its class is FluxPipeline"),
+        ("pipeline", "its class is KolorsPipeline"),
         ("/nowhere", "does not exist"),
     ):
         assert main([*words, backbone]) == 2
@@ -236,7 +236,7 @@ def test_settings_are_looked_up_in_the_working_folder_and_then_in_the_package(
         _experiment("--experiment", "nobody")
     assert str(refused.value) == (
         f"--experiment: there is no nobody.yaml in experiments or {packaged}; expected one of: "
-        "celeba, custom, fairface, mine, waterbirds."
+        "celeba, custom, fairface, mine, prompts, waterbirds."
     )
 
 

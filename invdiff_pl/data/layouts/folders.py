@@ -20,8 +20,9 @@ CAPTIONS = (".txt", ".caption")
 _OF_ANYTHING = ("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "data")
 # Where the cache of the Hugging Face hub holds the files of a data set.
 _SNAPSHOTS = ("snapshots/*/", "datasets--*/snapshots/*/", "hub/datasets--*/snapshots/*/")
-# Trainers by kohya repeat a folder's images as often as its name says: 10_dog.
-_REPEATS = re.compile(r"\d+_(.+)")
+# Trainers by kohya repeat a folder's images as often as its name says, 10_dog; the classes of
+# Caltech-UCSD Birds are numbered, 001.Black_footed_Albatross.
+_NUMBERED = re.compile(r"\d+(?:_|\.(?=\D))(.+)")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def read_pictures(root: Path, template: str, *, follow_links: bool, captioned: b
 
     Captions are the first line of ``NAME.txt`` or ``NAME.caption`` beside the image; an image
     without one, and every image where there are none, is of the class that its folder is named
-    after: ``dog``, or ``10_dog`` in folders for kohya's trainers.
+    after: ``dog``, or ``10_dog`` and ``001.Dog``, where the number is left out.
 
     Args:
         root: folder of the data set.
@@ -114,11 +115,11 @@ def _of_class(name: str, template: str) -> str:
     """The caption by an image's folder; empty where the folder names no class."""
     folders = Path(name).parts[:-1]
     folder = folders[-1] if folders else ""
-    repeated = _REPEATS.fullmatch(folder)
+    numbered = _NUMBERED.fullmatch(folder)
     unnamed = folder.lower() in SPLIT_NAMES or folder.lower() in _OF_ANYTHING
-    if not folder or (unnamed and not repeated):
+    if not folder or (unnamed and not numbered):
         return ""
-    label = repeated[1] if repeated else folder
+    label = numbered[1] if numbered else folder
     return template.replace("{}", " ".join(label.replace("_", " ").split()))
 
 
