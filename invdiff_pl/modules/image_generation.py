@@ -127,13 +127,15 @@ class ImageGeneration(ConditionalSampler):
         drawn = [self._found[index] for index in sorted(self._found)]
         prompts = torch.tensor([prompt for prompt, _ in drawn])
         counts = prompts.bincount(minlength=len(data.prompts))
+        none = [0] * len(counts)
+        told: dict[str, Any] = {"counts": counts.tolist(), "rarer": None, "more": none}
+        if self.least_rare == 0:  # whatever was found, nothing would be drawn
+            return told
         features = torch.stack([features for _, features in drawn])
         candidates = find_hidden_attributes(features, prompts)
         possible = [each for each in candidates if each.verdict in _TESTABLE]
         two = [each for each in possible if each.memberships.shape[1] == 2]
         found = next(iter(two or possible), None)
-        none = [0] * len(counts)
-        told = {"counts": counts.tolist(), "rarer": None, "more": none, "verdict": "no bias"}
         if candidates:
             told |= {"verdict": candidates[0].verdict, "reason": candidates[0].reason}
         if found is None:

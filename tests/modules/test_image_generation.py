@@ -1,6 +1,7 @@
 """Images that the frozen model draws of prompts to be debiased on: how many, which, resumed."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ from torch import Tensor
 
 from invdiff_pl.data.generated import GeneratedDataModule
 from invdiff_pl.data.samples import read_manifest
+from invdiff_pl.environments.hidden_attribute import (
+    HiddenAttributeSettings,
+    find_hidden_attributes,
+)
 from invdiff_pl.modules import ImageGeneration
 from invdiff_pl.modules.image_generation import FACTS, scarcity
 from invdiff_pl.utils.errors import InvDiffError
@@ -58,6 +63,9 @@ def hidden(share: Callable[[int], float], monkeypatch) -> None:
             value = (1 - rare) if prompt else rare
             self._found[index] = (prompt, noise + 8 * value * torch.eye(6)[0] + prompt)
 
+    few = HiddenAttributeSettings(starts=10, values=())
+    search = partial(find_hidden_attributes, settings=few)
+    monkeypatch.setattr("invdiff_pl.modules.image_generation.find_hidden_attributes", search)
     monkeypatch.setattr(ImageGeneration, "_take_features", take)
 
 
