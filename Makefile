@@ -118,7 +118,7 @@ replay: setup ## make the results of RUN_DIR anew in another folder, and compare
 	$(PYTHON) -m invdiff_pl replay $(call quote,$(RUN_DIR))
 
 test: setup ## the tests, without the slow ones, on all cores
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist worksteal
+	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -n auto --dist worksteal
 
 test-slow: setup ## the tests that train for minutes
 	HF_HUB_OFFLINE=1 $(PYTHON) -m pytest -m slow

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from invdiff_pl.data.waterbirds import WaterbirdsDataModule
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Of processes that tests start, too: workers fight for no core, and sums have one order everywhere.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)
