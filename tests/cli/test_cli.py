@@ -24,7 +24,8 @@ class _ParsedError(Exception):
 
 
 def _arguments(stage: str, *flags: str, scale: str = "mini") -> list[str]:
-    files = [*FILES, f"scales/{scale}.yaml", f"stages/{stage}.yaml"]
+    first = "prompts.yaml" if stage == "data" else FILES[0]  # drawn of prompts, without a data set
+    files = [first, *FILES[1:], f"scales/{scale}.yaml", f"stages/{stage}.yaml"]
     configs = [f"--config={EXPERIMENTS / name}" for name in files]
     return [COMMANDS.get(stage, "fit"), *configs, *flags]
 
@@ -124,12 +125,8 @@ def test_wrong_flags_are_told_in_one_line(flag: str, named: str, capsys) -> None
         ("adapter", "--trainer.max_steps=-5", "Trainer cannot be built (MisconfigurationExc"),
         ("adapter", "--model.lambda_=${nope}", "nope"),
         ("adapter", "--seed_everything=-1", "2^32"),
-        ("environments", "--model.score=x", "--model.score=x: expected one of raw_mean"),
-        (
-            "environments",
-            "--model.own_draws=9",
-            "--model.own_draws=9: expected from 1 to --model.noise_draws=",
-        ),
+        ("environments", "--model.inference=x", "--model.inference=x: expected one of mixture"),
+        ("environments", "--model.features=x", "--model.features=x: expected block, losses"),
         ("samples", "--model.scheduler=x", "--model.scheduler=x: diffusers has no"),
         ("classifier", "--model.trunk=x", "--model.trunk=x: torchvision has no"),
     ],
