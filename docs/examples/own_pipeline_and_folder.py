@@ -79,7 +79,8 @@ print("contact sheet:", work / "sheet.png")
 
 # %%
 # Train a LoRA with which the groups of each prompt are drawn evenly. `pipe` stays as it was.
-# (A rate this high shows in a few steps that something happens; the default is made for 400.)
+# (A rate this high shows in a few steps that something happens; the default is made for 400. So few
+# pictures leave none to hold out, by which a checkpoint would be chosen.)
 lora = inv.debias(
     pipe,
     images,
@@ -88,6 +89,7 @@ lora = inv.debias(
     batch_size=24,
     learning_rate=1e-2,
     warmup_steps=1,
+    held_out=0.0,
     calibration_samples=0,
     progress=False,
 )

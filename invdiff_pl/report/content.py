@@ -273,7 +273,8 @@ def _environments_by_prompt(environments: dict[str, Any]) -> list[Block]:
             told = "" if share is None else f"{share:.3f} {interval_text(interval)}"
             rest = [sure, area] if group == 0 else ["", ""]
             rows.append([prompt if group == 0 else "", str(group), told, *rest])
-    return [Table(["prompt", "group", "share of the prompt's images", "confidence", "AUC"], rows)]
+    sureness = "mean membership"  # of the likelier group
+    return [Table(["prompt", "group", "share of the prompt's images", sureness, "AUC"], rows)]
 
 
 def _small_print(report: dict[str, Any]) -> str:
