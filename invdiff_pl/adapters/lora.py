@@ -97,6 +97,8 @@ class LoraAdapter(Adapter):
         )
         others = active_adapters(network)
         _with_peft(network).add_adapter(config, adapter_name=NAME)
+        for parameter in self.parameters().values():
+            parameter.data = parameter.data.float()  # half precision would lose small steps
         if others:
             activate_adapters(self.network, [*others, NAME])
         self._fused_scale: float | None = None

@@ -152,3 +152,18 @@ def test_a_pipeline_of_another_family_takes_an_invariant_scale(name: str, tmp_pa
     stock = denoiser.stock.from_pretrained(tmp_path / "both", **absent)
     stock.set_progress_bar_config(disable=True)
     torch.testing.assert_close(drawn(stock), plain, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_updates_beside_half_precision_weights_are_trained_in_single(name: str) -> None:
+    pipe = made(name).to(torch.bfloat16)
+    denoiser = frozen_denoiser(pipe, 32)
+    adapter = build_adapter("lora", denoiser.network, rank=2)
+    disturb(adapter)
+    noise = denoiser.initial_noise([0], seed=0)[0]
+    predicted = denoiser.predict(noise, torch.tensor([500]), denoiser.condition(PROMPTS[:1]))
+    predicted.float().square().mean().backward()
+    assert denoiser.network.dtype == predicted.dtype == torch.bfloat16
+    found = adapter.parameters().values()
+    assert {value.dtype for value in found} == {torch.float32}
+    assert all(value.grad is not None and value.grad.dtype == torch.float32 for value in found)
