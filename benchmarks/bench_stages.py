@@ -19,6 +19,7 @@ from torch import Tensor
 
 from invdiff_pl.backbones.denoiser import scaled_latents
 from invdiff_pl.backbones.draws import generator, stratified_timesteps
+from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.noising import ForwardProcess, predict, sample_losses
 from invdiff_pl.backbones.pipeline import sample_images, set_scheduler
 from invdiff_pl.backbones.prompts import Conditions
@@ -112,7 +113,7 @@ class Scoring:
         self.unet = self.inputs.pipeline.unet
         if work.compiled:
             self.unet.compile()
-        self.losses = DenoisingLosses(self.unet, self.process)
+        self.losses = DenoisingLosses(frozen_denoiser(self.inputs.pipeline))
         self.embeddings = text_embeddings(self.inputs.pipeline, PROMPTS)
         self.cache = work.folder / "latents"
         if not self.cache.exists():
@@ -149,7 +150,7 @@ class Scoring:
                 prompts = work.prompt_ids[rows]
                 text = self.embeddings[prompts.to(self.embeddings.device)]
                 latents = scaled_latents(config, moments)
-                table.append(rows, prompts, self.losses(latents, text))
+                table.append(rows, prompts, self.losses(latents, {"prompt_embeds": text}))
         table.flush()
 
     @torch.no_grad()

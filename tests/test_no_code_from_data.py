@@ -62,7 +62,9 @@ def _problems(path: Path) -> Iterator[str]:
             yield f"calls {name}"
         if name == "torch.load" and given.get("weights_only") != "True":
             yield "calls torch.load without weights_only=True"
-        if name in ("np.load", "numpy.load") or given.get("allow_pickle", "False") != "False":
+        if name in ("np.load", "numpy.load") and "allow_pickle" not in given:
+            yield f"calls {name} without allow_pickle=False"
+        if given.get("allow_pickle", "False") != "False":
             yield f"calls {name}, which may unpickle"
         if "trust_remote_code" in given:
             yield "sets trust_remote_code"

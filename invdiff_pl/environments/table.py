@@ -123,7 +123,7 @@ class FeatureTable:
                     raise InvDiffError(f"{path} is of another run: {self._remedy}.")
                 array[part["rows"].numpy()] = part["features"].numpy()
             array.flush()
-        return torch.from_numpy(np.load(file, mmap_mode="c"))
+        return torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False))
 
     @property
     def _remedy(self) -> str:
