@@ -65,6 +65,12 @@ def carrying(
         InvDiffError: naming the first that cannot be read or does not fit.
     """
     files = [lora_file(lora) for lora in loras]
+    if files and not hasattr(pipe, "load_lora_weights"):
+        raise InvDiffError(
+            f"lora={str(files[0])!r}: a {type(pipe).__name__} loads no LoRAs; put it into the "
+            "pipeline with InvDiffPipeline.from_pipe(pipe, lora) or peft, and audit that.",
+            "lora",
+        )
     denoiser = frozen_denoiser(pipe)
     networks: list[nn.Module] = [denoiser.network, *denoiser.other_networks]
     before = [active_adapters(network) for network in networks]

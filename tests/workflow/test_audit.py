@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import save_file
+from tiny_families import made
 from torch import Tensor
 
 import invdiff_pl as inv
@@ -318,3 +320,11 @@ def test_pickles_and_loras_of_another_architecture_are_refused_in_a_line(pipe, t
             inv.audit(pipe, PROMPTS, readers=[Recorder()], lora=source, **QUICK)
         assert "\n" not in str(caught.value)
         assert pipe.unet.state_dict().keys() == before
+
+
+def test_a_pipeline_that_loads_no_loras_is_told_by_name(tmp_path) -> None:
+    file = tmp_path / "style.safetensors"
+    save_file({"a": torch.zeros(1)}, file)
+    told = pytest.raises(InvDiffError, match="a PixArtSigmaPipeline loads no LoRAs")
+    with told, carrying(made("pixart"), [file]):
+        pass
