@@ -50,9 +50,10 @@ The test
 candidate's ``m_p`` are dealt anew over prompts, which makes all prompts alike but for ``m_p``, and
 the whole search is repeated (whitening and starts included); the largest strength found, clear
 times the root of the ratio, is what chance does. *Alignment*: the differences
-between groups of each prompt are turned by random rotations, which makes prompts unrelated. A bias
-is reported where both are at most ``alpha`` (over the candidates shown, by Bonferroni), so where
-either kind of nothing holds it is reported in at most ``alpha`` of data sets.
+between groups of each prompt are turned by random rotations, which makes prompts unrelated, and the
+p-value is multiplied by the number of candidates whose shares differ (Bonferroni), which is
+independent of alignment. A bias is reported where both are at most ``alpha``, so where either kind
+of nothing holds it is reported in at most ``alpha`` of data sets.
 """
 
 from collections.abc import Sequence
@@ -194,9 +195,17 @@ def find_hidden_attributes(
     judged = [aligned(each, space, settings.seed) for each in found]
     judged = _ranked(judged, settings)[: settings.candidates]
     nulls = _null_strengths(space, judged, settings)
+    by_chance = [_p_shares(each, nulls) for each in judged]
+    # Whether shares differ tells nothing of alignment, so only those that do are tested for it.
+    tested = sum(
+        _uneven(e, settings) and p <= settings.alpha for e, p in zip(judged, by_chance, strict=True)
+    )
     values = space.of(features, prompts)
     comparable = int(parts_of(numbers).max()) > 0
-    return [_candidate(each, values, prompts, comparable, nulls, settings) for each in judged]
+    return [
+        _candidate(each, values, prompts, comparable, p_shares, max(tested, 1), settings)
+        for each, p_shares in zip(judged, by_chance, strict=True)
+    ]
 
 
 def _ranked(judged: list[Judged], settings: HiddenAttributeSettings) -> list[Judged]:
@@ -210,8 +219,8 @@ def _ranked(judged: list[Judged], settings: HiddenAttributeSettings) -> list[Jud
         return each.possible and each.p_alignment <= level
 
     def order(each: Judged) -> tuple[bool, bool, bool, float]:
-        uneven = each.possible and _difference(each.fit.shares) >= settings.least_difference
-        return uneven, alike(each), each.possible, each.strength if alike(each) else each.gain
+        strength = each.strength if alike(each) else each.gain
+        return _uneven(each, settings), alike(each), each.possible, strength
 
     two = sorted((each for each in judged if each.values == 2), key=order, reverse=True)
     many = [each for each in judged if each.values > 2 and alike(each)]
@@ -220,6 +229,10 @@ def _ranked(judged: list[Judged], settings: HiddenAttributeSettings) -> list[Jud
         if not two or not alike(two[0]) or best.evidence > _MUCH_MORE * two[0].evidence:
             return [best, *two]
     return two
+
+
+def _uneven(each: Judged, settings: HiddenAttributeSettings) -> bool:
+    return each.possible and _difference(each.fit.shares) >= settings.least_difference
 
 
 def _check(features: Tensor, prompts: Tensor) -> None:
@@ -238,11 +251,7 @@ def _null_strengths(
     space: Space, judged: list[Judged], settings: HiddenAttributeSettings
 ) -> dict[int, Tensor]:
     """Largest strength where all prompts are alike, by number of values."""
-    uneven = [
-        each
-        for each in judged
-        if each.possible and _difference(each.fit.shares) >= settings.least_difference
-    ]
+    uneven = [each for each in judged if _uneven(each, settings)]
     if int(space.prompts.max()) == 0 or not uneven:
         return {}
     wanted = {each.values for each in uneven}
@@ -260,12 +269,19 @@ def _null_strengths(
     return {groups: torch.tensor(strengths) for groups, strengths in largest.items()}
 
 
+def _p_shares(each: Judged, nulls: dict[int, Tensor]) -> float:
+    """How often shares would differ as much where all prompts are alike."""
+    null = nulls.get(each.values)
+    return 1.0 if null is None else float((null >= each.strength).sum() + 1) / (len(null) + 1)
+
+
 def _candidate(
     each: Judged,
     values: Tensor,
     prompts: Tensor,
     comparable: bool,
-    nulls: dict[int, Tensor],
+    p_shares: float,
+    tested: int,
     settings: HiddenAttributeSettings,
 ) -> HiddenAttribute:
     """A hidden attribute of all images."""
@@ -274,13 +290,11 @@ def _candidate(
     memberships, shares = memberships[:, order], shares[:, order]
     usual = shares.nanmean(0)
     conflict = -(memberships * (shares / usual).log()[prompts].nan_to_num()).sum(1)
-    null = nulls.get(shares.shape[1])
-    p_shares = 1.0 if null is None else float((null >= each.strength).sum() + 1) / (len(null) + 1)
-    p_value = max(p_shares, min(1.0, each.p_alignment * settings.candidates))
+    p_alignment = min(1.0, each.p_alignment * tested)
     verdict: Verdict = "untestable"
     reason = "there are too few prompts or images to compare prompts."
     if comparable:
-        verdict, reason = _verdict(each, _difference(shares), p_shares, settings)
+        verdict, reason = _verdict(each, _difference(shares), p_shares, p_alignment, settings)
     return HiddenAttribute(
         memberships=memberships,
         shares=shares,
@@ -288,7 +302,7 @@ def _candidate(
         evidence=each.evidence if each.possible else 0.0,
         gain=each.gain,
         alignment=each.alignment,
-        p_value=p_value,
+        p_value=max(p_shares, p_alignment),
         verdict=verdict,
         reason=reason,
     )
@@ -301,10 +315,13 @@ def _difference(shares: Tensor) -> float:
 
 
 def _verdict(
-    each: Judged, difference: float, p_shares: float, settings: HiddenAttributeSettings
+    each: Judged,
+    difference: float,
+    p_shares: float,
+    p_alignment: float,
+    settings: HiddenAttributeSettings,
 ) -> tuple[Verdict, str]:
     """The verdict on a candidate of prompts that can be compared, and why."""
-    p_alignment = min(1.0, each.p_alignment * settings.candidates)
     told = f"alignment {each.alignment:.2f}, p = {p_alignment:.2g}"
     chance = f"p = {p_shares:.2g}"
     if each.gain <= 0:

@@ -26,7 +26,7 @@ _PART_IMAGES = 50
 _MOST_PARTS = 20
 # Rounds in which a part refits its groups alone: enough to leave a direction that is not its own.
 _ALONE_ROUNDS = 10
-_ROTATIONS = 199
+_ROTATIONS = 999
 # A part has a value from this share of its images on; a value is shared if it is not one that
 # more than `quantile` of the parts lack; an attribute is, if this much of all images has such.
 _LEAST_SHARE = 0.003
