@@ -223,7 +223,9 @@ def _invert(counts: Tensor, measure: Measure, confidence: float, target: Tensor)
             middle = (low + high) / 2
             reached = tail(shares(middle)) >= observed
             low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
-        return torch.where(on_target, -measure.at_target, value(shares(high)).mean(-1))
+        return torch.where(
+            on_target, measure.sign * measure.at_target, value(shares(high)).mean(-1)
+        )
 
     # The ramp breaks exact ties: tied classes could never become unequal along the way.
     ramp = torch.linspace(0, 0.01, counts.shape[-1], dtype=counts.dtype)

@@ -157,3 +157,9 @@ def test_mover_equals_the_normal_interval_for_symmetric_intervals() -> None:
 def test_mover_keeps_the_asymmetry_of_its_parts() -> None:
     interval = mean_interval(torch.tensor([0.9, 0.9]), torch.tensor([[0.6, 0.94], [0.5, 0.93]]))
     assert interval.tolist() == pytest.approx([0.9 - 0.5 / 2, 0.9 + 0.05 / 2])
+
+
+def test_an_interval_from_even_shares_begins_at_zero_without_a_sign() -> None:
+    low = mean_share_interval(torch.tensor([[128, 128], [120, 136]]))[0]
+    assert float(low) == 0
+    assert not torch.signbit(low)
