@@ -76,7 +76,8 @@ def encode_images(vae: AutoencoderKL, paths: Sequence[Path], resolution: int, fo
         pixels = (read_images([paths[row] for row in chunk], resolution) for chunk in chunks)
         return torch.cat([posterior_moments(vae, some) for some in pixels])
 
-    channels, scale = vae.config.latent_channels, 2 ** (len(vae.config.block_out_channels) - 1)
+    levels = vae.config.get("block_out_channels") or vae.config.encoder_block_out_channels
+    channels, scale = vae.config.latent_channels, 2 ** (len(levels) - 1)
     row = 2 * 2 * channels * (resolution // scale) ** 2 * torch.float16.itemsize
     done = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     require_room(folder, len(paths) * row - done, f"the latents of {len(paths)} images")
