@@ -78,6 +78,9 @@ class Adapter(ABC):
     def prepare_sampling(self, pipeline: Any, scale: float) -> None:
         """Put the adapter at a scale into a pipeline, in its fastest form."""
 
+    def prepare_training(self) -> None:  # noqa: B027 - most are held as they are trained
+        """Make ready to be trained."""
+
     def detach(self) -> None:  # noqa: B027 - a network of its own leaves no trace
         """Leave the denoiser as it was found; the adapter is of no use afterwards."""
 

@@ -97,8 +97,6 @@ class LoraAdapter(Adapter):
         )
         others = active_adapters(network)
         _with_peft(network).add_adapter(config, adapter_name=NAME)
-        for parameter in self.parameters().values():
-            parameter.data = parameter.data.float()  # half precision would lose small steps
         if others:
             activate_adapters(self.network, [*others, NAME])
         self._fused_scale: float | None = None
@@ -116,6 +114,11 @@ class LoraAdapter(Adapter):
             for name, parameter in self.network.named_parameters()
             if f".{NAME}." in name
         }
+
+    def prepare_training(self) -> None:
+        """Hold the updates in single precision, beside whatever the network is held in."""
+        for parameter in self.parameters().values():
+            parameter.data = parameter.data.float()  # half precision would lose small steps
 
     def settings(self) -> dict[str, Any]:
         """Rank, layers, and the alpha of saved files, which is the rank."""

@@ -113,7 +113,6 @@ class CarriesAdapter:
         self.adapter = load_adapter(folder, denoiser.network)
         for parameter in self.adapter.parameters().values():
             parameter.requires_grad_(False)
-            parameter.data = parameter.data.to(denoiser.network.dtype)  # it draws only
         denoiser.network = self.adapter.denoiser
 
     def load_lora_weights(self, *args: Any, **kwargs: Any) -> None:

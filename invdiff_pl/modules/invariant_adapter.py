@@ -169,6 +169,7 @@ class InvariantAdapter(pl.LightningModule):
             self.adapter: Adapter = build_adapter(
                 adapter, self.frozen.network, **(adapter_settings or {})
             )
+        self.adapter.prepare_training()
         if gradient_checkpointing:
             self.adapter.enable_gradient_checkpointing()
         # Registered so that Lightning moves the weights to the device.

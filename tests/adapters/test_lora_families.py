@@ -159,6 +159,7 @@ def test_updates_beside_half_precision_weights_are_trained_in_single(name: str) 
     pipe = made(name).to(torch.bfloat16)
     denoiser = frozen_denoiser(pipe, 32)
     adapter = build_adapter("lora", denoiser.network, rank=2)
+    adapter.prepare_training()
     disturb(adapter)
     noise = denoiser.initial_noise([0], seed=0)[0]
     predicted = denoiser.predict(noise, torch.tensor([500]), denoiser.condition(PROMPTS[:1]))
