@@ -43,18 +43,25 @@ def encoded(
     batch_size: int | None = None,
     told: str | None = None,
 ) -> Iterator[Tensor]:
-    """:func:`posterior_moments` of images in their order, a batch at a time.
+    """:func:`posterior_moments` of images; the other arguments are of :func:`pixel_batches`."""
+    for pixels in pixel_batches(images, resolution, batch_size, told):
+        yield posterior_moments(vae, pixels)
+
+
+def pixel_batches(
+    images: PromptedImages, resolution: int, batch_size: int | None = None, told: str | None = None
+) -> Iterator[Tensor]:
+    """Images in their order, a batch at a time, uint8 ``[B, 3, H, W]``.
 
     Args:
-        vae: of C latent channels.
         images: N of them.
-        resolution: at which they are encoded, in pixels.
-        batch_size: images at once; chosen by the resolution if not given.
+        resolution: at which they are read, in pixels.
+        batch_size: images at once; as many as are encoded at once if not given.
         told: what a progress bar says; there is none if not given.
     """
     batches = torch.arange(len(images)).split(batch_size or _batch(resolution))
     for rows in batches if told is None else track(batches, told, unit="batch"):
-        yield posterior_moments(vae, images.pixels(rows.tolist(), resolution))
+        yield images.pixels(rows.tolist(), resolution)
 
 
 def encode_images(vae: AutoencoderKL, paths: Sequence[Path], resolution: int, folder: Path) -> None:

@@ -1,14 +1,16 @@
 """Finding hidden attributes of images that are at hand, with a pipeline's own denoiser."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from invdiff_pl.backbones.denoiser import encoded_moments
 from invdiff_pl.backbones.families import frozen_denoiser
-from invdiff_pl.data.latents import encoded
+from invdiff_pl.data.images import to_float
+from invdiff_pl.data.latents import pixel_batches
 from invdiff_pl.data.prompted import PromptedImages
 from invdiff_pl.environments.discovery import Candidate, Discovery
 from invdiff_pl.environments.features import image_features, read_features, require_features
@@ -17,11 +19,9 @@ from invdiff_pl.environments.hidden_attribute import (
     find_hidden_attributes,
 )
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.utils.progress import track
 
 __all__ = ["Candidate", "Discovery", "discover"]
 Embed = Callable[[Tensor], Tensor]
-_BATCH = 64
 
 
 def discover(
@@ -81,43 +81,25 @@ def discover(
             "compared with each other; give them prompts that repeat, such as one text for all, or "
             'PromptedImages.from_folder(folder, prompts_from="words:nurse,doctor").'
         )
+    denoiser = frozen_denoiser(pipe, resolution)
+    told = f"{'features' if embeddings is None else 'embeddings'} of images" if progress else None
+    batches = pixel_batches(images, denoiser.resolution, batch_size, told)
     if embeddings is None:
-        features = _features(pipe, images, resolution, batch_size, seed, progress)
+        moments = (encoded_moments(pipe.vae, to_float(pixels)) for pixels in batches)
+        features = image_features(pipe, (denoiser.latents(part) for part in moments), seed=seed)
     else:
-        features = _embedded(
-            embeddings, images, frozen_denoiser(pipe, resolution).resolution, progress
-        )
+        features = _embedded(embeddings, batches)
         require_features(features, len(images), "embeddings", "embeddings")
     return Discovery(find_hidden_attributes(features, images.prompt_ids, settings), images)
 
 
-def _embedded(
-    embeddings: Tensor | str | Path | Embed, images: PromptedImages, resolution: int, progress: bool
-) -> Tensor:
+def _embedded(embeddings: Tensor | str | Path | Embed, batches: Iterable[Tensor]) -> Tensor:
     """Features of the user's own, ``[N, D]``, however they are given."""
     if isinstance(embeddings, Tensor):
         return embeddings
     if isinstance(embeddings, str | Path):
         return read_features(embeddings)
-    parts = torch.arange(len(images)).split(_BATCH)
-    told = track(parts, "embeddings of images", unit="batch") if progress else parts
-    found = [embeddings(images.pixels(part.tolist(), resolution)) for part in told]
+    found = [embeddings(pixels) for pixels in batches]
     if not all(isinstance(part, Tensor) for part in found):
         raise InvDiffError("embeddings: expected a function that returns tensors [B, D].")
     return torch.cat([part.detach().cpu() for part in found])
-
-
-def _features(
-    pipe: DiffusionPipeline,
-    images: PromptedImages,
-    resolution: int | None,
-    batch_size: int | None,
-    seed: int,
-    progress: bool,
-) -> Tensor:
-    """Features of every image, ``[N, D]``, as they are encoded."""
-    denoiser = frozen_denoiser(pipe, resolution)
-    told = "features of images" if progress else None
-    batches = encoded(pipe.vae, images, denoiser.resolution, batch_size, told)
-    latents = (denoiser.latents(moments[:, 0]) for moments in batches)
-    return image_features(pipe, latents, seed=seed)
