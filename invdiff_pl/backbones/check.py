@@ -124,6 +124,13 @@ def check_backbone(backbone: str) -> str:
     return found
 
 
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether a scheduler's configuration is of flow matching."""
+    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+        return True
+    return str(config.get("_class_name", "")).startswith("FlowMatch") or "shift" in config
+
+
 def text_parts(backbone: str) -> list[str]:
     """Names of a backbone's tokenizers and text encoders."""
     index = _reader(resolve_backbone(backbone))("model_index.json") or {}
@@ -261,11 +268,7 @@ def _wrong_scheduler(index: dict[str, Any], kind: str, config: dict[str, Any] | 
     config = config or {}
     name = _class_of(index, "scheduler") or ""
     prediction = config.get("prediction_type", "epsilon")
-    flow = (
-        name.startswith("FlowMatch")
-        or config.get("use_flow_sigmas")
-        or prediction == "flow_prediction"
-    )
+    flow = is_flow({**config, "_class_name": name})
     if (found := _FLOW if flow else _DIFFUSION) != kind:
         return [f"its scheduler, {name}, is of {found}, not of {kind}"]
     if not flow and prediction not in PREDICTION_TYPES:

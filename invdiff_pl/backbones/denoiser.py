@@ -16,6 +16,7 @@ import torch
 from diffusers.utils import is_bs4_available
 from torch import Tensor, nn
 
+from invdiff_pl.backbones.check import denoiser_part
 from invdiff_pl.backbones.draws import generator
 from invdiff_pl.backbones.noising import NoiseProcess, noise_process
 
@@ -27,6 +28,17 @@ _PROMPTS = 32
 _CERTAIN = -30.0
 
 
+def in_precision(rows: Condition, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Embeddings in a precision; masks stay what they are."""
+    return {n: v.to(dtype) if v.is_floating_point() else v for n, v in rows.items()}
+
+
+def repeated(row: Condition, count: int, device: torch.device) -> dict[str, Tensor]:
+    """One prompt's row as so many, on a device."""
+    return {n: v.to(device).expand(count, *v.shape[1:]) for n, v in row.items()}
+
+
+@torch.no_grad()
 def encoded_moments(vae: Any, images: Tensor) -> Tensor:
     """Moments of an autoencoder's posterior; of one without a posterior, hardly any variance.
 
@@ -84,12 +96,13 @@ class FrozenDenoiser(ABC):
     pipelines: ClassVar[tuple[str, ...]]
     # As ModelSpec names what a LoRA is for.
     architecture: ClassVar[str]
-    part: ClassVar[str] = "transformer"
     # What `encode_prompt` returns.
     encoded: ClassVar[tuple[str, ...]]
 
     def __init__(self, pipe: Any, resolution: int | None = None) -> None:
         self.pipe = pipe
+        # What the pipeline calls it, `unet` or `transformer`.
+        self.part = denoiser_part(self.stock.__name__)
         self.resolution = self.own_resolution if resolution is None else resolution
 
     @cached_property
@@ -106,13 +119,13 @@ class FrozenDenoiser(ABC):
     def network(self, network: Any) -> None:
         setattr(self.pipe, self.part, network)
 
-    @property
+    @cached_property
     def stock(self) -> Any:
         """The class of diffusers, whatever subclass of it the pipeline is of."""
         kinds = ((kind.__name__, kind) for kind in type(self.pipe).__mro__)
         return next(kind for name, kind in kinds if name in self.pipelines)
 
-    @property
+    @cached_property
     def call_parameters(self) -> Mapping[str, inspect.Parameter]:
         """Parameters of the stock pipeline's call."""
         return inspect.signature(self.stock.__call__).parameters
@@ -213,11 +226,7 @@ class FrozenDenoiser(ABC):
             ``[B, C, h, w]``, in the denoiser's dtype, or autocast's.
         """
         called = self.network if network is None else network
-        dtype = called.dtype
-        given = {
-            name: value.to(dtype) if value.is_floating_point() else value
-            for name, value in condition.items()
-        }
+        given, dtype = in_precision(condition, called.dtype), called.dtype
         return self._call(called, noisy.to(dtype), self.process.time(timesteps), given)
 
     @abstractmethod
@@ -261,13 +270,10 @@ class FrozenDenoiser(ABC):
             guidance_scale: 1 switches guidance off.
             output_type: ``pt`` for images in [0, 1], ``[B, 3, H, W]``; ``latent``.
         """
-        size = len(noise)
         device = self.pipe._execution_device
         given = {name: value.to(device) for name, value in condition.items()}
-        given |= {
-            f"negative_{name}": value.to(device).expand(size, *value.shape[1:])
-            for name, value in null.items()
-        }
+        nothing = repeated(null, len(noise), device)
+        given |= {f"negative_{name}": value for name, value in nothing.items()}
         drawn: Tensor = self.pipe(
             **self._drawing(given),
             latents=self._packed(noise).to(device, condition["prompt_embeds"].dtype),

@@ -3,12 +3,17 @@
 Read off the pipelines and training scripts of diffusers 0.42.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from invdiff_pl.backbones.check import FAMILIES as SUPPORTED
 from invdiff_pl.backbones.denoiser import Condition, FrozenDenoiser
+from invdiff_pl.backbones.draws import on_device
+from invdiff_pl.backbones.noising import predict
 from invdiff_pl.utils.errors import InvDiffError
 
 
@@ -17,12 +22,10 @@ class StableDiffusion(FrozenDenoiser):
 
     pipelines = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
     architecture = "stable-diffusion-v1"
-    part = "unet"
     encoded = ("prompt_embeds", "negative_prompt_embeds")
 
     def _call(self, network: nn.Module, noisy: Tensor, time: Tensor, given: Condition) -> Tensor:
-        prediction: Tensor = network(noisy, time, given["prompt_embeds"], return_dict=False)[0]
-        return prediction
+        return predict(network, noisy, time, given["prompt_embeds"])
 
 
 class StableDiffusionXL(FrozenDenoiser):
@@ -30,7 +33,6 @@ class StableDiffusionXL(FrozenDenoiser):
 
     pipelines = ("StableDiffusionXLPipeline",)
     architecture = "stable-diffusion-xl-v1-base"
-    part = "unet"
     encoded = (
         "prompt_embeds",
         "negative_prompt_embeds",
@@ -41,8 +43,9 @@ class StableDiffusionXL(FrozenDenoiser):
     def _call(self, network: nn.Module, noisy: Tensor, time: Tensor, given: Condition) -> Tensor:
         pooled = given["pooled_prompt_embeds"]
         size = [side * self.pipe.vae_scale_factor for side in noisy.shape[-2:]]
-        sizes = pooled.new_tensor([*size, 0, 0, *size])  # original, corner of the crop, target
-        added = {"text_embeds": pooled, "time_ids": sizes.expand(len(noisy), -1)}
+        sizes = torch.tensor([*size, 0, 0, *size]).to(pooled.dtype)  # original, corner, target
+        known = on_device(sizes, noisy.device).expand(len(noisy), -1)
+        added = {"text_embeds": pooled, "time_ids": known}
         prediction: Tensor = network(
             noisy, time, given["prompt_embeds"], added_cond_kwargs=added, return_dict=False
         )[0]
@@ -98,12 +101,12 @@ class Flux(FrozenDenoiser):
 
     def _call(self, network: nn.Module, noisy: Tensor, time: Tensor, given: Condition) -> Tensor:
         height, width = noisy.shape[-2:]
-        kept = noisy.device, noisy.dtype
         guidance = None
         if self.network.config.guidance_embeds:
             default = self.call_parameters["guidance_scale"].default
             guidance = torch.full((len(noisy),), default, device=noisy.device)
-        positions = self.pipe._prepare_latent_image_ids(1, height // 2, width // 2, *kept)
+        sides = height // 2, width // 2
+        positions = self.pipe._prepare_latent_image_ids(1, *sides, "cpu", noisy.dtype)
         predicted: Tensor = network(
             hidden_states=self._packed(noisy),
             timestep=time / 1000,
@@ -111,7 +114,7 @@ class Flux(FrozenDenoiser):
             pooled_projections=given["pooled_prompt_embeds"],
             encoder_hidden_states=given["prompt_embeds"],
             txt_ids=noisy.new_zeros((given["prompt_embeds"].shape[1], 3)),
-            img_ids=positions,
+            img_ids=on_device(positions, noisy.device),
             return_dict=False,
         )[0]
         return _unpacked(predicted, height, width)
@@ -142,14 +145,23 @@ class _Masked(FrozenDenoiser):
         "negative_prompt_embeds",
         "negative_prompt_attention_mask",
     )
+    # Arguments of the network that it must be given, and does not look at.
+    unused: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def _drawing(self, given: dict[str, Tensor]) -> dict[str, Any]:
         # Else the pipeline's default, an empty text, stands beside the embeddings.
         return {**given, "negative_prompt": None, "use_resolution_binning": False}
 
-    def _without_variance(self, predicted: Tensor, noisy: Tensor) -> Tensor:
-        """The prediction alone, of networks that predict a variance after it."""
-        return predicted[:, : noisy.shape[1]]
+    def _call(self, network: nn.Module, noisy: Tensor, time: Tensor, given: Condition) -> Tensor:
+        predicted: Tensor = network(
+            noisy,
+            timestep=time * self.network.config.get("timestep_scale", 1),
+            encoder_hidden_states=given["prompt_embeds"],
+            encoder_attention_mask=given["prompt_attention_mask"],
+            return_dict=False,
+            **self.unused,
+        )[0]
+        return predicted[:, : noisy.shape[1]]  # some predict a variance after it
 
 
 class PixArtSigma(_Masked):
@@ -157,17 +169,7 @@ class PixArtSigma(_Masked):
 
     pipelines = ("PixArtSigmaPipeline",)
     architecture = "pixart-sigma"
-
-    def _call(self, network: nn.Module, noisy: Tensor, time: Tensor, given: Condition) -> Tensor:
-        predicted: Tensor = network(
-            noisy,
-            timestep=time,
-            encoder_hidden_states=given["prompt_embeds"],
-            encoder_attention_mask=given["prompt_attention_mask"],
-            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
-            return_dict=False,
-        )[0]
-        return self._without_variance(predicted, noisy)
+    unused = MappingProxyType({"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}})
 
 
 class Sana(_Masked):
@@ -175,16 +177,6 @@ class Sana(_Masked):
 
     pipelines = ("SanaPipeline",)
     architecture = "sana"
-
-    def _call(self, network: nn.Module, noisy: Tensor, time: Tensor, given: Condition) -> Tensor:
-        predicted: Tensor = network(
-            noisy,
-            timestep=time * self.network.config.timestep_scale,
-            encoder_hidden_states=given["prompt_embeds"],
-            encoder_attention_mask=given["prompt_attention_mask"],
-            return_dict=False,
-        )[0]
-        return self._without_variance(predicted, noisy)
 
 
 FAMILIES: tuple[type[FrozenDenoiser], ...] = (
@@ -195,11 +187,6 @@ FAMILIES: tuple[type[FrozenDenoiser], ...] = (
     PixArtSigma,
     Sana,
 )
-
-
-def supported_pipelines() -> tuple[str, ...]:
-    """Class names of the pipelines that can be used."""
-    return tuple(name for kind in FAMILIES for name in kind.pipelines)
 
 
 def frozen_denoiser(pipe: Any, resolution: int | None = None) -> FrozenDenoiser:
@@ -225,5 +212,5 @@ def frozen_denoiser(pipe: Any, resolution: int | None = None) -> FrozenDenoiser:
         if any(name in kind.pipelines for name in names):
             return kind(pipe, resolution)
     raise InvDiffError(
-        f"pipe: a {names[0]} is not supported; expected one of {', '.join(supported_pipelines())}."
+        f"pipe: a {names[0]} is not supported; expected one of {', '.join(SUPPORTED)}."
     )

@@ -9,7 +9,7 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
-from invdiff_pl.backbones.check import PREDICTION_TYPES
+from invdiff_pl.backbones.check import PREDICTION_TYPES, is_flow
 from invdiff_pl.utils.errors import InvDiffError
 
 
@@ -72,13 +72,6 @@ def timestep_at(process: NoiseProcess, log_snr: float) -> int:
     """
     every = process.signal_to_noise(torch.arange(process.train_timesteps)).double().log()
     return int((every - log_snr).abs().nan_to_num(torch.inf).argmin())
-
-
-def is_flow(config: Mapping[str, Any]) -> bool:
-    """Whether a scheduler's configuration is of flow matching."""
-    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
-        return True
-    return str(config.get("_class_name", "")).startswith("FlowMatch") or "shift" in config
 
 
 class ForwardProcess:
@@ -167,7 +160,8 @@ class FlowProcess:
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """``z_t`` for latents and noise ``[B, C, H, W]`` and timesteps ``[B]``."""
-        sigmas = self._at(timesteps, latents)
+        sigmas = self._at(timesteps).to(latents.dtype)
+        sigmas = sigmas.reshape(-1, *[1] * (latents.dim() - 1))
         return (1 - sigmas) * latents + sigmas * noise
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -176,16 +170,16 @@ class FlowProcess:
 
     def signal_to_noise(self, timesteps: Tensor) -> Tensor:
         """Signal-to-noise ratio at each timestep, float32 ``[B]``; 0 at the last."""
-        sigmas = self._sigmas.to(timesteps.device)[timesteps]
+        sigmas = self._at(timesteps)
         return ((1 - sigmas) / sigmas).square()
 
     def time(self, timesteps: Tensor) -> Tensor:
         """``T sigma``, float32 ``[B]``."""
-        return self.train_timesteps * self._sigmas.to(timesteps.device)[timesteps]
+        return self.train_timesteps * self._at(timesteps)
 
-    def _at(self, timesteps: Tensor, like: Tensor) -> Tensor:
-        sigmas = self._sigmas.to(like.device, like.dtype)[timesteps]
-        return sigmas.reshape(-1, *[1] * (like.dim() - 1))
+    def _at(self, timesteps: Tensor) -> Tensor:
+        self._sigmas = self._sigmas.to(timesteps.device)  # once: to copy is to wait for the device
+        return self._sigmas[timesteps]
 
 
 def predict(denoiser: Any, noisy: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ def load_pipeline(
     part, denoiser = family.denoiser
     kind = getattr(diffusers, name)
     # An SD3 without its third text encoder asks its denoiser how wide that would be.
-    needed = with_denoiser or bool({"text_encoder_3"} & _left_out(kind, source).keys())
+    left_out = _left_out(kind, source)
+    needed = with_denoiser or "text_encoder_3" in left_out
     try:
         pipeline = kind.from_pretrained(
             source,
@@ -51,7 +52,7 @@ def load_pipeline(
             dtype=dtype,
             variant=weights_variant(Path(source) / "text_encoder"),
             use_safetensors=True,  # the other formats are pickles, which may run code
-            **_left_out(kind, source),
+            **left_out,
         )
     except InvDiffError:
         raise

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from invdiff_pl.backbones.denoiser import FrozenDenoiser
+from invdiff_pl.backbones.denoiser import FrozenDenoiser, in_precision
 
 
 class Conditions(nn.Module):
@@ -65,18 +65,13 @@ class KnownPrompts:
         """The number of each prompt, int64 ``[B]``; new ones are encoded."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._numbers]
         if new:
-            self._rows.append(in_single_precision(self._denoiser.condition(new)))
+            self._rows.append(in_precision(self._denoiser.condition(new), torch.float32))
             self._numbers |= {prompt: len(self._numbers) + n for n, prompt in enumerate(new)}
         return torch.tensor([self._numbers[prompt] for prompt in prompts], dtype=torch.int64)
 
     def conditions(self) -> Conditions:
         """Those of all of them and, last, of the empty prompt."""
         if self._null is None:
-            self._null = in_single_precision(self._denoiser.condition([""]))
+            self._null = in_precision(self._denoiser.condition([""]), torch.float32)
         parts = [*self._rows, self._null]
         return Conditions({name: torch.cat([each[name] for each in parts]) for name in parts[0]})
-
-
-def in_single_precision(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Embeddings as float32; masks stay what they are."""
-    return {n: v.float() if v.is_floating_point() else v for n, v in rows.items()}

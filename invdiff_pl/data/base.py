@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from invdiff_pl.backbones.check import text_parts
+from invdiff_pl.backbones.denoiser import in_precision
 from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.pipeline import (
     backbone_digest,
     load_pipeline,
     tokens_cut,
 )
-from invdiff_pl.backbones.prompts import Conditions, in_single_precision
+from invdiff_pl.backbones.prompts import Conditions
 from invdiff_pl.data.batches import (
     ShuffledBatches,
 )
@@ -278,17 +279,14 @@ class BiasedDataModule(LatentDataModule, ABC):
                 print(f"warning: {error}")
             else:
                 if len(cached["prompt_embeds"]) == len(self.prompts) + 1:
-                    return Conditions(in_single_precision(cached))
+                    return Conditions(in_precision(cached, torch.float32))
         pipeline = load_pipeline(self.backbone, with_denoiser=False)
         for prompt, cut in tokens_cut(pipeline, self.prompts).items():
             print(f"warning: the text encoder does not see the last {cut} tokens of {prompt!r}")
         rows = frozen_denoiser(pipeline, self.resolution).condition([*self.prompts, ""])
-        stored = {
-            name: value.to(self.embedding_dtype) if value.is_floating_point() else value
-            for name, value in rows.items()
-        }
+        stored = in_precision(rows, self.embedding_dtype)
         write_tensors(file, stored)
-        return Conditions(in_single_precision(stored))
+        return Conditions(in_precision(stored, torch.float32))
 
     def images(self, split: Split) -> ShardedTensor:
         """The images of a split at ``resolution``, uint8 ``[N, 3, H, W]``, cached."""

@@ -7,8 +7,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from invdiff_pl.backbones.denoiser import in_precision
 from invdiff_pl.backbones.families import frozen_denoiser
-from invdiff_pl.backbones.prompts import Conditions, in_single_precision
+from invdiff_pl.backbones.prompts import Conditions
 from invdiff_pl.data.cache import ResidentTensor, RowSource
 from invdiff_pl.data.environments import Environments, HasEnvironments, as_environments
 from invdiff_pl.data.latents import encoded
@@ -140,7 +141,7 @@ class LatentsInMemory(LatentDataModule):
 
     def conditions(self) -> Conditions:
         """What every prompt and, last, the empty one become for the denoiser."""
-        return Conditions(in_single_precision(self._conditions)).cpu()
+        return Conditions(in_precision(self._conditions, torch.float32)).cpu()
 
     def inferred(self) -> Environments:
         """The environments.

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from invdiff_pl.backbones.denoiser import Condition, FrozenDenoiser
+from invdiff_pl.backbones.denoiser import Condition, FrozenDenoiser, repeated
 from invdiff_pl.backbones.draws import generator, on_device, stratified_timesteps
 from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.noising import sample_losses, timestep_at
@@ -131,10 +131,7 @@ class BlockFeatures:
         try:
             # A compiled denoiser would not notice the hook.
             with torch.compiler.set_stance("force_eager"):
-                null = {
-                    name: value.to(noisy.device).expand(len(noisy), *value.shape[1:])
-                    for name, value in self._null.items()
-                }
+                null = repeated(self._null, len(noisy), noisy.device)
                 self._denoiser.predict(noisy, timesteps, null, self._network)
         except _ReachedBlock:
             pass

@@ -171,8 +171,9 @@ class _Drawing:
         self.pipe, self.settings, self.readers = pipe, settings, readers
         self.folder, self.progress = folder, progress
         self.denoiser = frozen_denoiser(pipe)
-        null = self.denoiser.condition([""])
-        self._features = None if readers else BlockFeatures(self.denoiser, null)
+        self._features: BlockFeatures | None = None
+        if not readers:
+            self._features = BlockFeatures(self.denoiser, self.denoiser.condition([""]))
 
     def draw(self, cells: Sequence[Cell], loras: Sequence[Path]) -> dict[Cell, dict[str, Tensor]]:
         """What was read of each cell, int64 ``[P, N]`` by reader, and ``pictures``."""

@@ -8,9 +8,11 @@ from tiny_families import FAMILIES as TINY
 from tiny_families import PROMPTS, flux, made
 from torch import Tensor
 
+from invdiff_pl.backbones.check import FAMILIES as SUPPORTED
+from invdiff_pl.backbones.check import is_flow
 from invdiff_pl.backbones.denoiser import encoded_moments
-from invdiff_pl.backbones.families import FAMILIES, frozen_denoiser, supported_pipelines
-from invdiff_pl.backbones.noising import FlowProcess, is_flow, noise_process, sample_losses
+from invdiff_pl.backbones.families import FAMILIES, frozen_denoiser
+from invdiff_pl.backbones.noising import FlowProcess, noise_process, sample_losses
 from invdiff_pl.utils.errors import InvDiffError
 
 TEXT = [PROMPTS[0], "", PROMPTS[1]]
@@ -27,7 +29,11 @@ def rows(condition: dict[str, Tensor], chosen: list[int]) -> dict[str, Tensor]:
 
 def test_each_family_has_a_tiny_pipeline() -> None:
     assert len(TINY) == len(FAMILIES)
-    assert {type(made(name)).__name__ for name in TINY} <= set(supported_pipelines())
+    assert {type(made(name)).__name__ for name in TINY} <= set(SUPPORTED)
+
+
+def test_what_is_checked_without_torch_and_what_is_called_are_the_same_pipelines() -> None:
+    assert [name for kind in FAMILIES for name in kind.pipelines] == list(SUPPORTED)
 
 
 def test_a_pipeline_of_no_family_is_named() -> None:
