@@ -42,7 +42,9 @@ have; what one prompt alone shows cannot go along with prompts. *Informative*: t
 ratio of own over equal shares, in nats an image, less what chance adds (half its degrees of
 freedom): ``evidence``. *Aligned*: each prompt refits its groups alone, and their differences must
 point the same way in all prompts; otherwise which group of one prompt answers to which of another
-is not in the data.
+is not in the data. *By shares*: what prompts name may make the same values look different, too;
+prompts' own shares must explain the line that tells two values apart better than own looks do
+(:mod:`invdiff_pl.environments.looks`).
 
 The test
 --------
@@ -52,19 +54,28 @@ the whole search is repeated (whitening and starts included); the largest streng
 times the root of the ratio, is what chance does. *Alignment*: the differences
 between groups of each prompt are turned by random rotations, which makes prompts unrelated, and the
 p-value is multiplied by the number of candidates whose shares differ (Bonferroni), which is
-independent of alignment. A bias is reported where both are at most ``alpha``, so where either kind
-of nothing holds it is reported in at most ``alpha`` of data sets.
+independent of alignment. A bias is reported where both are at most ``alpha`` and shares explain
+more than looks, so where either kind of nothing holds it is reported in at most ``alpha`` of data
+sets.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from invdiff_pl.backbones.draws import generator
-from invdiff_pl.environments.judging import SHARED, Judged, aligned, parts_of, search
+from invdiff_pl.environments.judging import (
+    PART_IMAGES,
+    SHARED,
+    Judged,
+    aligned,
+    parts_of,
+    search,
+)
+from invdiff_pl.environments.looks import shares_over_looks
 from invdiff_pl.environments.shared_values import Space, memberships_of, whiten
 from invdiff_pl.utils.errors import InvDiffError
 
@@ -72,8 +83,6 @@ Verdict = Literal["bias", "no bias", "unaligned", "untestable"]
 
 # Images of a resample: under the null, ratios hardly depend on how many there are (Wilks).
 _NULL_IMAGES = 1500
-# Many values tell a little of what is named, too, so they must tell this much more than two do.
-_MUCH_MORE = 2.0
 
 
 @dataclass(frozen=True)
@@ -193,6 +202,7 @@ def find_hidden_attributes(
         return []
     found = search(space, settings.starts, settings.values, settings.quantile, settings.seed)
     judged = [aligned(each, space, settings.seed) for each in found]
+    judged = [_explained(each, space, settings) for each in judged]
     judged = _ranked(judged, settings)[: settings.candidates]
     nulls = _null_strengths(space, judged, settings)
     by_chance = [_p_shares(each, nulls) for each in judged]
@@ -208,27 +218,46 @@ def find_hidden_attributes(
     ]
 
 
-def _ranked(judged: list[Judged], settings: HiddenAttributeSettings) -> list[Judged]:
-    """Uneven ones first, of these aligned ones, by strength.
+def _explained(each: Judged, space: Space, settings: HiddenAttributeSettings) -> Judged:
+    """With how much better shares explain two values that may be a bias than looks do.
 
-    One of many values comes ahead of all if it is aligned and tells more than they do.
+    Any looks explain few images, so prompts of more are asked, where there are two.
     """
-    level = settings.alpha / settings.candidates
+    large = space.prompts.bincount() >= PART_IMAGES
+    may_be = _uneven(each, settings) and each.p_alignment <= settings.alpha
+    if each.values > 2 or not may_be or int(large.sum()) < 2:
+        return each
+    rows = large[space.prompts]
+    asked = space.rows(rows)
+    direction = each.fit.precision @ (each.fit.delta[1] - each.fit.delta[0])
+    places = each.fit.places[large] @ direction
+    return replace(
+        each, over_looks=shares_over_looks(asked.values @ direction, asked.prompts, places)
+    )
 
-    def alike(each: Judged) -> bool:
-        return each.possible and each.p_alignment <= level
 
-    def order(each: Judged) -> tuple[bool, bool, bool, float]:
-        strength = each.strength if alike(each) else each.gain
-        return _uneven(each, settings), alike(each), each.possible, strength
+def _ranked(judged: list[Judged], settings: HiddenAttributeSettings) -> list[Judged]:
+    """Uneven ones first, of these aligned ones that shares explain, by strength.
+
+    Where there is none of two values, the one of many values that tells most comes ahead if it is
+    aligned.
+    """
+
+    def order(each: Judged) -> tuple[bool, bool, bool, bool, float]:
+        alike, by_shares = _alike(each, settings), each.over_looks > 0
+        strength = each.strength if alike else each.gain
+        return _uneven(each, settings), alike, by_shares, each.possible, strength
 
     two = sorted((each for each in judged if each.values == 2), key=order, reverse=True)
-    many = [each for each in judged if each.values > 2 and alike(each)]
-    if many:
-        best = max(many, key=lambda each: each.evidence)
-        if not two or not alike(two[0]) or best.evidence > _MUCH_MORE * two[0].evidence:
-            return [best, *two]
+    many = [each for each in judged if each.values > 2 and _alike(each, settings)]
+    if many and not (two and all(order(two[0])[:3])):
+        return [max(many, key=lambda each: each.evidence), *two]
     return two
+
+
+def _alike(each: Judged, settings: HiddenAttributeSettings) -> bool:
+    """Whether it is aligned, were all candidates tested for it."""
+    return each.possible and each.p_alignment <= settings.alpha / settings.candidates
 
 
 def _uneven(each: Judged, settings: HiddenAttributeSettings) -> bool:
@@ -334,6 +363,11 @@ def _verdict(
         reason = f"shares differ between prompts by no more than chance ({chance})."
     elif p_alignment > settings.alpha:
         return "unaligned", f"what differs between groups is not the same in all prompts ({told})."
+    elif each.over_looks <= 0:
+        reason = (
+            "prompts differ in how the groups look rather than in how frequent they are "
+            f"(by {-each.over_looks:.1f} nats)."
+        )
     else:
         return "bias", (
             f"groups that look the same in all prompts differ in their shares by {difference:.2f} "

@@ -3,6 +3,7 @@
 The terms are those of :mod:`invdiff_pl.environments.hidden_attribute`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -22,7 +23,7 @@ from invdiff_pl.environments.shared_values import (
 from invdiff_pl.environments.two_values import two_value_fits
 
 # Prompts with fewer images are judged together, in parts of at least as many images.
-_PART_IMAGES = 50
+PART_IMAGES = 50
 _MOST_PARTS = 20
 # Rounds in which a part refits its groups alone: enough to leave a direction that is not its own.
 _ALONE_ROUNDS = 10
@@ -47,6 +48,8 @@ class Judged:
         evidence: what of it chance does not explain, in nats an image.
         alignment: cosine of the parts' differences between groups.
         p_alignment: how often that of unrelated parts is as large.
+        over_looks: how much better own shares explain two values than own looks do, in nats of all
+            images; infinite where it has not been asked.
     """
 
     fit: Fit
@@ -56,6 +59,7 @@ class Judged:
     evidence: float = 0.0
     alignment: float = 0.0
     p_alignment: float = 1.0
+    over_looks: float = math.inf
 
     @property
     def values(self) -> int:
@@ -77,15 +81,15 @@ class Judged:
 def parts_of(prompts: Tensor) -> Tensor:
     """Parts of the images that judge by themselves, int64 ``[N]``: prompts, small ones together."""
     counts = prompts.bincount()
-    least = max(_PART_IMAGES, -(-len(prompts) // _MOST_PARTS))
+    least = max(PART_IMAGES, -(-len(prompts) // _MOST_PARTS))
     part, filled = 0, 0
     part_of = torch.zeros_like(counts)
     for prompt, count in enumerate(counts.tolist()):
         part_of[prompt] = part
         filled += count
-        if filled >= least or count >= _PART_IMAGES:
+        if filled >= least or count >= PART_IMAGES:
             part, filled = part + 1, 0
-    if 0 < filled < _PART_IMAGES and part > 0:
+    if 0 < filled < PART_IMAGES and part > 0:
         part_of[part_of == part] = part - 1
     return part_of[prompts].unique(return_inverse=True)[1]
 

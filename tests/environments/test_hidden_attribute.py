@@ -172,3 +172,16 @@ def test_wrong_shapes_and_values_are_refused() -> None:
 def test_a_level_that_no_p_value_reaches_is_refused(settings: dict[str, float]) -> None:
     with pytest.raises(InvDiffError, match=r"expected alpha from 1/\(resamples \+ 1\)"):
         HiddenAttributeSettings(**settings)  # type: ignore[arg-type]
+
+
+def test_a_line_that_prompts_bend_is_no_bias_though_groups_differ_in_shares() -> None:
+    source = torch.Generator().manual_seed(0)
+    prompts = torch.arange(3000) % 2
+    noise = torch.randn(3000, 6, generator=source, dtype=torch.float64)
+    skewness = torch.tensor([-0.6, 0.6], dtype=torch.float64)[prompts]
+    upper = torch.randint(2, (3000,), generator=source)
+    line = torch.sinh((upper * 2 - 1 + 0.6 * noise[:, 0]).asinh() + skewness)
+    features = torch.cat([line[:, None], 0.3 * noise[:, 1:]], dim=1)
+    found = find_hidden_attributes(features, prompts)
+    assert all(each.verdict != "bias" for each in found)
+    assert any("how the groups look" in each.reason for each in found)
