@@ -59,7 +59,6 @@ more than looks, so where either kind of nothing holds it is reported in at most
 sets.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -67,6 +66,7 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.backbones.draws import generator
+from invdiff_pl.environments.chance import by_chance, difference_of, uneven
 from invdiff_pl.environments.judging import (
     PART_IMAGES,
     SHARED,
@@ -76,60 +76,12 @@ from invdiff_pl.environments.judging import (
     search,
 )
 from invdiff_pl.environments.looks import shares_over_looks
+from invdiff_pl.environments.settings import HiddenAttributeSettings
 from invdiff_pl.environments.shared_values import Space, memberships_of, whiten
-from invdiff_pl.utils.errors import InvDiffError
+
+__all__ = ["HiddenAttribute", "HiddenAttributeSettings", "Verdict", "find_hidden_attributes"]
 
 Verdict = Literal["bias", "no bias", "unaligned", "untestable"]
-
-# Images of a resample: under the null, ratios hardly depend on how many there are (Wilks).
-_NULL_IMAGES = 1500
-
-
-@dataclass(frozen=True)
-class HiddenAttributeSettings:
-    """How hidden attributes are looked for.
-
-    Attributes:
-        components: D, principal components within prompts. Few keep out pairs of unlike things; 20
-            instead of 10 leave race of the rendered FairFace hardly aligned (0.3, not 0.94).
-        starts: starting points for attributes of two values; half of them directions of skewness.
-        values: K, numbers of values that are tried beside two; none looks for two values only.
-        candidates: the most that are returned.
-        alpha: how often a bias may be reported where there is none.
-        resamples: data sets without a bias that the search is repeated on, at least
-            ``1 / alpha - 1``.
-        least_difference: smallest difference of shares between prompts (twice their standard
-            deviation) that is called a bias, however certain it is.
-        quantile: share of the prompts in which an attribute need not be clear.
-        most_images: images that are searched, drawn at random; all images are assigned.
-        seed: of starts, resamples and the images searched.
-
-    Raises:
-        ValueError: if the test could never report a bias: its p-value is at least
-            ``1 / (resamples + 1)``.
-    """
-
-    components: int = 10
-    starts: int = 60
-    values: Sequence[int] = (4, 8, 16, 32)
-    candidates: int = 5
-    alpha: float = 0.05
-    resamples: int = 19
-    least_difference: float = 0.1
-    quantile: float = 0.3
-    most_images: int = 5000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse a level that the test cannot reach."""
-        if not 1 / (self.resamples + 1) <= self.alpha < 1:
-            raise InvDiffError(
-                f"alpha={self.alpha} with resamples={self.resamples}: expected alpha from "
-                f"1/(resamples + 1) = {1 / (self.resamples + 1):.3g} to below 1, since no p-value "
-                "is lower; give more resamples.",
-                "alpha",
-                "resamples",
-            )
 
 
 @dataclass(frozen=True)
@@ -204,17 +156,16 @@ def find_hidden_attributes(
     judged = [aligned(each, space, settings.seed) for each in found]
     judged = [_explained(each, space, settings) for each in judged]
     judged = _ranked(judged, settings)[: settings.candidates]
-    nulls = _null_strengths(space, judged, settings)
-    by_chance = [_p_shares(each, nulls) for each in judged]
+    chances = by_chance(space, judged, settings)
     # Whether shares differ tells nothing of alignment, so only those that do are tested for it.
     tested = sum(
-        _uneven(e, settings) and p <= settings.alpha for e, p in zip(judged, by_chance, strict=True)
+        uneven(e, settings) and p <= settings.alpha for e, p in zip(judged, chances, strict=True)
     )
     values = space.of(features, prompts)
     comparable = int(parts_of(numbers).max()) > 0
     return [
         _candidate(each, values, prompts, comparable, p_shares, max(tested, 1), settings)
-        for each, p_shares in zip(judged, by_chance, strict=True)
+        for each, p_shares in zip(judged, chances, strict=True)
     ]
 
 
@@ -224,7 +175,7 @@ def _explained(each: Judged, space: Space, settings: HiddenAttributeSettings) ->
     Any looks explain few images, so prompts of more are asked, where there are two.
     """
     large = space.prompts.bincount() >= PART_IMAGES
-    may_be = _uneven(each, settings) and each.p_alignment <= settings.alpha
+    may_be = uneven(each, settings) and each.p_alignment <= settings.alpha
     if each.values > 2 or not may_be or int(large.sum()) < 2:
         return each
     rows = large[space.prompts]
@@ -246,7 +197,7 @@ def _ranked(judged: list[Judged], settings: HiddenAttributeSettings) -> list[Jud
     def order(each: Judged) -> tuple[bool, bool, bool, bool, float]:
         alike, by_shares = _alike(each, settings), each.over_looks > 0
         strength = each.strength if alike else each.gain
-        return _uneven(each, settings), alike, by_shares, each.possible, strength
+        return uneven(each, settings), alike, by_shares, each.possible, strength
 
     two = sorted((each for each in judged if each.values == 2), key=order, reverse=True)
     many = [each for each in judged if each.values > 2 and _alike(each, settings)]
@@ -260,10 +211,6 @@ def _alike(each: Judged, settings: HiddenAttributeSettings) -> bool:
     return each.possible and each.p_alignment <= settings.alpha / settings.candidates
 
 
-def _uneven(each: Judged, settings: HiddenAttributeSettings) -> bool:
-    return each.possible and _difference(each.fit.shares) >= settings.least_difference
-
-
 def _check(features: Tensor, prompts: Tensor) -> None:
     if features.dim() != 2 or prompts.shape != features.shape[:1]:
         raise ValueError(
@@ -274,34 +221,6 @@ def _check(features: Tensor, prompts: Tensor) -> None:
     if not finite.all():
         bad = int((~finite).nonzero()[0])
         raise ValueError(f"features of image {bad} are not finite")
-
-
-def _null_strengths(
-    space: Space, judged: list[Judged], settings: HiddenAttributeSettings
-) -> dict[int, Tensor]:
-    """Largest strength where all prompts are alike, by number of values."""
-    uneven = [each for each in judged if _uneven(each, settings)]
-    if int(space.prompts.max()) == 0 or not uneven:
-        return {}
-    wanted = {each.values for each in uneven}
-    more = sorted(wanted - {2})
-    largest: dict[int, list[float]] = {groups: [] for groups in wanted}
-    for number in range(settings.resamples):
-        source = generator(settings.seed, "resample", number)
-        rows = torch.randperm(len(space.values), generator=source)[:_NULL_IMAGES]
-        chosen = space.rows(rows)
-        alike = chosen.dealt(source, uneven[0].fit.places[space.prompts[rows].unique()])
-        found = search(alike, settings.starts, more, settings.quantile, settings.seed)
-        for groups in wanted:
-            strengths = [each.strength for each in found if each.possible and each.values == groups]
-            largest[groups].append(max(strengths, default=0.0))
-    return {groups: torch.tensor(strengths) for groups, strengths in largest.items()}
-
-
-def _p_shares(each: Judged, nulls: dict[int, Tensor]) -> float:
-    """How often shares would differ as much where all prompts are alike."""
-    null = nulls.get(each.values)
-    return 1.0 if null is None else float((null >= each.strength).sum() + 1) / (len(null) + 1)
 
 
 def _candidate(
@@ -323,7 +242,7 @@ def _candidate(
     verdict: Verdict = "untestable"
     reason = "there are too few prompts or images to compare prompts."
     if comparable:
-        verdict, reason = _verdict(each, _difference(shares), p_shares, p_alignment, settings)
+        verdict, reason = _verdict(each, difference_of(shares), p_shares, p_alignment, settings)
     return HiddenAttribute(
         memberships=memberships,
         shares=shares,
@@ -335,12 +254,6 @@ def _candidate(
         verdict=verdict,
         reason=reason,
     )
-
-
-def _difference(shares: Tensor) -> float:
-    """Twice the standard deviation of the prompts' shares, of the value that differs most."""
-    there = shares[shares.isfinite().all(1)]
-    return 2 * float((there - there.mean(0)).square().mean(0).max().sqrt())
 
 
 def _verdict(

@@ -185,3 +185,18 @@ def test_a_line_that_prompts_bend_is_no_bias_though_groups_differ_in_shares() ->
     found = find_hidden_attributes(features, prompts)
     assert all(each.verdict != "bias" for each in found)
     assert any("how the groups look" in each.reason for each in found)
+
+
+@pytest.mark.parametrize(("rarer", "expected"), [(0.1, True), (0.5, False)])
+def test_of_hundreds_of_small_prompts_only_what_differs_is_a_bias(
+    rarer: float, expected: bool
+) -> None:
+    source = torch.Generator().manual_seed(0)
+    prompts = torch.arange(2400) // 6
+    shares = torch.where(torch.rand(400, generator=source) < 0.5, rarer, 1 - rarer)
+    upper = torch.rand(2400, generator=source) < shares[prompts]
+    features = torch.randn(2400, 4, generator=source)
+    features[:, 0] = 0.6 * features[:, 0] + 3 * upper
+    settings = HiddenAttributeSettings(starts=20, values=())
+    found = find_hidden_attributes(features, prompts, settings)
+    assert [each.verdict == "bias" for each in found] == [expected] + [False] * (len(found) - 1)

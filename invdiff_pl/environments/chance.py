@@ -1,0 +1,81 @@
+"""How often chance alone would make shares differ as much: the test of shares, by resampling.
+
+The test is described in :mod:`invdiff_pl.environments.hidden_attribute`.
+"""
+
+import torch
+from torch import Tensor
+
+from invdiff_pl.backbones.draws import generator
+from invdiff_pl.environments.judging import PART_IMAGES, Judged, judge, parts_of, search
+from invdiff_pl.environments.settings import HiddenAttributeSettings
+from invdiff_pl.environments.shared_values import Space, fit_values
+
+# Images of a resample: under the null, ratios hardly depend on how many there are (Wilks).
+_NULL_IMAGES = 1500
+
+
+def by_chance(space: Space, judged: list[Judged], settings: HiddenAttributeSettings) -> list[float]:
+    """How often shares would differ as much as each candidate's where all prompts are alike."""
+    tested = [each for each in judged if uneven(each, settings)]
+    if int(space.prompts.max()) == 0 or not tested:
+        return [1.0] * len(judged)
+    wanted = {each.values for each in tested}
+    more = sorted(wanted - {2})
+    largest: dict[int, list[float]] = {groups: [] for groups in wanted}
+    for number in range(settings.resamples):
+        source = generator(settings.seed, "resample", number)
+        rows = _resampled(space.prompts, source)
+        alike = space.rows(rows).dealt(source, tested[0].fit.places[space.prompts[rows].unique()])
+        found = search(alike, settings.starts, more, settings.quantile, settings.seed)
+        for groups in wanted:
+            strengths = [each.strength for each in found if each.possible and each.values == groups]
+            largest[groups].append(max(strengths, default=0.0))
+    null = {groups: torch.tensor(strengths) for groups, strengths in largest.items()}
+    return [
+        float((null[each.values] >= _strength(each, space, settings)).sum() + 1)
+        / (settings.resamples + 1)
+        if uneven(each, settings)
+        else 1.0
+        for each in judged
+    ]
+
+
+def _small(prompts: Tensor) -> bool:
+    """Whether prompts have few images each."""
+    return len(prompts) / (int(prompts.max()) + 1) < PART_IMAGES
+
+
+def _strength(each: Judged, space: Space, settings: HiddenAttributeSettings) -> float:
+    """A candidate's strength in as many prompts as a resample has."""
+    if not _small(space.prompts):
+        return each.strength
+    rows = _resampled(space.prompts, generator(settings.seed, "observed"))
+    some = space.rows(rows)
+    fit = fit_values(some, each.fit.memberships[rows])
+    return judge(fit, some, parts_of(some.prompts), settings.quantile).strength
+
+
+def _resampled(prompts: Tensor, source: torch.Generator) -> Tensor:
+    """Rows of a resample: any of the images or, of small prompts, all images of some.
+
+    A ratio grows with the number of prompts, and one image of a prompt tells nothing of its shares.
+    """
+    sizes = prompts.bincount()
+    if not _small(prompts):
+        return torch.randperm(len(prompts), generator=source)[:_NULL_IMAGES]
+    order = torch.randperm(len(sizes), generator=source)
+    chosen = torch.zeros_like(sizes, dtype=torch.bool)
+    chosen[order[sizes[order].cumsum(0) <= max(_NULL_IMAGES, int(sizes.max()))]] = True
+    return chosen[prompts].nonzero().squeeze(1)
+
+
+def uneven(each: Judged, settings: HiddenAttributeSettings) -> bool:
+    """Whether shares differ between prompts by so much that it may be a bias."""
+    return each.possible and difference_of(each.fit.shares) >= settings.least_difference
+
+
+def difference_of(shares: Tensor) -> float:
+    """Twice the standard deviation of the prompts' shares, of the value that differs most."""
+    there = shares[shares.isfinite().all(1)]
+    return 2 * float((there - there.mean(0)).square().mean(0).max().sqrt())

@@ -1,0 +1,53 @@
+"""How hidden attributes are looked for: every number that a user may set."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from invdiff_pl.utils.errors import InvDiffError
+
+
+@dataclass(frozen=True)
+class HiddenAttributeSettings:
+    """How hidden attributes are looked for.
+
+    Attributes:
+        components: D, principal components within prompts. Few keep out pairs of unlike things; 20
+            instead of 10 leave race of the rendered FairFace hardly aligned (0.3, not 0.94).
+        starts: starting points for attributes of two values; half of them directions of skewness.
+        values: K, numbers of values that are tried beside two; none looks for two values only.
+        candidates: the most that are returned.
+        alpha: how often a bias may be reported where there is none.
+        resamples: data sets without a bias that the search is repeated on, at least
+            ``1 / alpha - 1``.
+        least_difference: smallest difference of shares between prompts (twice their standard
+            deviation) that is called a bias, however certain it is.
+        quantile: share of the prompts in which an attribute need not be clear.
+        most_images: images that are searched, drawn at random; all images are assigned.
+        seed: of starts, resamples and the images searched.
+
+    Raises:
+        ValueError: if the test could never report a bias: its p-value is at least
+            ``1 / (resamples + 1)``.
+    """
+
+    components: int = 10
+    starts: int = 60
+    values: Sequence[int] = (4, 8, 16, 32)
+    candidates: int = 5
+    alpha: float = 0.05
+    resamples: int = 19
+    least_difference: float = 0.1
+    quantile: float = 0.3
+    most_images: int = 5000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a level that the test cannot reach."""
+        if not 1 / (self.resamples + 1) <= self.alpha < 1:
+            raise InvDiffError(
+                f"alpha={self.alpha} with resamples={self.resamples}: expected alpha from "
+                f"1/(resamples + 1) = {1 / (self.resamples + 1):.3g} to below 1, since no p-value "
+                "is lower; give more resamples.",
+                "alpha",
+                "resamples",
+            )
