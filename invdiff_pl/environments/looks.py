@@ -1,19 +1,21 @@
 """Whether prompts differ in how often they show an attribute, or in how it looks in them.
 
-Along the line ``y`` that tells an attribute's values apart, prompts' images may be distributed
+Along the line ``y`` that tells two values of an attribute apart, prompts' images may be distributed
 differently for two reasons. Either they show the same things in *shares* of their own,
 
     y_i ~ sum_k pi_pk N(y_i - m_p; mu_k, s^2),
 
-or the same shares of things that have *looks* of their own: what the prompt names moves, stretches
-and bends the line,
+of the two values or up to five that lie on the line, such as tones of skin. Or the two values are
+equally frequent in all prompts and have *looks* of their own: what the prompt names moves,
+stretches and bends the line,
 
     t_i ~ sum_k pi_k N(t_i; mu_k, s^2),    t = sinh(asinh((y - m_p) / b_p) - c_p),
 
 which is the sinh-arcsinh transformation (Jones and Pewsey, Biometrika 96, 2009): smooth and
 increasing, with a scale and a skewness of each prompt's own. It makes a heap skewed, but never
-moves images from one heap to another. Both are fitted by maximum likelihood with 2 to 5 heaps, as
-many as the Bayesian information criterion likes, and compared by it.
+moves images from one heap to another. (With more heaps than two it could: rare ones at both ends,
+of which each prompt hides another in its main one.) Both are fitted by maximum likelihood and
+compared by the Bayesian information criterion.
 """
 
 import math
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from invdiff_pl.environments.shared_values import prompt_means
 
-_HEAPS = (2, 3, 4, 5)
+_HEAPS_OF_SHARES = (2, 3, 4, 5)
 _STEPS = 200
 _LEAST_WIDTH = 0.05
 # A prompt of few images would bend its line to fit them: its scale and skewness are drawn to those
@@ -116,8 +118,10 @@ def shares_over_looks(line: Tensor, prompts: Tensor, places: Tensor) -> float:
     """
     deviation = (line - places[prompts]).std().clamp(min=1e-12)
     line, places = line / deviation, places / deviation
-    shares = min(_shares(line, prompts, places, heaps).criterion(line, prompts) for heaps in _HEAPS)
-    looks = min(_looks(line, prompts, heaps).criterion(line, prompts) for heaps in _HEAPS)
+    shares = min(
+        _shares(line, prompts, places, heaps).criterion(line, prompts) for heaps in _HEAPS_OF_SHARES
+    )
+    looks = _looks(line, prompts).criterion(line, prompts)
     return (looks - shares) / 2
 
 
@@ -131,11 +135,11 @@ def _shares(line: Tensor, prompts: Tensor, places: Tensor, heaps: int) -> _Expla
     return _explanation(middles, (counts + 1).log(), places, None)
 
 
-def _looks(line: Tensor, prompts: Tensor, heaps: int) -> _Explanation:
+def _looks(line: Tensor, prompts: Tensor) -> _Explanation:
     """Where the fit of own looks starts: at straight lines, the prompts' means on each other."""
     places = prompt_means(line, prompts)
-    weights, bends = line.new_zeros(1, heaps), line.new_zeros(2, len(places))
-    return _explanation(_quantiles(line - places[prompts], heaps), weights, places, bends)
+    weights, bends = line.new_zeros(1, 2), line.new_zeros(2, len(places))
+    return _explanation(_quantiles(line - places[prompts], 2), weights, places, bends)
 
 
 def _quantiles(line: Tensor, heaps: int) -> Tensor:
