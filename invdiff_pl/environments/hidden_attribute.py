@@ -42,9 +42,9 @@ have; what one prompt alone shows cannot go along with prompts. *Informative*: t
 ratio of own over equal shares, in nats an image, less what chance adds (half its degrees of
 freedom): ``evidence``. *Aligned*: each prompt refits its groups alone, and their differences must
 point the same way in all prompts; otherwise which group of one prompt answers to which of another
-is not in the data. *By shares*: what prompts name may make the same values look different, too;
-prompts' own shares must explain the line that tells two values apart better than own looks do
-(:mod:`invdiff_pl.environments.looks`).
+is not in the data. *Many values* tell a little of what is named, too. They come first only where
+they tell more than two do and these differ in looks rather than in shares: what prompts name may
+make the same two values look different (:mod:`invdiff_pl.environments.looks`).
 
 The test
 --------
@@ -54,12 +54,11 @@ the whole search is repeated (whitening and starts included); the largest streng
 times the root of the ratio, is what chance does. *Alignment*: the differences
 between groups of each prompt are turned by random rotations, which makes prompts unrelated, and the
 p-value is multiplied by the number of candidates whose shares differ (Bonferroni), which is
-independent of alignment. A bias is reported where both are at most ``alpha`` and shares explain
-more than looks, so where either kind of nothing holds it is reported in at most ``alpha`` of data
-sets.
+independent of alignment. A bias is reported where both are at most ``alpha``, so where either kind
+of nothing holds it is reported in at most ``alpha`` of data sets.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -154,8 +153,7 @@ def find_hidden_attributes(
         return []
     found = search(space, settings.starts, settings.values, settings.quantile, settings.seed)
     judged = [aligned(each, space, settings.seed) for each in found]
-    judged = [_explained(each, space, settings) for each in judged]
-    judged = _ranked(judged, settings)[: settings.candidates]
+    judged = _ranked(judged, space, settings)[: settings.candidates]
     chances = by_chance(space, judged, settings)
     # Whether shares differ tells nothing of alignment, so only those that do are tested for it.
     tested = sum(
@@ -169,41 +167,42 @@ def find_hidden_attributes(
     ]
 
 
-def _explained(each: Judged, space: Space, settings: HiddenAttributeSettings) -> Judged:
-    """With how much better shares explain two values that may be a bias than looks do.
+def _ranked(judged: list[Judged], space: Space, settings: HiddenAttributeSettings) -> list[Judged]:
+    """Uneven ones first, of these aligned ones, by strength.
+
+    One of many values comes ahead of all if it is aligned, tells more than the first of two values,
+    and that is rather a matter of looks.
+    """
+
+    def order(each: Judged) -> tuple[bool, bool, bool, float]:
+        alike = _alike(each, settings)
+        strength = each.strength if alike else each.gain
+        return uneven(each, settings), alike, each.possible, strength
+
+    two = sorted((each for each in judged if each.values == 2), key=order, reverse=True)
+    many = [each for each in judged if each.values > 2 and _alike(each, settings)]
+    if many:
+        best = max(many, key=lambda each: each.evidence)
+        if not two or not _alike(two[0], settings):
+            return [best, *two]
+        if best.evidence > two[0].evidence and not _by_shares(two[0], space):
+            return [best, *two]
+    return two
+
+
+def _by_shares(each: Judged, space: Space) -> bool:
+    """Whether shares explain better than looks how prompts differ between two values.
 
     Any looks explain few images, so prompts of more are asked, where there are two.
     """
     large = space.prompts.bincount() >= PART_IMAGES
-    may_be = uneven(each, settings) and each.p_alignment <= settings.alpha
-    if each.values > 2 or not may_be or int(large.sum()) < 2:
-        return each
+    if int(large.sum()) < 2:
+        return True
     rows = large[space.prompts]
     asked = space.rows(rows)
     direction = each.fit.precision @ (each.fit.delta[1] - each.fit.delta[0])
     places = each.fit.places[large] @ direction
-    return replace(
-        each, over_looks=shares_over_looks(asked.values @ direction, asked.prompts, places)
-    )
-
-
-def _ranked(judged: list[Judged], settings: HiddenAttributeSettings) -> list[Judged]:
-    """Uneven ones first, of these aligned ones that shares explain, by strength.
-
-    Where there is none of two values, the one of many values that tells most comes ahead if it is
-    aligned.
-    """
-
-    def order(each: Judged) -> tuple[bool, bool, bool, bool, float]:
-        alike, by_shares = _alike(each, settings), each.over_looks > 0
-        strength = each.strength if alike else each.gain
-        return uneven(each, settings), alike, by_shares, each.possible, strength
-
-    two = sorted((each for each in judged if each.values == 2), key=order, reverse=True)
-    many = [each for each in judged if each.values > 2 and _alike(each, settings)]
-    if many and not (two and all(order(two[0])[:3])):
-        return [max(many, key=lambda each: each.evidence), *two]
-    return two
+    return shares_over_looks(asked.values @ direction, asked.prompts, places) > 0
 
 
 def _alike(each: Judged, settings: HiddenAttributeSettings) -> bool:
@@ -276,11 +275,6 @@ def _verdict(
         reason = f"shares differ between prompts by no more than chance ({chance})."
     elif p_alignment > settings.alpha:
         return "unaligned", f"what differs between groups is not the same in all prompts ({told})."
-    elif each.over_looks <= 0:
-        reason = (
-            "prompts differ in how the groups look rather than in how frequent they are "
-            f"(by {-each.over_looks:.1f} nats)."
-        )
     else:
         return "bias", (
             f"groups that look the same in all prompts differ in their shares by {difference:.2f} "

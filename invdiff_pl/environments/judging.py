@@ -3,7 +3,6 @@
 The terms are those of :mod:`invdiff_pl.environments.hidden_attribute`.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -48,8 +47,6 @@ class Judged:
         evidence: what of it chance does not explain, in nats an image.
         alignment: cosine of the parts' differences between groups.
         p_alignment: how often that of unrelated parts is as large.
-        over_looks: how much better own shares explain two values than own looks do, in nats of all
-            images; infinite where it has not been asked.
     """
 
     fit: Fit
@@ -59,7 +56,6 @@ class Judged:
     evidence: float = 0.0
     alignment: float = 0.0
     p_alignment: float = 1.0
-    over_looks: float = math.inf
 
     @property
     def values(self) -> int:

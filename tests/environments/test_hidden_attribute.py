@@ -119,9 +119,10 @@ def test_one_prompt_or_a_handful_of_images_is_untestable() -> None:
 
 
 def test_prompts_of_few_images_are_compared_together() -> None:
-    shares = torch.rand(300, generator=torch.Generator().manual_seed(1)).tolist()
+    source = torch.Generator().manual_seed(1)
+    shares = torch.rand(300, generator=source).tolist()
     features, prompts, attribute = _images(1800, shares, apart=8.0)
-    features[:, 0] = torch.randn(1800) + (prompts % 7)
+    features[:, 0] = torch.randn(1800, generator=source) + (prompts % 7)
     found = find_hidden_attributes(features, prompts, QUICK)[0]
     # Where all six images of a prompt have one value, nothing tells which it is.
     counts = torch.zeros(300).index_add(0, prompts, attribute.float())
@@ -172,19 +173,6 @@ def test_wrong_shapes_and_values_are_refused() -> None:
 def test_a_level_that_no_p_value_reaches_is_refused(settings: dict[str, float]) -> None:
     with pytest.raises(InvDiffError, match=r"expected alpha from 1/\(resamples \+ 1\)"):
         HiddenAttributeSettings(**settings)  # type: ignore[arg-type]
-
-
-def test_a_line_that_prompts_bend_is_no_bias_though_groups_differ_in_shares() -> None:
-    source = torch.Generator().manual_seed(0)
-    prompts = torch.arange(3000) % 2
-    noise = torch.randn(3000, 6, generator=source, dtype=torch.float64)
-    skewness = torch.tensor([-0.6, 0.6], dtype=torch.float64)[prompts]
-    upper = torch.randint(2, (3000,), generator=source)
-    line = torch.sinh((upper * 2 - 1 + 0.6 * noise[:, 0]).asinh() + skewness)
-    features = torch.cat([line[:, None], 0.3 * noise[:, 1:]], dim=1)
-    found = find_hidden_attributes(features, prompts)
-    assert all(each.verdict != "bias" for each in found)
-    assert any("how the groups look" in each.reason for each in found)
 
 
 @pytest.mark.parametrize(("rarer", "expected"), [(0.1, True), (0.5, False)])
