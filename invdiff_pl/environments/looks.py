@@ -5,17 +5,18 @@ differently for two reasons. Either they show the same things in *shares* of the
 
     y_i ~ sum_k pi_pk N(y_i - m_p; mu_k, s^2),
 
-of the two values or up to five that lie on the line, such as tones of skin. Or the two values are
-equally frequent in all prompts and have *looks* of their own: what the prompt names moves,
-stretches and bends the line,
+or the same shares of things that have *looks* of their own: what the prompt names moves, stretches
+and bends the line,
 
     t_i ~ sum_k pi_k N(t_i; mu_k, s^2),    t = sinh(asinh((y - m_p) / b_p) - c_p),
 
 which is the sinh-arcsinh transformation (Jones and Pewsey, Biometrika 96, 2009): smooth and
-increasing, with a scale and a skewness of each prompt's own. It makes a heap skewed, but never
-moves images from one heap to another. (With more heaps than two it could: rare ones at both ends,
-of which each prompt hides another in its main one.) Both are fitted by maximum likelihood and
-compared by the Bayesian information criterion.
+increasing, with a scale and a skewness of each prompt's own. It makes a heap skewed, but does not
+move images from one heap to another. Both are fitted by maximum likelihood with 2 to 5 heaps, as
+many as the Bayesian information criterion likes, and compared by it.
+
+Where nearly all images of each prompt are in one heap, looks may explain as much as shares do: each
+prompt's line hides in the main heap what is rare in the other. So this is no test of a bias.
 """
 
 import math
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from invdiff_pl.environments.shared_values import prompt_means
 
-_HEAPS_OF_SHARES = (2, 3, 4, 5)
+_HEAPS = (2, 3, 4, 5)
 _STEPS = 200
 _LEAST_WIDTH = 0.05
 # A prompt of few images would bend its line to fit them: its scale and skewness are drawn to those
@@ -118,10 +119,8 @@ def shares_over_looks(line: Tensor, prompts: Tensor, places: Tensor) -> float:
     """
     deviation = (line - places[prompts]).std().clamp(min=1e-12)
     line, places = line / deviation, places / deviation
-    shares = min(
-        _shares(line, prompts, places, heaps).criterion(line, prompts) for heaps in _HEAPS_OF_SHARES
-    )
-    looks = _looks(line, prompts).criterion(line, prompts)
+    shares = min(_shares(line, prompts, places, heaps).criterion(line, prompts) for heaps in _HEAPS)
+    looks = min(_looks(line, prompts, heaps).criterion(line, prompts) for heaps in _HEAPS)
     return (looks - shares) / 2
 
 
@@ -135,11 +134,11 @@ def _shares(line: Tensor, prompts: Tensor, places: Tensor, heaps: int) -> _Expla
     return _explanation(middles, (counts + 1).log(), places, None)
 
 
-def _looks(line: Tensor, prompts: Tensor) -> _Explanation:
+def _looks(line: Tensor, prompts: Tensor, heaps: int) -> _Explanation:
     """Where the fit of own looks starts: at straight lines, the prompts' means on each other."""
     places = prompt_means(line, prompts)
-    weights, bends = line.new_zeros(1, 2), line.new_zeros(2, len(places))
-    return _explanation(_quantiles(line - places[prompts], 2), weights, places, bends)
+    weights, bends = line.new_zeros(1, heaps), line.new_zeros(2, len(places))
+    return _explanation(_quantiles(line - places[prompts], heaps), weights, places, bends)
 
 
 def _quantiles(line: Tensor, heaps: int) -> Tensor:
