@@ -42,10 +42,12 @@ def test_the_pages_have_commands() -> None:
     assert len(LINES) >= 30
 
 
-def test_the_readme_is_short() -> None:
+def test_the_readme_and_the_method_are_short() -> None:
     lines = PAGES[0].read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 120
     assert all(len(line) <= 120 for line in lines)
+    words = (REPOSITORY / "docs" / "method.md").read_text(encoding="utf-8").split()
+    assert sum(bool(re.search(r"\w", word)) for word in words) <= 2000
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
