@@ -15,8 +15,6 @@ ARGS     ?=
 DEVICE   ?= cpu
 # Words of the shell: a folder with a space is quoted in it, RUNS="'runs/my birds' runs/b".
 RUNS     ?= $(call quote,$(RUN_DIR))
-REPORTS  ?= runs/NAME/$(SCALE)
-NAMES    ?= waterbirds celeba fairface
 OUTPUT   ?= $(RUN_DIR)/export
 
 PYTHON3  ?= python3.11
@@ -26,12 +24,6 @@ READY    := $(VENV)/.installed
 
 # A value as one word of the shell, whatever it holds.
 quote = '$(subst ','\'',$(1))'
-
-# Ends one command of a recipe and begins the next.
-define NEXT
-
-	
-endef
 
 WHERE = $(if $(DEVICES),--devices $(call quote,$(DEVICES))) \
   $(if $(NUM_NODES),--num-nodes $(NUM_NODES)) $(if $(LAUNCHER),--launcher $(call quote,$(LAUNCHER)))
@@ -43,7 +35,7 @@ OPTIONS = $(NAMED) --run-dir $(call quote,$(RUN_DIR)) \
   $(WHERE) --seed_everything=$(SEED) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train augment compare docs docs-reports backbone check-data sweep export ablation bench tensorboard verify replay test test-slow soak lint format type clean
+.PHONY: help setup train augment compare docs backbone check-data sweep export ablation evidence bench tensorboard verify replay test test-slow soak lint format type clean
 
 help: ## list the targets and variables
 	@echo "targets:"
@@ -61,8 +53,6 @@ help: ## list the targets and variables
 	@echo "  LAUNCHER="$(call quote,$(LAUNCHER))"                 starts a stage's processes, such as srun; one machine needs none"
 	@echo "  RUN_DIR="$(call quote,$(RUN_DIR))"  run folder"
 	@echo "  RUNS="$(call quote,$(RUNS))"     run folders to sweep"
-	@echo "  REPORTS="$(call quote,$(REPORTS))"      run folders to copy reports of; NAME stands for each of NAMES"
-	@echo "  NAMES="$(call quote,$(NAMES))"  experiments to copy reports of"
 	@echo "  OUTPUT="$(call quote,$(OUTPUT))"  folder to export to"
 	@echo "  SEED="$(call quote,$(SEED))"                   of everything random"
 	@echo "  ARGS="$(call quote,$(ARGS))"                    Lightning CLI overrides, such as --model.lambda_=10"
@@ -98,15 +88,15 @@ export: setup ## write backbone, adapter and model card of RUN_DIR into the fold
 ablation: setup ## what each part of the method is worth, on the run in RUN_DIR (hours)
 	$(PYTHON) benchmarks/ablation.py $(call quote,$(RUN_DIR)) $(ARGS)
 
+evidence: setup ## make every figure of README and docs anew, in ./evidence (days); goes on where it stopped
+	$(PYTHON) benchmarks/evidence.py $(ARGS)
+
 bench: setup ## every stage against the reference's recipe, in one run; DEVICE=cuda on a GPU
 	HF_HUB_OFFLINE=1 $(PYTHON) benchmarks/bench.py --device $(DEVICE) $(ARGS)
 
 docs: setup ## a page for each public name, in docs/build
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	$(PYTHON) -m sphinx -W -q docs/api docs/build
-
-docs-reports: setup ## copy the reports of the runs REPORTS, small, into docs/reports
-	$(foreach name,$(NAMES),$(PYTHON) -m invdiff_pl report --run-dir $(call quote,$(subst NAME,$(name),$(REPORTS))) --into docs/reports/$(name)$(NEXT))
 
 tensorboard: setup ## open the run's dashboard
 	$(VENV)/bin/tensorboard --logdir $(call quote,$(RUN_DIR)/tensorboard)

@@ -106,8 +106,9 @@ class FitEvaluation(pl.Callback):
                 device = pl_module.device
                 self._scores.update(prompts.to(device), images.to(device))
         self.figures = quick_figures(self._scores.figures(), data.attribute)
-        if trainer.logger is not None and trainer.is_global_zero:
-            trainer.logger.log_metrics(self.figures, trainer.global_step)
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.log_metrics(self.figures, trainer.global_step)
 
     def _draw(
         self, pipeline: Any, module: pl.LightningModule, indices: Tensor, prompts: Tensor

@@ -143,8 +143,8 @@ class HeldOutSelection(pl.Callback):
         finally:
             for average in averages:
                 average.restore(pl_module)
-        if trainer.logger is not None:
-            trainer.logger.log_metrics({"heldout/objective": value}, step)
+        for logger in trainer.loggers:
+            logger.log_metrics({"heldout/objective": value}, step)
 
     def _consider(self, step: int, losses: Tensor, module: InvariantAdapter) -> float:
         """Take in a candidate, and keep its weights if it is the one to choose so far."""

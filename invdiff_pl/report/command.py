@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from invdiff_pl.report.card import write_card
-from invdiff_pl.report.copy import copy_report
 from invdiff_pl.report.run import write_report
 from invdiff_pl.workflow.records import FILES, refresh, require_intact
 
@@ -22,13 +21,7 @@ def run_report(command: str, arguments: Sequence[str]) -> None:
         write_card(parser.parse_args(arguments).run_dir)
         return
     parser.add_argument("--seed", type=int, default=0, help="of the run, to be told")
-    parser.add_argument(
-        "--into", type=Path, metavar="FOLDER", help="a small copy for documentation, instead"
-    )
     options = parser.parse_args(arguments)
-    if options.into is not None:
-        copy_report(options.run_dir, options.into)
-        return
     for stage in ("environments", "adapter", "samples"):
         if (options.run_dir / stage / FILES).is_file():  # earlier versions recorded no digests
             require_intact(options.run_dir / stage)

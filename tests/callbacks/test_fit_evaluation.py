@@ -1,11 +1,12 @@
 """Quick looks during training: what they log, and that they leave training alone."""
 
+import csv
 from pathlib import Path
 
 import pytest
 import torch
 from pytorch_lightning import Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from trainers import quiet_trainer
@@ -25,7 +26,8 @@ SCORING = EvaluationSettings(resolution=32)
 
 def _train(folder: Path, module_of, backbone: Path, environments: Path, callbacks: list) -> dict:
     module = InvariantAdapter(str(backbone), learning_rate=0.01, warmup_steps=1)
-    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+    board = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+    logger = [board, CSVLogger(folder, name="csv", version="")]
     callbacks = [ExponentialMovingAverage(0.5), *callbacks]
     trainer = quiet_trainer(
         folder, callbacks=callbacks, logger=logger, max_steps=4, log_every_n_steps=1
@@ -69,6 +71,12 @@ def test_bias_and_quality_are_logged_at_every_look(events) -> None:
     assert 0 <= low <= value <= high <= 1
     assert {"train/mean_risk", "train/risk_variance", "train/risk/environment_0"} <= set(tags)
     assert [event.step for event in events.Images("samples/grid")] == [0, 2, 4]
+
+
+def test_every_logger_has_the_figures_of_a_look(looked_at) -> None:
+    with (looked_at[0] / "csv" / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("bias/background")]
+    assert [int(row["step"]) for row in rows] == [0, 2, 4]
 
 
 def test_the_layout_names_tags_that_are_there(events) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from invdiff_pl.cli import experiment as runner
+from invdiff_pl.cli.audit import _parser as audit_parser
 from invdiff_pl.cli.lightning import check
 from invdiff_pl.cli.main import main
 from invdiff_pl.workflow.stages import LIGHTNING, PLANS, STAGES
@@ -26,13 +27,42 @@ def _lines(text: str) -> list[str]:
     return [line for block in commands for line in block.splitlines() if line.strip()]
 
 
-README_LINES = [
-    line for line in _lines(PAGES[0].read_text(encoding="utf-8")) if line.startswith("make ")
-]
+# Of all pages, with lines that end in a backslash joined.
+LINES = list(
+    dict.fromkeys(
+        line
+        for page in PAGES
+        for line in _lines(page.read_text(encoding="utf-8").replace("\\\n", ""))
+        if line.startswith(("make ", "invdiff "))
+    )
+)
 
 
-def test_the_readme_has_commands() -> None:
-    assert len(README_LINES) >= 10
+def test_the_pages_have_commands() -> None:
+    assert len(LINES) >= 30
+
+
+def test_the_readme_and_the_method_are_short() -> None:
+    lines = PAGES[0].read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 120
+    assert all(len(line) <= 120 for line in lines)
+    words = (REPOSITORY / "docs" / "method.md").read_text(encoding="utf-8").split()
+    assert sum(bool(re.search(r"\w", word)) for word in words) <= 2000
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings_that_there_are(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        name, _, heading = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not heading or heading in _headings(target), link
+
+
+def _headings(page: Path) -> set[str]:
+    """Anchors as GitHub makes them of headings."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -55,10 +85,10 @@ def _commands() -> set[str]:
     return set(re.findall(r"^  ([a-z]+)  ", text, flags=re.MULTILINE))
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@pytest.mark.parametrize("line", README_LINES, ids=lambda line: line.split("#")[0].strip())
-def test_what_make_would_run_is_understood(line: str, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(REPOSITORY)
+def _commands_of(line: str) -> list[list[str]]:
+    """Words after ``python -m invdiff_pl`` of what a line would run."""
+    if line.startswith("invdiff "):
+        return [shlex.split(line, comments=True)[1:]]
     told = subprocess.run(
         ["bash", "-c", line],
         env={**os.environ, "MAKEFLAGS": "n"},
@@ -66,15 +96,23 @@ def test_what_make_would_run_is_understood(line: str, monkeypatch, capsys) -> No
         text=True,
         check=True,
     ).stdout
-    for words in map(shlex.split, told.replace("\\\n", " ").splitlines()):
-        if words[1:3] != ["-m", "invdiff_pl"]:
+    ran = map(shlex.split, told.replace("\\\n", " ").splitlines())
+    return [words[3:] for words in ran if words[1:3] == ["-m", "invdiff_pl"]]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("line", LINES, ids=lambda line: line.split("#")[0].strip())
+def test_what_a_line_would_run_is_understood(line: str, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    for command, *arguments in _commands_of(line):
+        if command == "audit":
+            audit_parser().parse_args(arguments)
             continue
-        command, arguments = words[3], words[4:]
         if command not in PLANS:
             with pytest.raises(SystemExit):
                 main([command, "--help"])
             known = capsys.readouterr().out
-            assert all(w in known for w in arguments if w.startswith("--"))
+            assert all(w.split("=")[0] in known for w in arguments if w.startswith("--"))
             continue
         experiment = runner.experiment_of(command, arguments)
         for name in PLANS[command]:

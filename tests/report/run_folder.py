@@ -71,7 +71,9 @@ METRICS: dict = {
         "reference_images": 12,
         "n": 4,
     },
-    "distances": {"cmmd": {"backend": "invdiff-pl", "extractor": "clip", "n": 4}},
+    "distances": {
+        "cmmd": {"backend": "invdiff-pl", "extractor": "clip", "n": 4, "reference_images": 12}
+    },
     "manifold": {"neighbours": 3},
     "attribute": "background",
 }

@@ -229,27 +229,6 @@ def test_plots_are_written(run_dir: Path) -> None:
         assert min(image.size) > 100
 
 
-def test_a_copy_for_documentation_is_small_and_complete(run_dir: Path, capsys) -> None:
-    assert main(["report", "--run-dir", str(run_dir), "--into", str(run_dir / "docs")]) == 2
-    assert "report.md is missing" in capsys.readouterr().err
-    sheets = run_dir / "environments" / "candidate-0"
-    sheets.mkdir()
-    Image.new("RGB", (2000, 1000), "red").save(sheets / "sheet-1.png")
-    write_report(run_dir, seed=3)
-    for _ in range(2):  # a second copy replaces the first
-        assert main(["report", "--run-dir", str(run_dir), "--into", str(run_dir / "docs")]) == 0
-    text = (run_dir / "docs" / "README.md").read_text()
-    links = [part.split(")")[0] for part in text.split("](")[1:]]
-    files = {path.name for path in (run_dir / "docs").iterdir()}
-    assert len(links) == 4
-    assert files == {*links, "README.md"}
-    widths = [Image.open(run_dir / "docs" / link).width for link in links]
-    assert max(widths) == 1000
-    assert text.split("](")[0].startswith("# InvDiff on waterbirds")
-    assert str(run_dir) not in text  # a page of the project tells nothing of the machine's folders
-    assert "`make replay` of the run folder makes the run anew" in text
-
-
 def test_the_command_tells_which_stage_is_missing(run_dir: Path, capsys) -> None:
     (run_dir / "samples" / "metrics.json").unlink()
     assert main(["report", "--run-dir", str(run_dir)]) == 2

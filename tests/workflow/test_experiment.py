@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,16 @@ def test_a_finished_run_is_swept_once_loaded_and_exported(finished, monkeypatch,
     assert "nowhere is no finished run" in capsys.readouterr().err
     assert main(["sweep", "--runs", "run", "--invariant-scales", "0.001"]) == 2
     assert "two decimals" in capsys.readouterr().err
+
+
+def test_evidence_reads_a_finished_run(finished, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(EXPERIMENTS.parent / "benchmarks"))
+    evidence = import_module("evidence")
+    found = evidence.facts(evidence.Row("run", "train", ()), finished[0] / "run")
+    assert len(found["digest"]) == 12
+    bias = found["report"]["bias"]["before"]["mean"]
+    assert f"| run | {found['digest']} | " in evidence.tables({"run": found}, {"run": "train"})
+    assert f" | {bias:.3f} [" in evidence.tables({"run": found}, {"run": "train"})
 
 
 @pytest.mark.slow

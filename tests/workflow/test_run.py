@@ -432,15 +432,6 @@ def test_make_hands_every_path_over_as_one_word(path: str) -> None:
         assert all(words[words.index(flag) + 1] == path for flag in flags)
 
 
-def test_make_docs_reports_copies_the_report_of_each_name() -> None:
-    *_, first, last = _lines_of_make("docs-reports", "REPORTS=/runs/NAME-0", "NAMES=celeba mine")
-    assert first.endswith("report --run-dir '/runs/celeba-0' --into docs/reports/celeba")
-    assert last.endswith("report --run-dir '/runs/mine-0' --into docs/reports/mine")
-    lines = _lines_of_make("docs-reports", "SCALE=sd14")[-3:]
-    folders = [shlex.split(line.split("--run-dir ")[1])[0] for line in lines]
-    assert folders == [f"runs/{name}/sd14" for name in ("waterbirds", "celeba", "fairface")]
-
-
 def _lines_of_make(*words: str) -> list[str]:
     """What make would run."""
     told = subprocess.run(

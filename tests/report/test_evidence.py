@@ -1,0 +1,118 @@
+"""``make evidence``: its rows are commands that parse, and its tables what their folders hold."""
+
+import json
+import shlex
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from run_folder import write_run
+
+from invdiff_pl.cli.audit import _parser
+from invdiff_pl.cli.experiment import experiment_of
+from invdiff_pl.cli.lightning import check
+from invdiff_pl.report.run import write_report
+from invdiff_pl.workflow.records import write_record
+from invdiff_pl.workflow.stages import LIGHTNING, PLANS, STAGES
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def evidence(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    return import_module("evidence")
+
+
+def _finish(folder: Path, revision: str = "abc") -> None:
+    """A finished run by hand."""
+    write_run(folder)
+    for stage in ("samples", "adapter"):
+        record = json.loads((folder / stage / "stage.json").read_text())
+        write_record(folder / stage / "stage.json", {**record, "revision": revision})
+    (folder / "adapter" / "calibration.json").write_text('{"scale": 1.06, "reason": "by hand"}')
+    write_report(folder, seed=0)
+
+
+def test_every_command_is_one_that_the_command_line_takes(evidence, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    parsed = set()
+    for row in evidence.rows(tmp_path).values():
+        _, _, command, *words = row.command
+        if row.kind in PLANS:
+            experiment = experiment_of(command, words)
+            key = (experiment.files, bool(experiment.overrides))
+            if key not in parsed:  # seeds differ in nothing that is parsed
+                for name in PLANS[command]:
+                    if STAGES[name].command in LIGHTNING and experiment.overrides.get(name):
+                        check(experiment.arguments(STAGES[name]))
+            parsed.add(key)
+        elif row.kind == "audit":
+            assert _parser().parse_args(words).output == tmp_path / row.name
+        else:
+            assert (REPOSITORY / row.command[0]).is_file()
+    assert parsed
+
+
+def test_three_seeds_of_every_set_and_ratio_have_a_row(evidence, tmp_path) -> None:
+    names = list(evidence.rows(tmp_path))
+    for start in ("waterbirds", "celeba-1_2_2_1", "fairface-8_4_1_1", "prompts-celeba"):
+        assert {f"{start}-{seed}" for seed in (0, 1, 2)} <= set(names)
+    # What a row reads of another comes before it.
+    assert names.index("celeba-1_2_2_1-backbone") < names.index("celeba-1_2_2_1-0")
+    assert names.index("waterbirds-0") < names.index("prompts-waterbirds-0-audit")
+
+
+def test_tables_tell_figures_digests_and_revisions_of_what_is_there(evidence, tmp_path) -> None:
+    _finish(tmp_path / "waterbirds-0")
+    _finish(tmp_path / "waterbirds-1", "def")
+    evidence.write(tmp_path)
+    found = json.loads((tmp_path / "evidence.json").read_text())
+    assert list(found) == ["waterbirds-0", "waterbirds-1"]
+    assert found["waterbirds-1"]["revisions"] == ["def"]
+    digest = found["waterbirds-0"]["digest"]
+    assert digest != found["waterbirds-1"]["digest"]
+    text = (tmp_path / "tables.md").read_text()
+    assert "at revision abc, def." in text
+    row = f"| waterbirds-0 | {digest} | 0.900 | 0.940 [0.900, 0.980] | 0.080 [0.040, 0.120] | "
+    assert f"{row}99.0 → 98.0 % | 450.0 → 420.0 | 0.988 / – | 1.06 | bias |" in text
+    assert "| environment AUC |" in text  # what compare tells of them
+
+
+def test_an_audit_and_a_grid_are_read_from_what_they_wrote(evidence, tmp_path, monkeypatch) -> None:
+    def ran(words, **_):
+        bias = {"mean": 0.1, "interval": [0.05, 0.15]}
+        figure = {"attribute": "gender", "when": "after", "measures": {"bias": bias}}
+        if "audit" in words:
+            folder = Path(words[words.index("--output") + 1])
+            folder.mkdir()
+            (folder / "audit.json").write_text(json.dumps({"figures": [figure]}))
+            return evidence.subprocess.CompletedProcess(words, 0)
+        return evidence.subprocess.CompletedProcess(words, 0, b"| data set |\n| --- |\n| birds |\n")
+
+    monkeypatch.setattr(evidence.subprocess, "run", ran)
+    monkeypatch.setattr(evidence, "provenance", lambda: {"revision": "abc"})
+    evidence.main(["--output", str(tmp_path), "--only", "prompts-celeba-0-audit", "discovery"])
+    text = (tmp_path / "tables.md").read_text()
+    assert "| gender | after | 0.100 [0.050, 0.150] |" in text
+    assert "| data set |\n| --- |\n| birds |" in text
+
+
+def test_a_failed_row_is_named_and_so_is_an_unknown_one(
+    evidence, tmp_path, monkeypatch, capsys
+) -> None:
+    failed = evidence.subprocess.CompletedProcess([], 2)
+    monkeypatch.setattr(evidence.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(SystemExit, match="waterbirds-0: exit status 2"):
+        evidence.main(["--output", str(tmp_path), "--only", "waterbirds-0"])
+    with pytest.raises(SystemExit):
+        evidence.main(["--only", "birds"])
+    assert "no row begins with 'birds'" in capsys.readouterr().err
+
+
+def test_the_list_tells_each_row_and_its_command(evidence, capsys) -> None:
+    evidence.main(["--list", "--only", "waterbirds-2"])
+    name, command = capsys.readouterr().out.splitlines()
+    assert name == "waterbirds-2"
+    assert shlex.split(command)[:4] == ["python", "-m", "invdiff_pl", "train"]
