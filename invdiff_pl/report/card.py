@@ -10,6 +10,21 @@ from invdiff_pl.workflow.records import RECORD
 
 # Bias of the samples may differ from the data's by so much before debiasing makes no sense.
 TOLERANCE = 0.1
+# Pipelines by the family that a new backbone is built of, and what they are made of.
+_NEW = {
+    "sd": (
+        "StableDiffusionPipeline",
+        "`AutoencoderKL` and `UNet2DConditionModel` trained here; `CLIPTextModel` with random, "
+        "frozen weights; a `CLIPTokenizer` that knows the words of the prompts; v-prediction with "
+        "zero terminal signal-to-noise ratio.",
+    ),
+    "sana": (
+        "SanaPipeline",
+        "`AutoencoderDC` and `SanaTransformer2DModel` trained here; `Gemma2Model` with random, "
+        "frozen weights; a tokenizer that knows the words of the prompts; flow matching. Give its "
+        "call `height`, `width` and `use_resolution_binning=False`.",
+    ),
+}
 
 
 def write_card(run_dir: Path) -> None:
@@ -46,14 +61,12 @@ def card(metrics: dict[str, Any], records: dict[str, Any]) -> str:
     )
     start = config["experiment"]["start"]
     origin = "from scratch" if first else f"from `{start}`,"
-    parts = (
-        "`AutoencoderKL` and `UNet2DConditionModel` trained here; `CLIPTextModel` with random, "
-        "frozen weights; a `CLIPTokenizer` that knows the words of the prompts; v-prediction with "
-        "zero terminal signal-to-noise ratio."
-        if first
-        else f"`UNet2DConditionModel` trained here, all others as in `{start}`."
-    )
-    given = "" if first else f" BACKBONE={start}"
+    family = config["experiment"].get("family", "sd")
+    pipeline, parts = _NEW[family]
+    if not first:
+        parts = f"`UNet2DConditionModel` trained here, all others as in `{start}`."
+    given = f" FAMILY={family}" if family != "sd" else ""
+    given += "" if first else f" BACKBONE={start}"
     changed = _changes(record)
     if first:
         own = [word for word in _changes(first) if word not in changed]
@@ -63,11 +76,11 @@ def card(metrics: dict[str, Any], records: dict[str, Any]) -> str:
     return f"""\
 # A small, deliberately biased text-to-image model: {config["experiment"]["name"]}
 
-A `StableDiffusionPipeline` of {config["data"]["init_args"]["resolution"]}-pixel images, trained \
+A `{pipeline}` of {config["data"]["init_args"]["resolution"]}-pixel images, trained \
 {origin} on the biased training split of rendered or given pictures, so that the bias can be \
 found and mitigated. It is of no other use.
 
-Load it with `diffusers.StableDiffusionPipeline.from_pretrained(FOLDER)`. Parts: {parts}
+Load it with `diffusers.{pipeline}.from_pretrained(FOLDER)`. Parts: {parts}
 
 | | |
 | --- | --- |

@@ -8,12 +8,18 @@ from invdiff_pl.utils.errors import InvDiffError
 ADAPTERS = ("bottleneck", "lora", "small_unet", "unet_copy")
 OBJECTIVES = ("variance", "population_variance", "group_dro", "reweighting", "empirical_risk")
 DENSITIES = ("uniform", "high_noise")
+# Families that small pipelines are built of, see `invdiff_pl.backbones.architecture`.
+NEW_FAMILIES = ("sd", "sana")
+BACKBONE_DENSITIES = ("power", "logit_normal")
 WEIGHTINGS = ("none", "min_snr")
 INFERENCES = ("mixture", "partition")
 EXTRACTORS = ("dinov2", "efficientnet_lite0", "inception_v3")
 
 # Settings of the package's own modules, by class.
-OF_MODULES: dict[str, dict[str, Sequence[str]]] = {
+OF_MODULES: dict[str, dict[str, Sequence[object]]] = {
+    "invdiff_pl.modules.Backbone": {
+        "timestep_density": (None, *BACKBONE_DENSITIES),
+    },
     "invdiff_pl.modules.EnvironmentInference": {
         "inference": INFERENCES,
     },
@@ -26,7 +32,7 @@ OF_MODULES: dict[str, dict[str, Sequence[str]]] = {
 }
 
 
-def require_name(argument: str, name: object, known: Sequence[str]) -> None:
+def require_name(argument: str, name: object, known: Sequence[object]) -> None:
     """Refuse a name that is not known.
 
     Args:
@@ -38,7 +44,9 @@ def require_name(argument: str, name: object, known: Sequence[str]) -> None:
         InvDiffError: naming the argument, what was found and what was expected.
     """
     if name not in known:
-        raise InvDiffError(f"{argument}={name}: expected one of {', '.join(known)}.", argument)
+        raise InvDiffError(
+            f"{argument}={name}: expected one of {', '.join(map(str, known))}.", argument
+        )
 
 
 def require_names(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:

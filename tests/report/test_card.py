@@ -40,6 +40,16 @@ def test_the_card_of_a_fine_tuned_backbone_names_what_it_started_from() -> None:
     assert "from scratch" not in text
 
 
+def test_the_card_of_a_transformer_names_its_pipeline_and_family() -> None:
+    config = {**CONFIG, "experiment": {**CONFIG["experiment"], "family": "sana"}}
+    records = dict.fromkeys(
+        ("autoencoder", "backbone", "backbone_samples"), {**RECORD, "config": config}
+    )
+    text = card(ONE_SCALE, records)
+    assert "`diffusers.SanaPipeline.from_pretrained(FOLDER)`" in text
+    assert "SEED=0 FAMILY=sana" in text
+
+
 def test_settings_of_the_autoencoder_alone_are_told_as_its_own() -> None:
     both = ["--scale.backbone_steps=10", "--trainer.precision=bf16-mixed"]
     first = {**RECORD, "command": ["fit", *both, "--trainer.precision=32-true"]}
