@@ -150,20 +150,11 @@ def _experiment(command: str, options: argparse.Namespace, overrides: Sequence[s
     elif command in ("train", "augment") and own_backbone.is_dir():
         flags.append(f"--experiment.backbone={own_backbone}")
     if options.family:
-        if command != "backbone" or options.backbone:
-            raise InvDiffError(
-                f"--family={options.family}: expected with `backbone` alone and without "
-                "--backbone, whose family is kept."
-            )
-        require_name("--family", options.family, NEW_FAMILIES)
+        _require_family(command, options)
         flags.append(f"--experiment.family={options.family}")
     if options.prompts is not None:
         flags.append(f"--data.prompts={options.prompts}")
-    if options.num_nodes > 1 and not options.launcher:
-        raise InvDiffError(
-            f"--num-nodes={options.num_nodes} needs --launcher=, the command that starts a stage "
-            "on every node, such as --launcher=srun; see experiments/cluster/."
-        )
+    _require_launcher(options)
     devices = [f"--trainer.devices={options.devices}"] if options.devices else []
     if options.num_nodes > 1:
         devices.append(f"--trainer.num_nodes={options.num_nodes}")
@@ -181,6 +172,23 @@ def _experiment(command: str, options: argparse.Namespace, overrides: Sequence[s
         preset = f"--experiment.backbone=asset:{shipped}"
         return replace(experiment, flags=(preset, *experiment.flags))
     return experiment
+
+
+def _require_family(command: str, options: argparse.Namespace) -> None:
+    if command != "backbone" or options.backbone:
+        raise InvDiffError(
+            f"--family={options.family}: expected with `backbone` alone and without --backbone, "
+            "whose family is kept."
+        )
+    require_name("--family", options.family, NEW_FAMILIES)
+
+
+def _require_launcher(options: argparse.Namespace) -> None:
+    if options.num_nodes > 1 and not options.launcher:
+        raise InvDiffError(
+            f"--num-nodes={options.num_nodes} needs --launcher=, the command that starts a stage "
+            "on every node, such as --launcher=srun; see experiments/cluster/."
+        )
 
 
 def _sort_overrides(

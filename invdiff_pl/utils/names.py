@@ -44,9 +44,8 @@ def require_name(argument: str, name: object, known: Sequence[object]) -> None:
         InvDiffError: naming the argument, what was found and what was expected.
     """
     if name not in known:
-        raise InvDiffError(
-            f"{argument}={name}: expected one of {', '.join(map(str, known))}.", argument
-        )
+        expected = ", ".join(str(each) for each in known if each is not None)
+        raise InvDiffError(f"{argument}={name}: expected one of {expected}.", argument)
 
 
 def require_names(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:

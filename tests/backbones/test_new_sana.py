@@ -72,7 +72,7 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 
 
 def test_a_family_that_is_not_built_is_named() -> None:
-    with pytest.raises(InvDiffError, match="architecture.family=flux: expected one of sd, sana"):
+    with pytest.raises(InvDiffError, match=r"architecture\.family=flux: expected one of sd, sana"):
         new_pipeline(replace(TINY, family="flux"), PROMPTS, 0)
 
 

@@ -42,9 +42,8 @@ def test_the_card_of_a_fine_tuned_backbone_names_what_it_started_from() -> None:
 
 def test_the_card_of_a_transformer_names_its_pipeline_and_family() -> None:
     config = {**CONFIG, "experiment": {**CONFIG["experiment"], "family": "sana"}}
-    records = dict.fromkeys(
-        ("autoencoder", "backbone", "backbone_samples"), {**RECORD, "config": config}
-    )
+    record = {**RECORD, "config": config}
+    records = dict.fromkeys(("autoencoder", "backbone", "backbone_samples"), record)
     text = card(ONE_SCALE, records)
     assert "`diffusers.SanaPipeline.from_pretrained(FOLDER)`" in text
     assert "SEED=0 FAMILY=sana" in text
