@@ -118,3 +118,16 @@ def _instruction() -> list[str]:
 def test_a_density_that_is_not_known_is_named(start: Path, tmp_path: Path) -> None:
     with pytest.raises(InvDiffError, match="timestep_density=cosine: expected one of power"):
         Backbone(str(start), str(tmp_path), timestep_density="cosine")
+
+
+def test_low_rank_updates_of_a_transformer_are_added_to_its_weights(
+    birds: Path, start: Path, tmp_path: Path
+) -> None:
+    module = Backbone(str(start), str(tmp_path), warmup_steps=1, lora_rank=2, half_precision=False)
+    data = birds_data(birds, start, tmp_path / "cache")
+    quiet_trainer(tmp_path, max_steps=2).fit(module, datamodule=data)
+    before = load_pipeline(str(start)).transformer.state_dict()
+    after = SanaPipeline.from_pretrained(tmp_path / "pipeline").transformer.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(after[name], value)}
+    assert changed
+    assert all(".attn" in name for name in changed)
