@@ -1,5 +1,7 @@
 """The model card of a new backbone."""
 
+from typing import Any
+
 import pytest
 from huggingface_hub import ModelCard
 from run_folder import METRICS
@@ -7,7 +9,7 @@ from run_folder import METRICS
 from invdiff_pl.report.card import card
 from invdiff_pl.report.metadata import with_metadata
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "experiment": {"name": "waterbirds", "scale": "mini", "start": "/models/sd"},
     "seed_everything": 0,
     "trainer": {"max_steps": 10},
