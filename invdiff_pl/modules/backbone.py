@@ -46,9 +46,9 @@ class Backbone(pl.LightningModule):
         warmup_steps: of the rate.
         conditioning_dropout: share of prompts replaced by the empty one, so that
             classifier-free guidance works.
-        timestep_density: ``power``, see ``sample_timesteps``; or ``logit_normal``, as flow-matching
-            transformers are trained, see ``logit_normal_timesteps``. If not given, the latter for
-            flow matching and the former for diffusion.
+        timestep_density: ``power``, see ``sample_timesteps``; or ``logit_normal``, as large
+            flow-matching transformers are trained, see ``logit_normal_timesteps``. Small ones learn
+            little of it where there is almost no signal, which decides about backgrounds.
         high_noise_exponent: of ``power``; 1 is uniform.
         lora_rank: of the updates (see ``invdiff_pl.adapters.LoraAdapter``); every weight is trained
             if not given.
@@ -67,7 +67,7 @@ class Backbone(pl.LightningModule):
         weight_decay: float = 0.01,
         warmup_steps: int = 200,
         conditioning_dropout: float = 0.1,
-        timestep_density: str | None = None,
+        timestep_density: str = "power",
         high_noise_exponent: float = 1.0,
         lora_rank: int | None = None,
         gradient_checkpointing: bool = False,
@@ -99,9 +99,8 @@ class Backbone(pl.LightningModule):
         if gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
         self.process = self.frozen.process
-        usual = "logit_normal" if self.process.prediction_type == "flow" else "power"
-        self.timestep_density = timestep_density or usual
-        require_name("timestep_density", self.timestep_density, BACKBONE_DENSITIES)
+        require_name("timestep_density", timestep_density, BACKBONE_DENSITIES)
+        self.timestep_density = timestep_density
 
     def use_prompts(self, conditions: Conditions) -> None:
         """Take what the prompts and, last, the empty one become."""

@@ -16,9 +16,9 @@ INFERENCES = ("mixture", "partition")
 EXTRACTORS = ("dinov2", "efficientnet_lite0", "inception_v3")
 
 # Settings of the package's own modules, by class.
-OF_MODULES: dict[str, dict[str, Sequence[object]]] = {
+OF_MODULES: dict[str, dict[str, Sequence[str]]] = {
     "invdiff_pl.modules.Backbone": {
-        "timestep_density": (None, *BACKBONE_DENSITIES),
+        "timestep_density": BACKBONE_DENSITIES,
     },
     "invdiff_pl.modules.EnvironmentInference": {
         "inference": INFERENCES,
@@ -32,7 +32,7 @@ OF_MODULES: dict[str, dict[str, Sequence[object]]] = {
 }
 
 
-def require_name(argument: str, name: object, known: Sequence[object]) -> None:
+def require_name(argument: str, name: object, known: Sequence[str]) -> None:
     """Refuse a name that is not known.
 
     Args:
@@ -44,8 +44,7 @@ def require_name(argument: str, name: object, known: Sequence[object]) -> None:
         InvDiffError: naming the argument, what was found and what was expected.
     """
     if name not in known:
-        expected = ", ".join(str(each) for each in known if each is not None)
-        raise InvDiffError(f"{argument}={name}: expected one of {expected}.", argument)
+        raise InvDiffError(f"{argument}={name}: expected one of {', '.join(known)}.", argument)
 
 
 def require_names(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:

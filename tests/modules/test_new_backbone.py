@@ -44,7 +44,13 @@ def trained(
     birds: Path, start: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, _Record]:
     folder = tmp_path_factory.mktemp("backbone")
-    module = Backbone(str(start), str(folder), warmup_steps=1, half_precision=False)
+    module = Backbone(
+        str(start),
+        str(folder),
+        warmup_steps=1,
+        timestep_density="logit_normal",
+        half_precision=False,
+    )
     data = birds_data(birds, start, folder / "cache")
     record = _Record()
     quiet_trainer(folder, max_steps=2, callbacks=[record]).fit(module, datamodule=data)
