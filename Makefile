@@ -6,6 +6,7 @@ SCALE    ?= mini
 DATA     ?=
 PROMPTS  ?=
 BACKBONE ?=
+FAMILY   ?=
 DEVICES  ?=
 NUM_NODES ?=
 LAUNCHER ?=
@@ -31,6 +32,7 @@ NAMED = --experiment $(call quote,$(EXP)) --scale $(call quote,$(SCALE)) \
   $(if $(DATA),--data $(call quote,$(DATA)))
 OPTIONS = $(NAMED) --run-dir $(call quote,$(RUN_DIR)) \
   $(if $(BACKBONE),--backbone $(call quote,$(BACKBONE))) \
+  $(if $(FAMILY),--family $(call quote,$(FAMILY))) \
   $(if $(PROMPTS),--prompts $(call quote,$(PROMPTS))) \
   $(WHERE) --seed_everything=$(SEED) $(ARGS)
 
@@ -47,6 +49,7 @@ help: ## list the targets and variables
 	@echo "  DATA="$(call quote,$(DATA))"                    folder of the data set; drawn stand-ins if empty"
 	@echo "  PROMPTS="$(call quote,$(PROMPTS))"                 of EXP=prompts: a list, a file, or \"a; b\"; no data set is needed"
 	@echo "  BACKBONE="$(call quote,$(BACKBONE))"                pipeline folder or hub id; the shipped one if empty"
+	@echo "  FAMILY="$(call quote,$(FAMILY))"                  of a new backbone: sd if empty, or sana, a flow-matching transformer"
 	@echo "  DEVICE="$(call quote,$(DEVICE))"                 of bench: cpu or cuda"
 	@echo "  DEVICES="$(call quote,$(DEVICES))"                 devices a node, as Lightning takes them"
 	@echo "  NUM_NODES="$(call quote,$(NUM_NODES))"                number of machines; needs LAUNCHER, see docs/cluster.md"

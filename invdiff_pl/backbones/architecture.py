@@ -1,9 +1,10 @@
-"""A new, untrained Stable Diffusion pipeline of any size: the start of the small backbones."""
+"""A new, untrained pipeline of any size: the start of the small backbones."""
 
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -13,6 +14,9 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from invdiff_pl.backbones.new_sana import new_sana
+from invdiff_pl.utils.names import NEW_FAMILIES, require_name
 
 _MAX_TOKENS = 16
 _VOCABULARY = 1024
@@ -31,6 +35,11 @@ class Architecture:
         attention_levels: how many of the denoiser's deepest levels attend to the text.
         heads: of attention.
         text_width: width of the text encoder.
+        family: ``sd``, Stable Diffusion with v-prediction; or ``sana``, a transformer with flow
+            matching.
+        transformer_width: channels of a transformer, which has no ``unet_channels``.
+        transformer_layers: blocks of a transformer.
+        patch_size: side of the square of latents that is one token of a transformer.
     """
 
     resolution: int = 32
@@ -40,44 +49,71 @@ class Architecture:
     attention_levels: int = 1
     heads: int = 4
     text_width: int = 64
+    family: str = "sd"
+    transformer_width: int = 96
+    transformer_layers: int = 6
+    patch_size: int = 2
+
+    @property
+    def latent_side(self) -> int:
+        """Side of the latents."""
+        return self.resolution // 2 ** (len(self.vae_channels) - 1)
 
 
 TINY = Architecture(
-    vae_channels=(8, 8), unet_channels=(16, 16), attention_levels=1, heads=2, text_width=16
+    vae_channels=(8, 8),
+    unet_channels=(16, 16),
+    attention_levels=1,
+    heads=2,
+    text_width=16,
+    transformer_width=16,
+    transformer_layers=2,
 )
 
 
-def new_pipeline(
-    architecture: Architecture, prompts: Sequence[str], seed: int
-) -> StableDiffusionPipeline:
+def new_pipeline(architecture: Architecture, prompts: Sequence[str], seed: int) -> Any:
     """Build a pipeline with random weights, whose tokenizer knows the words of the prompts.
 
-    The scheduler predicts v with a zero terminal signal-to-noise ratio and trailing timesteps
-    (Salimans & Ho, arXiv 2202.00512; Lin et al., arXiv 2305.08891): without them a small model
-    cannot choose the mean colour of a picture, so it would not learn the data's bias either.
+    Raises:
+        InvDiffError: if small pipelines of that family are not built.
     """
+    require_name("architecture.family", architecture.family, NEW_FAMILIES)
+    tokenizer = prompt_tokenizer(prompts)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return StableDiffusionPipeline(
-            vae=_autoencoder(architecture),
-            text_encoder=_text_encoder(architecture),
-            tokenizer=prompt_tokenizer(prompts),
-            unet=_unet(architecture),
-            scheduler=DDIMScheduler(
-                beta_schedule="scaled_linear",
-                beta_start=0.00085,
-                beta_end=0.012,
-                prediction_type="v_prediction",
-                rescale_betas_zero_snr=True,
-                timestep_spacing="trailing",
-                clip_sample=False,
-                set_alpha_to_one=False,
-                steps_offset=1,
-            ),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+        if architecture.family == "sana":
+            return new_sana(architecture, tokenizer)
+        return _stable_diffusion(architecture, tokenizer)
+
+
+def _stable_diffusion(
+    architecture: Architecture, tokenizer: CLIPTokenizer
+) -> StableDiffusionPipeline:
+    """Predicts v with a zero terminal signal-to-noise ratio and trailing timesteps.
+
+    (Salimans & Ho, arXiv 2202.00512; Lin et al., arXiv 2305.08891.) Without them a small model
+    cannot choose the mean colour of a picture, so it would not learn the data's bias either.
+    """
+    return StableDiffusionPipeline(
+        vae=_autoencoder(architecture),
+        text_encoder=_text_encoder(architecture),
+        tokenizer=tokenizer,
+        unet=_unet(architecture),
+        scheduler=DDIMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+            timestep_spacing="trailing",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def tiny_pipeline(prompts: Sequence[str], seed: int = 0) -> StableDiffusionPipeline:
@@ -102,7 +138,7 @@ def _unet(architecture: Architecture) -> UNet2DConditionModel:
     down = ["DownBlock2D"] * plain + ["CrossAttnDownBlock2D"] * architecture.attention_levels
     up = [block.replace("Down", "Up") for block in reversed(down)]
     return UNet2DConditionModel(
-        sample_size=architecture.resolution // 2 ** (len(architecture.vae_channels) - 1),
+        sample_size=architecture.latent_side,
         in_channels=architecture.latent_channels,
         out_channels=architecture.latent_channels,
         block_out_channels=architecture.unet_channels,

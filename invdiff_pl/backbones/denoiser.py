@@ -38,6 +38,19 @@ def repeated(row: Condition, count: int, device: torch.device) -> dict[str, Tens
     return {n: v.to(device).expand(count, *v.shape[1:]) for n, v in row.items()}
 
 
+def without_padding(rows: Condition) -> dict[str, Tensor]:
+    """Rows less the last tokens that none of the prompts has, which masked attention never sees.
+
+    Pipelines pad to 300 tokens. Where a prompt has none at all, attention sees its padding, and
+    nothing is left out.
+    """
+    mask = rows.get("prompt_attention_mask")
+    if mask is None or not bool(mask.any(1).all()):
+        return dict(rows)
+    tokens = int(mask.any(0).nonzero().max()) + 1
+    return {n: v[:, :tokens] if v.shape[:2] == mask.shape else v for n, v in rows.items()}
+
+
 @torch.no_grad()
 def encoded_moments(vae: Any, images: Tensor) -> Tensor:
     """Moments of an autoencoder's posterior; of one without a posterior, hardly any variance.

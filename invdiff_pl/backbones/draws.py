@@ -62,6 +62,20 @@ def stratified_uniform(count: int, source: torch.Generator) -> Tensor:
     return (strata + torch.rand(count, generator=source)) / count
 
 
+def logit_normal_timesteps(count: int, train_timesteps: int, source: torch.Generator) -> Tensor:
+    """Draw ``count`` timesteps, one in each of ``count`` equal strata of the logit-normal density.
+
+    ``T u`` with ``logit(u)`` standard normal, as flow-matching transformers are trained (Esser et
+    al., arXiv 2403.03206): most fall where there is about as much noise as signal.
+
+    Returns:
+        int64 ``[count]`` in ``[0, train_timesteps)``, in random order.
+    """
+    uniform = stratified_uniform(count, source).double()
+    times = torch.special.ndtri(uniform).sigmoid()
+    return (train_timesteps * times).long().clamp_(max=train_timesteps - 1)
+
+
 def sample_timesteps(
     count: int, train_timesteps: int, high_noise_exponent: float, source: torch.Generator
 ) -> Tensor:

@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from invdiff_pl.backbones.denoiser import FrozenDenoiser, in_precision
+from invdiff_pl.backbones.denoiser import FrozenDenoiser, in_precision, without_padding
 
 
 class Conditions(nn.Module):
     """What a denoiser is given for each of P prompts and, last, for the empty one.
 
     A module, so that it moves to a device with what holds it; it is never saved with its state.
+    Padding that no prompt needs is left out.
 
     Args:
         rows: by the names of the pipeline's call, such as ``prompt_embeds [P + 1, L, D]``.
@@ -24,7 +25,7 @@ class Conditions(nn.Module):
 
     def __init__(self, rows: Mapping[str, Tensor]) -> None:
         super().__init__()
-        for name, value in rows.items():
+        for name, value in without_padding(rows).items():
             self.register_buffer(name, value, persistent=False)
 
     def rows(self) -> dict[str, Tensor]:

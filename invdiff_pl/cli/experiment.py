@@ -9,6 +9,7 @@ from pathlib import Path
 from invdiff_pl.cli.preflight import check_arguments, check_backbones, check_data
 from invdiff_pl.data.prompt_lists import read_prompts
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.names import NEW_FAMILIES, require_name
 from invdiff_pl.workflow.due import is_current
 from invdiff_pl.workflow.experiment import PACKAGED, Experiment, find_file, find_names
 from invdiff_pl.workflow.run import run_plan
@@ -64,6 +65,8 @@ def _recorded(
         words += ["--backbone", str(experiment.settings["experiment"]["backbone"])]
     elif options.backbone:
         words += ["--backbone", options.backbone]
+    if options.family:
+        words += ["--family", options.family]
     return [*words, *_joined(overrides)]
 
 
@@ -97,6 +100,10 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--backbone",
         help="pipeline folder or hub id; the shipped one otherwise (backbone: what to fine-tune)",
+    )
+    parser.add_argument(
+        "--family",
+        help="of a new small backbone: sd (the default), or sana, a flow-matching transformer",
     )
     parser.add_argument("--run-dir", help="run folder; runs/EXPERIMENT/SCALE otherwise")
     parser.add_argument("--devices", help="devices a node, as Lightning takes them")
@@ -142,13 +149,12 @@ def _experiment(command: str, options: argparse.Namespace, overrides: Sequence[s
         flags.append(f"--experiment.{setting}={options.backbone}")
     elif command in ("train", "augment") and own_backbone.is_dir():
         flags.append(f"--experiment.backbone={own_backbone}")
+    if options.family:
+        _require_family(command, options)
+        flags.append(f"--experiment.family={options.family}")
     if options.prompts is not None:
         flags.append(f"--data.prompts={options.prompts}")
-    if options.num_nodes > 1 and not options.launcher:
-        raise InvDiffError(
-            f"--num-nodes={options.num_nodes} needs --launcher=, the command that starts a stage "
-            "on every node, such as --launcher=srun; see experiments/cluster/."
-        )
+    _require_launcher(options)
     devices = [f"--trainer.devices={options.devices}"] if options.devices else []
     if options.num_nodes > 1:
         devices.append(f"--trainer.num_nodes={options.num_nodes}")
@@ -166,6 +172,23 @@ def _experiment(command: str, options: argparse.Namespace, overrides: Sequence[s
         preset = f"--experiment.backbone=asset:{shipped}"
         return replace(experiment, flags=(preset, *experiment.flags))
     return experiment
+
+
+def _require_family(command: str, options: argparse.Namespace) -> None:
+    if command != "backbone" or options.backbone:
+        raise InvDiffError(
+            f"--family={options.family}: expected with `backbone` alone and without --backbone, "
+            "whose family is kept."
+        )
+    require_name("--family", options.family, NEW_FAMILIES)
+
+
+def _require_launcher(options: argparse.Namespace) -> None:
+    if options.num_nodes > 1 and not options.launcher:
+        raise InvDiffError(
+            f"--num-nodes={options.num_nodes} needs --launcher=, the command that starts a stage "
+            "on every node, such as --launcher=srun; see experiments/cluster/."
+        )
 
 
 def _sort_overrides(

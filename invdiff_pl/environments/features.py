@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from invdiff_pl.backbones.denoiser import Condition, FrozenDenoiser, repeated
+from invdiff_pl.backbones.denoiser import Condition, FrozenDenoiser, repeated, without_padding
 from invdiff_pl.backbones.draws import generator, on_device, stratified_timesteps
 from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.noising import sample_losses, timestep_at
@@ -94,7 +94,7 @@ class BlockFeatures:
                 f"block={name!r}: {type(self._network).__name__} has no such module; its parts are "
                 f"{', '.join(close)}"
             ) from None
-        self._denoiser, self._null, self._seed = denoiser, dict(null), seed
+        self._denoiser, self._null, self._seed = denoiser, without_padding(null), seed
         self._timesteps = [timestep_at(denoiser.process, level) for level in levels]
 
     @torch.no_grad()

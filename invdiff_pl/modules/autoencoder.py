@@ -2,6 +2,7 @@
 
 import pytorch_lightning as pl
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -23,14 +24,15 @@ from invdiff_pl.utils.files import atomic_path
 
 
 class Autoencoder(pl.LightningModule):
-    """Trains a new pipeline's ``AutoencoderKL``; denoiser and text encoder stay at random weights.
+    """Trains a new pipeline's autoencoder; denoiser and text encoder stay at random weights.
 
     Args:
         output: folder; the pipeline is written to its ``pipeline`` folder.
         architecture: sizes of the new pipeline.
         learning_rate: peak rate of AdamW.
         kl_weight: weight of the KL divergence to the standard normal, summed over a latent,
-            against the mean absolute and squared error of a pixel.
+            against the mean absolute and squared error of a pixel; a family whose autoencoder has
+            no posterior has no divergence.
         seed: of weights and posterior draws.
     """
 
@@ -68,7 +70,7 @@ class Autoencoder(pl.LightningModule):
     def training_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor:
         """Reconstruction error plus KL divergence."""
         images = to_float(batch["images"])
-        posterior = self.vae.encode(images).latent_dist
+        posterior = self._posterior(images)
         source = generator(self.seed, "posterior", self.global_step)
         # Drawn for the whole global batch, so that the ranks' shares do not change the numbers.
         shape = (data_module(self).batch_size, *posterior.mean.shape[1:])
@@ -82,6 +84,12 @@ class Autoencoder(pl.LightningModule):
         self.log("train/reconstruction", reconstruction, prog_bar=True)
         self.log("train/kl", divergence)
         return loss
+
+    def _posterior(self, images: Tensor) -> DiagonalGaussianDistribution:
+        encoded = self.vae.encode(images)
+        if hasattr(encoded, "latent_dist"):
+            return encoded.latent_dist
+        return DiagonalGaussianDistribution(encoded.latent.repeat(1, 2, 1, 1), deterministic=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine."""
@@ -97,7 +105,8 @@ class Autoencoder(pl.LightningModule):
         data = data_module(self)
         images = data.images("train")
         some = images.gather(torch.arange(min(len(images), 1024))).to(self.device)
-        latents = self.vae.eval().encode(to_float(some)).latent_dist.mean
+        self.vae.eval()
+        latents = self._posterior(to_float(some)).mean
         self.vae.register_to_config(scaling_factor=float(1 / latents.std()))
         with atomic_path(output_folder(self.output) / "pipeline") as partial:
             save_pipeline(self.pipeline, partial)

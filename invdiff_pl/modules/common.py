@@ -59,7 +59,7 @@ def trained_state(module: pl.LightningModule, state: Mapping[str, Any]) -> dict[
 
 def denoiser_of(module: pl.LightningModule) -> nn.Module:
     """The denoiser that a stage calls: the adapted one, where there is an adapter."""
-    found: nn.Module = module.denoiser if hasattr(module, "denoiser") else module.unet  # type: ignore[assignment]
+    found: nn.Module = module.denoiser  # type: ignore[assignment]
     return found
 
 

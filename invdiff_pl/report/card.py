@@ -10,6 +10,17 @@ from invdiff_pl.workflow.records import RECORD
 
 # Bias of the samples may differ from the data's by so much before debiasing makes no sense.
 TOLERANCE = 0.1
+# What new pipelines are made of, beside the networks trained here.
+_NEW = {
+    "StableDiffusionPipeline": (
+        "`CLIPTextModel` with random, frozen weights; a `CLIPTokenizer` that knows the words of "
+        "the prompts; v-prediction with zero terminal signal-to-noise ratio."
+    ),
+    "SanaPipeline": (
+        "`Gemma2Model` with random, frozen weights; a tokenizer that knows the words of the "
+        "prompts; flow matching. Its call needs `height`, `width`, `use_resolution_binning=False`."
+    ),
+}
 
 
 def write_card(run_dir: Path) -> None:
@@ -28,15 +39,22 @@ def write_card(run_dir: Path) -> None:
     folder = run_dir / "card"
     folder.mkdir(parents=True, exist_ok=True)
     write_grids(run_dir / "backbone_samples", folder / "samples.png")
-    text = card(metrics, records)
+    index = read_json(run_dir / "backbone" / "pipeline" / "model_index.json")
+    text = card(metrics, records, index)
     write_text(folder / "card.md", text)
     base = None if "autoencoder" in records else str(start)
     readme = with_metadata(text, base, "finetune")
     write_text(run_dir / "backbone" / "pipeline" / "README.md", readme)
 
 
-def card(metrics: dict[str, Any], records: dict[str, Any]) -> str:
-    """The card's text."""
+def card(metrics: dict[str, Any], records: dict[str, Any], index: dict[str, Any]) -> str:
+    """The card's text.
+
+    Args:
+        metrics: of the samples.
+        records: of the stages, by name.
+        index: ``model_index.json`` of the pipeline.
+    """
     record = records["backbone"]
     config = record["config"]
     first = records.get("autoencoder")
@@ -46,14 +64,14 @@ def card(metrics: dict[str, Any], records: dict[str, Any]) -> str:
     )
     start = config["experiment"]["start"]
     origin = "from scratch" if first else f"from `{start}`,"
-    parts = (
-        "`AutoencoderKL` and `UNet2DConditionModel` trained here; `CLIPTextModel` with random, "
-        "frozen weights; a `CLIPTokenizer` that knows the words of the prompts; v-prediction with "
-        "zero terminal signal-to-noise ratio."
-        if first
-        else f"`UNet2DConditionModel` trained here, all others as in `{start}`."
-    )
-    given = "" if first else f" BACKBONE={start}"
+    pipeline = index["_class_name"]
+    denoiser = next(index[part][1] for part in ("unet", "transformer") if part in index)
+    parts = f"`{denoiser}` trained here, all others as in `{start}`."
+    if first:
+        parts = f"`{index['vae'][1]}` and `{denoiser}` trained here; {_NEW[pipeline]}"
+    family = config["experiment"].get("family", "sd")
+    given = f" FAMILY={family}" if family != "sd" else ""
+    given += "" if first else f" BACKBONE={start}"
     changed = _changes(record)
     if first:
         own = [word for word in _changes(first) if word not in changed]
@@ -63,11 +81,11 @@ def card(metrics: dict[str, Any], records: dict[str, Any]) -> str:
     return f"""\
 # A small, deliberately biased text-to-image model: {config["experiment"]["name"]}
 
-A `StableDiffusionPipeline` of {config["data"]["init_args"]["resolution"]}-pixel images, trained \
+A `{pipeline}` of {config["data"]["init_args"]["resolution"]}-pixel images, trained \
 {origin} on the biased training split of rendered or given pictures, so that the bias can be \
 found and mitigated. It is of no other use.
 
-Load it with `diffusers.StableDiffusionPipeline.from_pretrained(FOLDER)`. Parts: {parts}
+Load it with `diffusers.{pipeline}.from_pretrained(FOLDER)`. Parts: {parts}
 
 | | |
 | --- | --- |

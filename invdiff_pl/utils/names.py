@@ -8,12 +8,18 @@ from invdiff_pl.utils.errors import InvDiffError
 ADAPTERS = ("bottleneck", "lora", "small_unet", "unet_copy")
 OBJECTIVES = ("variance", "population_variance", "group_dro", "reweighting", "empirical_risk")
 DENSITIES = ("uniform", "high_noise")
+# Families that small pipelines are built of, see `invdiff_pl.backbones.architecture`.
+NEW_FAMILIES = ("sd", "sana")
+BACKBONE_DENSITIES = ("power", "logit_normal")
 WEIGHTINGS = ("none", "min_snr")
 INFERENCES = ("mixture", "partition")
 EXTRACTORS = ("dinov2", "efficientnet_lite0", "inception_v3")
 
 # Settings of the package's own modules, by class.
 OF_MODULES: dict[str, dict[str, Sequence[str]]] = {
+    "invdiff_pl.modules.Backbone": {
+        "timestep_density": BACKBONE_DENSITIES,
+    },
     "invdiff_pl.modules.EnvironmentInference": {
         "inference": INFERENCES,
     },

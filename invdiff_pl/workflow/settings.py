@@ -18,6 +18,7 @@ class ExperimentSettings:
         start: pipeline that a new backbone is trained on from.
         shipped: name of the shipped backbone that is used where none is given; the experiment's own
             name if not given.
+        family: of a new backbone, one of ``invdiff_pl.utils.names.NEW_FAMILIES``.
         samples_per_prompt: drawn at each invariant scale, unless the scale has its own number.
         cache_dir: latents, prompt embeddings and decoded images, shared by all runs.
     """
@@ -30,6 +31,7 @@ class ExperimentSettings:
     backbone: str = "asset:experiment"
     start: str = "runs/experiment/mini/autoencoder/pipeline"
     shipped: str | None = None
+    family: str = "sd"
     samples_per_prompt: int = 256
     cache_dir: str = ".cache/invdiff"
 

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from invdiff_pl.backbones.draws import generator, sample_timesteps, stratified_timesteps
+from invdiff_pl.backbones.draws import (
+    generator,
+    logit_normal_timesteps,
+    sample_timesteps,
+    stratified_timesteps,
+)
 
 
 def test_the_same_counters_give_the_same_numbers_and_others_do_not() -> None:
@@ -30,6 +35,15 @@ def test_timesteps_follow_the_density(exponent: float) -> None:
     # T u^a has mean T / (1 + a), and falls below T/2 with probability (1/2)^(1/a).
     assert drawn.mean().item() == pytest.approx(1000 / (1 + exponent), rel=0.01)
     assert (drawn < 500).double().mean().item() == pytest.approx(0.5 ** (1 / exponent), abs=0.01)
+
+
+def test_half_of_logit_normal_times_lie_where_signal_and_noise_are_about_even() -> None:
+    drawn = logit_normal_timesteps(20000, 1000, generator(0, "t")).double() / 1000
+    # The logistic function of a standard normal: quartiles at -0.6745 and 0.6745.
+    inside = (drawn > 0.3375) & (drawn < 0.6625)
+    assert inside.double().mean().item() == pytest.approx(0.5, abs=0.01)
+    assert drawn.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert not torch.equal(drawn, drawn.sort().values)
 
 
 def test_every_stratum_of_the_density_is_drawn_once() -> None:

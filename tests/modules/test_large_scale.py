@@ -146,7 +146,7 @@ def test_low_rank_fine_tuning_writes_a_folder_that_stock_diffusers_loads(
     )
     trainer.fit(module, datamodule=module_of(batch_size=8))
     names = set(torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"])
-    assert names == {f"unet.{name}" for name in module.trainable_parameters()}
+    assert names == {f"denoiser.{name}" for name in module.trainable_parameters()}
 
     stock = StableDiffusionPipeline.from_pretrained(tmp_path / "pipeline", safety_checker=None)
     start = load_pipeline(str(tiny_backbone))

@@ -1,5 +1,7 @@
 """The model card of a new backbone."""
 
+from typing import Any
+
 import pytest
 from huggingface_hub import ModelCard
 from run_folder import METRICS
@@ -7,7 +9,7 @@ from run_folder import METRICS
 from invdiff_pl.report.card import card
 from invdiff_pl.report.metadata import with_metadata
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "experiment": {"name": "waterbirds", "scale": "mini", "start": "/models/sd"},
     "seed_everything": 0,
     "trainer": {"max_steps": 10},
@@ -15,16 +17,26 @@ CONFIG = {
     "model": {"init_args": {"steps": 20, "guidance_scale": 1.0}},
 }
 RECORD = {"seconds": 60.0, "hardware": "2 cores", "config": CONFIG}
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+SANA = {
+    "_class_name": "SanaPipeline",
+    "transformer": ["diffusers", "SanaTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderDC"],
+}
 ONE_SCALE = {**METRICS, "scales": {"0.0": METRICS["scales"]["0.0"]}}
 
 
 def test_the_card_says_whether_the_backbone_shows_the_bias() -> None:
     records = dict.fromkeys(("autoencoder", "backbone", "backbone_samples"), RECORD)
-    assert "0.940 [0.900, 0.980], within 0.1" in card(ONE_SCALE, records)
+    assert "0.940 [0.900, 0.980], within 0.1" in card(ONE_SCALE, records, INDEX)
     unscored = {**METRICS, "scales": None, "reason": "no labels in birds"}
-    assert "not measured: no labels in birds" in card(unscored, records)
+    assert "not measured: no labels in birds" in card(unscored, records, INDEX)
     unbiased = {**METRICS, "scales": {"0.0": METRICS["scales"]["1.0"]}}
-    assert "NOT within 0.1" in card(unbiased, records)
+    assert "NOT within 0.1" in card(unbiased, records, INDEX)
 
 
 def test_the_card_of_a_fine_tuned_backbone_names_what_it_started_from() -> None:
@@ -33,11 +45,24 @@ def test_the_card_of_a_fine_tuned_backbone_names_what_it_started_from() -> None:
         "command": ["python", "fit", "--config=a.yaml", "--scale.backbone_steps=10"],
     }
     records = dict.fromkeys(("backbone", "backbone_samples"), record)
-    text = card(ONE_SCALE, records)
+    text = card(ONE_SCALE, records, INDEX)
     assert "trained from `/models/sd`, on the biased training split" in text
     assert "BACKBONE=/models/sd" in text
     assert 'ARGS="--scale.backbone_steps=10"' in text
     assert "from scratch" not in text
+
+
+def test_the_card_of_a_transformer_names_its_pipeline_and_family() -> None:
+    config = {**CONFIG, "experiment": {**CONFIG["experiment"], "family": "sana"}}
+    record = {**RECORD, "config": config}
+    records = dict.fromkeys(("autoencoder", "backbone", "backbone_samples"), record)
+    text = card(ONE_SCALE, records, SANA)
+    assert "`diffusers.SanaPipeline.from_pretrained(FOLDER)`" in text
+    assert "`AutoencoderDC` and `SanaTransformer2DModel` trained here; `Gemma2Model`" in text
+    assert "SEED=0 FAMILY=sana" in text
+    del records["autoencoder"]
+    text = card(ONE_SCALE, records, SANA)
+    assert "`SanaTransformer2DModel` trained here, all others as in `/models/sd`" in text
 
 
 def test_settings_of_the_autoencoder_alone_are_told_as_its_own() -> None:
@@ -45,7 +70,7 @@ def test_settings_of_the_autoencoder_alone_are_told_as_its_own() -> None:
     first = {**RECORD, "command": ["fit", *both, "--trainer.precision=32-true"]}
     rest = {**RECORD, "command": ["fit", *both]}
     records = {"autoencoder": first, "backbone": rest, "backbone_samples": rest}
-    text = card(ONE_SCALE, records)
+    text = card(ONE_SCALE, records, INDEX)
     assert f'ARGS="{" ".join(both)} --autoencoder.trainer.precision=32-true"' in text
 
 

@@ -290,6 +290,19 @@ def test_a_new_backbone_without_one_given_starts_from_its_own_autoencoder(worksp
     assert start == "runs/waterbirds/mini/autoencoder/pipeline"
 
 
+def test_a_new_backbone_is_of_the_family_that_is_named(workspace: Path) -> None:
+    given = ["--experiment", "waterbirds", "--family", "sana"]
+    model = experiment_of("backbone", given).config(STAGES["autoencoder"])["model"]["init_args"]
+    assert model["architecture"] == {"family": "sana"}
+    own = experiment_of("backbone", given[:2]).config(STAGES["autoencoder"])["model"]["init_args"]
+    assert own["architecture"] == {"family": "sd"}
+    with pytest.raises(InvDiffError, match="--family=flux: expected one of sd, sana"):
+        experiment_of("backbone", [*given[:3], "flux"])
+    for command, more in (("train", []), ("backbone", ["--backbone", "pipeline"])):
+        with pytest.raises(InvDiffError, match="--family=sana: expected with `backbone` alone"):
+            experiment_of(command, [*given, *more])
+
+
 def test_devices_and_nodes_reach_every_stage_but_the_classifier(workspace: Path) -> None:
     experiment = _experiment("--devices", "4", "--num-nodes", "2", "--launcher", "srun")
     for name in ("classifier", "environments", "adapter", "samples"):
