@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.backbones.pipeline import sample_images
+from invdiff_pl.callbacks.data import data_module
 from invdiff_pl.callbacks.evaluation import start_scoring
 from invdiff_pl.callbacks.live import live_pipeline
-from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.metrics.sample_scores import SampleScores
 from invdiff_pl.metrics.settings import EvaluationSettings
 from invdiff_pl.modules.common import stage_name
@@ -65,7 +65,7 @@ class FitEvaluation(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The look before training, or where training goes on."""
-        data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_module(trainer)
         why = None if data.attributes() is not None else data.why_not_scored
         if why is None:
             try:
@@ -94,7 +94,7 @@ class FitEvaluation(pl.Callback):
         if self._scores is None or self._looked_at == trainer.global_step:
             return
         self._looked_at = trainer.global_step
-        data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_module(trainer)
         self._scores.reset()
         count = len(data.prompts) * self.samples_per_prompt
         mine = torch.arange(trainer.global_rank, count, trainer.world_size)

@@ -13,8 +13,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from invdiff_pl.callbacks.data import data_module
+from invdiff_pl.data.base import BiasedDataModule
+from invdiff_pl.data.samples import require_few_samples
 from invdiff_pl.modules import ConditionalSampler
-from invdiff_pl.modules.common import data_module, denoiser_of
+from invdiff_pl.modules.common import denoiser_of
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.resources import free_memory, in_units, require_room
 
@@ -83,15 +86,23 @@ class ResourceEstimate(pl.Callback):
     Weights, gradients, AdamW's two moments and the moving average are counted; activations are
     measured on the device itself, in passes over one and over two empty samples.
 
+    Args:
+        max_samples: most samples to draw, of all prompts and scales; any number if not given.
+
     Attributes:
         parts: bytes by what holds them, once told.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_samples: int | None = None) -> None:
+        self.max_samples = max_samples
         self.parts: dict[str, int] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure, tell, and refuse what cannot fit."""
+        data = data_module(trainer)
+        if isinstance(pl_module, ConditionalSampler):
+            each = len(data.prompts), data.samples_per_prompt, len(pl_module.scales)
+            require_few_samples(*each, self.max_samples)
         stage, device = Path(trainer.default_root_dir).name, pl_module.device
         self.parts = _parts(trainer, pl_module, _trained(pl_module))
         free, total = free_memory(device), sum(self.parts.values())
@@ -111,7 +122,7 @@ class ResourceEstimate(pl.Callback):
                 f"{_REMEDIES[bool(_trained(pl_module))]}."
             )
         if isinstance(pl_module, ConditionalSampler):
-            _require_room(Path(trainer.default_root_dir), pl_module)
+            _require_room(Path(trainer.default_root_dir), pl_module, data)
 
     on_predict_start = on_test_start = on_train_start
 
@@ -122,7 +133,7 @@ def _trained(module: pl.LightningModule) -> list[Tensor]:
 
 def _parts(trainer: pl.Trainer, module: Any, trained: list[Tensor]) -> dict[str, int]:
     """Bytes by what holds them; the activations come last."""
-    data, pipeline = data_module(module), getattr(module, "pipeline", None)
+    data, pipeline = data_module(trainer), getattr(module, "pipeline", None)
     networks = [module, *(module.frozen.other_networks if pipeline else [])]
     held = {id(value): value.nbytes for part in networks for value in part.parameters()}
     weights, latents = sum(value.nbytes for value in trained), data.content == "latents"
@@ -146,9 +157,9 @@ def _parts(trainer: pl.Trainer, module: Any, trained: list[Tensor]) -> dict[str,
     }
 
 
-def _require_room(folder: Path, module: ConditionalSampler) -> None:
+def _require_room(folder: Path, module: ConditionalSampler, data: BiasedDataModule) -> None:
     """Refuse samples that the disk has no room for, less those that are there already."""
-    data, side = data_module(module), module.frozen.resolution
+    side = module.frozen.resolution
     count = len(data.prompts) * data.samples_per_prompt * len(module.scales)
     there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     what = f"{count} images of {side}×{side} pixels"
@@ -157,7 +168,7 @@ def _require_room(folder: Path, module: ConditionalSampler) -> None:
 
 def _pass(trainer: pl.Trainer, module: Any, trained: list[Tensor], count: int) -> None:
     """A pass over so many empty samples: forward, and backward where there is one."""
-    data, frozen = data_module(module), module.frozen
+    data, frozen = data_module(trainer), module.frozen
     guided = isinstance(module, ConditionalSampler) and module.guidance_scale > 1
     rows = 2 * count if guided else count
     channels, *size = frozen.latent_shape

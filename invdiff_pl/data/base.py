@@ -39,7 +39,7 @@ from invdiff_pl.data.images import read_images
 from invdiff_pl.data.index import ImageIndex, content_digest
 from invdiff_pl.data.latents import encode_images
 from invdiff_pl.data.scarce import without_rare_prompts
-from invdiff_pl.data.training import Batches, LatentDataModule
+from invdiff_pl.data.training import Batches, Labels, LatentDataModule, TakesLabels
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import DAY, digest_json, remove_leftovers
 from invdiff_pl.utils.resources import LatentDevice, image_bytes, place_for, require_room
@@ -251,6 +251,23 @@ class BiasedDataModule(LatentDataModule, ABC):
         """Hand the module what it needs beside the batches."""
         if self.content in ("latents", "prompts"):
             super().setup(stage)
+            return
+        module = None if self.trainer is None else self.trainer.lightning_module
+        if isinstance(module, TakesLabels):
+            module.use_labels(self._labels())
+
+    def _labels(self) -> Labels:
+        """What training batches of images hold beside them."""
+        if self.content == "images":
+            return Labels(self.prompts)
+        names = self.prompts, tuple(self.attribute_names)
+        if self.attributes() is None:
+            return Labels(*names, missing=self.why_not_scored)
+        prompts, attributes = self.labels("val")
+        assert attributes is not None
+        rows, columns = len(names[0]), len(names[1])
+        counts = torch.bincount(prompts * columns + attributes, minlength=rows * columns)
+        return Labels(*names, counts.reshape(rows, columns))
 
     def prepare_data(self) -> None:
         """Compute what the caches lack. Runs on one process a node."""
@@ -279,14 +296,14 @@ class BiasedDataModule(LatentDataModule, ABC):
                 print(f"warning: {error}")
             else:
                 if len(cached["prompt_embeds"]) == len(self.prompts) + 1:
-                    return Conditions(in_precision(cached, torch.float32))
+                    return Conditions(in_precision(cached, torch.float32), self.prompts)
         pipeline = load_pipeline(self.backbone, with_denoiser=False)
         for prompt, cut in tokens_cut(pipeline, self.prompts).items():
             print(f"warning: the text encoder does not see the last {cut} tokens of {prompt!r}")
         rows = frozen_denoiser(pipeline, self.resolution).condition([*self.prompts, ""])
         stored = in_precision(rows, self.embedding_dtype)
         write_tensors(file, stored)
-        return Conditions(in_precision(stored, torch.float32))
+        return Conditions(in_precision(stored, torch.float32), self.prompts)
 
     def images(self, split: Split) -> ShardedTensor:
         """The images of a split at ``resolution``, uint8 ``[N, 3, H, W]``, cached."""
@@ -323,7 +340,7 @@ class BiasedDataModule(LatentDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Labelled images of the test split where ``content`` asks for labels, else nothing."""
-        if self.content != "labelled_images":
+        if self.content != "labelled_images" or self.attributes() is None:
             return []
         return self._image_loader("test", labelled=True, shuffled=False)
 
