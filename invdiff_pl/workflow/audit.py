@@ -20,6 +20,7 @@ from invdiff_pl.data.images import to_float
 from invdiff_pl.environments.features import BlockFeatures
 from invdiff_pl.environments.hidden_attribute import HiddenAttributeSettings, find_hidden_attributes
 from invdiff_pl.environments.reader import fit_reader
+from invdiff_pl.metrics.audit_counts import AFTER, BEFORE, Cell
 from invdiff_pl.metrics.readers import AttributeReader
 from invdiff_pl.metrics.scorers import encoder_identity
 from invdiff_pl.utils.errors import InvDiffError
@@ -27,7 +28,7 @@ from invdiff_pl.utils.files import digest_file, digest_json
 from invdiff_pl.utils.progress import telling
 from invdiff_pl.utils.sheets import TILE
 from invdiff_pl.utils.tensors import read_tensors, write_tensors
-from invdiff_pl.workflow.audit_result import AFTER, BEFORE, Audit, Cell
+from invdiff_pl.workflow.audit_result import Audit
 from invdiff_pl.workflow.generate import silent
 
 __all__ = ["AFTER", "BEFORE", "Audit", "audit"]
@@ -92,7 +93,8 @@ def audit(
     Example:
         >>> import invdiff_pl as inv
         >>> from invdiff_pl.backbones.architecture import tiny_pipeline
-        >>> from invdiff_pl.metrics.readers import FunctionReader
+        >>> from invdiff_pl.metrics.audit_counts import AFTER, BEFORE, Cell
+    from invdiff_pl.metrics.readers import FunctionReader
         >>> def bright(images):  # uint8 [B, 3, H, W] to class numbers [B]
         ...     return (images.float().mean((1, 2, 3)) > 255).long()
         >>> light = FunctionReader(bright, ["dark", "bright"], name="light")
