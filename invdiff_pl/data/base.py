@@ -38,11 +38,12 @@ from invdiff_pl.data.environments import Environments, candidate_numbers, read_e
 from invdiff_pl.data.images import read_images
 from invdiff_pl.data.index import ImageIndex, content_digest
 from invdiff_pl.data.latents import encode_images
+from invdiff_pl.data.placement import LatentDevice, place_for
 from invdiff_pl.data.scarce import without_rare_prompts
 from invdiff_pl.data.training import Batches, Labels, LatentDataModule, TakesLabels
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import DAY, digest_json, remove_leftovers
-from invdiff_pl.utils.resources import LatentDevice, image_bytes, place_for, require_room
+from invdiff_pl.utils.resources import require_room
 from invdiff_pl.utils.tensors import read_tensors, write_tensors
 
 Split = Literal["train", "val", "test"]
@@ -310,7 +311,7 @@ class BiasedDataModule(LatentDataModule, ABC):
         folder = self._folder("images", split)
         if not is_complete(folder):
             paths = self.index.paths(self.index.rows(split))
-            size = len(paths) * image_bytes((3, self.resolution, self.resolution))
+            size = len(paths) * 3 * self.resolution**2
             require_room(folder, size, f"{len(paths)} decoded {split} images")
             build_shards(
                 folder,
