@@ -1,8 +1,8 @@
 """The Lightning command line: ``fit``, ``predict`` and ``test`` of stages, from YAML and flags."""
 
 import argparse
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import diffusers
@@ -115,12 +115,8 @@ def data_module(args: Sequence[str]) -> BiasedDataModule:
     parser.add_argument("--seed_everything", type=int, default=0)
     parser.add_argument("--trainer", type=dict)  # files tell of one; it is not built
     parser.add_subclass_arguments(BiasedDataModule, "data", required=True)
-    try:
+    with _in_one_line():
         config = parser.parse_args(list(args))
-    except argparse.ArgumentError as error:
-        raise InvDiffError(one_line(str(error))) from None
-    except OmegaConfBaseException as error:
-        raise InvDiffError(_unresolved(error)) from None
     try:
         data = parser.instantiate_classes(config).data
     except BuildingError as error:
@@ -140,7 +136,7 @@ def _call(cli: type[InvDiffCLI], args: Sequence[str]) -> InvDiffCLI:
     # Parsers of other subcommands, which nobody asks, take as long to build as this one's.
     only = {command: LightningCLI.subcommands()[command]}
     cli = type(cli.__name__, (cli,), {"subcommands": staticmethod(lambda: only)})
-    try:
+    with _in_one_line():
         return cli(
             pl.LightningModule,
             BiasedDataModule,
@@ -153,13 +149,16 @@ def _call(cli: type[InvDiffCLI], args: Sequence[str]) -> InvDiffCLI:
             parser_kwargs={command: OPTIONS, **OPTIONS},
             args=list(args),
         )
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Tell a wrong key or value, and a setting that refers to one that is not there."""
+    try:
+        yield
     except argparse.ArgumentError as error:
         raise InvDiffError(one_line(str(error))) from None
     except OmegaConfBaseException as error:
-        raise InvDiffError(_unresolved(error)) from None
-
-
-def _unresolved(error: OmegaConfBaseException) -> str:
-    """Which setting refers to one that is not there."""
-    key = f"{error.full_key}: " if error.full_key else ""
-    return f"{key}{str(error).splitlines()[0]}: ${{…}} stands for another setting."
+        key = f"{error.full_key}: " if error.full_key else ""
+        told = f"{key}{str(error).splitlines()[0]}: ${{…}} stands for another setting."
+        raise InvDiffError(told) from None

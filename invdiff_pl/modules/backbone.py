@@ -89,12 +89,6 @@ class Backbone(OnPipeline):
         self.save_hyperparameters(ignore=[] if isinstance(backbone, str) else ["backbone"])
         self.strict_loading = False
         self.backbone = backbone
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.warmup_steps = warmup_steps
-        self.conditioning_dropout = conditioning_dropout
-        self.high_noise_exponent = high_noise_exponent
-        self.seed = seed
         self.attach(backbone, prompts)
         self.unet = self.frozen.network
         self.lora: LoraAdapter | None = None
@@ -123,9 +117,10 @@ class Backbone(OnPipeline):
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Mean denoising loss of a batch."""
         whole = completed(batch, batch_idx, self)
-        source = generator(self.seed, "backbone", self.global_step)
+        chosen: Any = self.hparams
+        source = generator(chosen.seed, "backbone", self.global_step)
         timesteps, (posterior_noise, noise), prompts = step_draws(
-            whole, self._timesteps, source, self, self.conditioning_dropout
+            whole, self._timesteps, source, self, chosen.conditioning_dropout
         )
         latents = self.latents_of(whole, posterior_noise)
         noisy = self.process.add_noise(latents, noise, timesteps)
@@ -137,17 +132,15 @@ class Backbone(OnPipeline):
         return loss
 
     def _timesteps(self, count: int, source: torch.Generator) -> Tensor:
-        return sample_timesteps(
-            count, self.process.train_timesteps, self.high_noise_exponent, source
-        )
+        exponent = self.hparams["high_noise_exponent"]
+        return sample_timesteps(count, self.process.train_timesteps, exponent, source)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine."""
         require_step_limit(self)
-        parameters = list(self.trainable_parameters().values())
-        return optimizer_with_schedule(
-            self, parameters, self.learning_rate, self.weight_decay, self.warmup_steps
-        )
+        parameters, chosen = list(self.trainable_parameters().values()), self.hparams
+        rates = (chosen[name] for name in ("learning_rate", "weight_decay", "warmup_steps"))
+        return optimizer_with_schedule(self, parameters, *rates)
 
     @torch.no_grad()
     def result(self) -> StableDiffusionPipeline:
