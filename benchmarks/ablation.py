@@ -23,7 +23,12 @@ from typing import Any
 from ablation_groups import write_groups
 from ablation_rows import ROWS, SECTIONS, Row
 
-from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection, ScaleCalibration
+from invdiff_pl.callbacks import (
+    ExponentialMovingAverage,
+    HeldOutSelection,
+    SaveAdapter,
+    ScaleCalibration,
+)
 from invdiff_pl.cli.lightning import build
 from invdiff_pl.cli.sweep import point_figures, score_samples
 from invdiff_pl.utils.errors import InvDiffError
@@ -131,7 +136,6 @@ def _train(
 ) -> dict[str, Any]:
     """Train a row's adapter; its size and the time it took."""
     flags = [
-        f"--model.output={folder}",
         f"--data.environments={groups}",
         # What is compared is the training, also where the inference would have advised against.
         "--model.train_without_bias=true",
@@ -145,11 +149,14 @@ def _train(
     if options.steps:
         flags.append(f"--trainer.max_steps={options.steps}")
     built = build(["fit", f"--config={config}", *flags])
-    kept: tuple[type, ...] = ExponentialMovingAverage, HeldOutSelection
+    kept: tuple[type, ...] = ExponentialMovingAverage, HeldOutSelection, SaveAdapter
     if row.calibrated:
         kept += (ScaleCalibration,)
     callbacks = built.trainer.callbacks  # type: ignore[attr-defined]
     built.trainer.callbacks = [c for c in callbacks if isinstance(c, kept)]  # type: ignore[attr-defined]
+    for callback in built.trainer.callbacks:  # type: ignore[attr-defined]
+        if hasattr(callback, "output"):
+            callback.output = str(folder)
     started = time.monotonic()
     built.trainer.fit(built.model, datamodule=built.datamodule)
     seconds = time.monotonic() - started

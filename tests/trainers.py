@@ -7,8 +7,8 @@ from typing import Any
 from pytorch_lightning import Callback, LightningDataModule, Trainer
 from pytorch_lightning.strategies import DDPStrategy
 
-from invdiff_pl.callbacks import SaveAdapter, SaveEnvironments
-from invdiff_pl.modules import EnvironmentInference
+from invdiff_pl.callbacks import SaveAdapter, SaveEnvironments, SaveSamples
+from invdiff_pl.modules import ConditionalSampler, EnvironmentInference
 
 # Of the inference, so that it takes a second.
 QUICK: dict[str, Any] = {"starts": 4, "values": [], "components": 6, "alpha": 0.5, "resamples": 1}
@@ -50,3 +50,15 @@ def adapter_trainer(
     return quiet_trainer(
         folder, ranks, callbacks=[*callbacks, SaveAdapter(str(folder))], **settings
     )
+
+
+def draw_samples(
+    module: ConditionalSampler,
+    data: LightningDataModule,
+    folder: Path,
+    ranks: int = 1,
+    callbacks: Sequence[Callback] = (),
+) -> None:
+    """Draw what a DataModule asks for into a folder."""
+    trainer = quiet_trainer(folder, ranks, callbacks=[SaveSamples(str(folder)), *callbacks])
+    trainer.predict(module, datamodule=data, return_predictions=False)

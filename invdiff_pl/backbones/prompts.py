@@ -16,6 +16,7 @@ class Conditions(nn.Module):
 
     Args:
         rows: by the names of the pipeline's call, such as ``prompt_embeds [P + 1, L, D]``.
+        prompts: the P texts, where somebody asks for them.
 
     Example:
         >>> conditions = Conditions({"prompt_embeds": torch.randn(3, 16, 32)})
@@ -23,8 +24,9 @@ class Conditions(nn.Module):
         (3, torch.Size([3, 16, 32]))
     """
 
-    def __init__(self, rows: Mapping[str, Tensor]) -> None:
+    def __init__(self, rows: Mapping[str, Tensor], prompts: Sequence[str] = ()) -> None:
         super().__init__()
+        self.prompts = tuple(prompts)
         for name, value in without_padding(rows).items():
             self.register_buffer(name, value, persistent=False)
 
@@ -75,4 +77,5 @@ class KnownPrompts:
         if self._null is None:
             self._null = in_precision(self._denoiser.condition([""]), torch.float32)
         parts = [*self._rows, self._null]
-        return Conditions({name: torch.cat([each[name] for each in parts]) for name in parts[0]})
+        rows = {name: torch.cat([each[name] for each in parts]) for name in parts[0]}
+        return Conditions(rows, tuple(self._numbers))

@@ -8,19 +8,23 @@ from invdiff_pl.callbacks.environments import SaveEnvironments
 from invdiff_pl.callbacks.evaluation import SampleEvaluation
 from invdiff_pl.callbacks.fit_evaluation import FitEvaluation
 from invdiff_pl.callbacks.grids import SampleGrid
+from invdiff_pl.callbacks.group_accuracy import GroupAccuracy
 from invdiff_pl.callbacks.heldout import HeldOutSelection
 from invdiff_pl.callbacks.max_micro_batch import MaxMicroBatch
 from invdiff_pl.callbacks.progress import ProgressBar, ProgressLines
 from invdiff_pl.callbacks.resource_estimate import ResourceEstimate
 from invdiff_pl.callbacks.safety import StopOnDivergence, StopOnSigterm
-from invdiff_pl.callbacks.save import SaveAdapter
+from invdiff_pl.callbacks.samples import SaveSamples
+from invdiff_pl.callbacks.save import LatentScale, SaveAdapter, SaveClassifier, SavePipeline
 
 __all__ = [
     "Dashboard",
     "DenoiserForm",
     "ExponentialMovingAverage",
     "FitEvaluation",
+    "GroupAccuracy",
     "HeldOutSelection",
+    "LatentScale",
     "MaxMicroBatch",
     "ProgressBar",
     "ProgressLines",
@@ -28,7 +32,10 @@ __all__ = [
     "SampleEvaluation",
     "SampleGrid",
     "SaveAdapter",
+    "SaveClassifier",
     "SaveEnvironments",
+    "SavePipeline",
+    "SaveSamples",
     "ScaleCalibration",
     "StopOnDivergence",
     "StopOnSigterm",

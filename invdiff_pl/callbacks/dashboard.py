@@ -3,7 +3,7 @@
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from invdiff_pl.data.base import BiasedDataModule
+from invdiff_pl.callbacks.data import data_module
 from invdiff_pl.utils.tensors import read_tensors
 
 
@@ -19,7 +19,7 @@ class Dashboard(pl.Callback):
         logger = trainer.logger
         if not (trainer.is_global_zero and isinstance(logger, TensorBoardLogger)):
             return
-        data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_module(trainer)
         invariant = data.environments is not None
         logger.experiment.add_custom_scalars(layout(data.attribute, invariant=invariant))
         if data.environments is None:

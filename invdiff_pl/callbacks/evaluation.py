@@ -6,6 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from invdiff_pl.callbacks.data import data_module
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.metrics import BiasScore
 from invdiff_pl.metrics.reference import DESCRIPTION, reference_features, reference_rows
@@ -45,7 +46,7 @@ class SampleEvaluation(pl.Callback):
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Load the networks, make a set of metrics a scale, and take in the reference."""
         assert isinstance(pl_module, ConditionalSampler)
-        data = _data(trainer)
+        data = data_module(trainer)
         self.scored = data.attributes() is not None
         if not self.scored:
             return
@@ -68,7 +69,7 @@ class SampleEvaluation(pl.Callback):
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute every figure and write them."""
-        data = _data(trainer)
+        data = data_module(trainer)
         report = self._report(data) if self.scored else unscored(data)
         if trainer.is_global_zero:
             write_json(self.output / "metrics.json", report)
@@ -137,7 +138,7 @@ def start_scoring(
     Raises:
         InvDiffError: if there is no classifier of the data set's prompts, or a setting is wrong.
     """
-    data, device = _data(trainer), pl_module.device
+    data, device = data_module(trainer), pl_module.device
     scorers = Scorers.load(settings, classifier, data, few=few).to(device)
     if trainer.is_global_zero:
         for notice in scorers.notices(settings):
@@ -175,8 +176,3 @@ def unscored(data: BiasedDataModule) -> dict[str, Any]:
         "samples_per_prompt": data.samples_per_prompt,
         "reason": data.why_not_scored,
     }
-
-
-def _data(trainer: pl.Trainer) -> BiasedDataModule:
-    data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
-    return data

@@ -5,22 +5,18 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 
-from invdiff_pl.backbones.pipeline import sample_images
+from invdiff_pl.callbacks.data import data_module
 from invdiff_pl.callbacks.evaluation import start_scoring
-from invdiff_pl.callbacks.live import live_pipeline
-from invdiff_pl.data.base import BiasedDataModule
+from invdiff_pl.callbacks.live import LiveSamples
 from invdiff_pl.metrics.sample_scores import SampleScores
 from invdiff_pl.metrics.settings import EvaluationSettings
-from invdiff_pl.modules.common import stage_name
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.utils.progress import track
 
 _LIVE = 0.0
 
 
-class FitEvaluation(pl.Callback):
+class FitEvaluation(LiveSamples):
     """Scores a few samples of the live model every so many steps; labels serve scoring only.
 
     The modules that are trained draw, as :class:`~invdiff_pl.callbacks.SampleGrid` has them;
@@ -51,21 +47,17 @@ class FitEvaluation(pl.Callback):
         batch_size: int = 64,
         seed: int = 0,
     ) -> None:
+        super().__init__(every_n_steps, steps, guidance_scale, seed)
         self.classifier = Path(classifier)
         self.scoring = scoring or EvaluationSettings()
-        self.every_n_steps = every_n_steps
         self.samples_per_prompt = samples_per_prompt
-        self.steps = steps
-        self.guidance_scale = guidance_scale
         self.batch_size = batch_size
-        self.seed = seed
         self.figures: dict[str, float] = {}
         self._scores: SampleScores | None = None
-        self._looked_at = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The look before training, or where training goes on."""
-        data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_module(trainer)
         why = None if data.attributes() is not None else data.why_not_scored
         if why is None:
             try:
@@ -76,55 +68,29 @@ class FitEvaluation(pl.Callback):
                 why = str(error)
         if why is not None and trainer.is_global_zero:
             print(f"samples are not scored during training: {why}", flush=True)
-        self._look(trainer, pl_module)
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *unused: Any
-    ) -> None:
-        """A look every ``every_n_steps`` optimizer steps."""
-        if trainer.global_step % self.every_n_steps == 0:
-            self._look(trainer, pl_module)
+        self.look(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The look after training; the networks that score are let go."""
-        self._look(trainer, pl_module)
+        self.look(trainer, pl_module)
         self._scores = None
 
-    def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._scores is None or self._looked_at == trainer.global_step:
+    def show(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Score this rank's share of the samples, and log the figures."""
+        if self._scores is None:
             return
-        self._looked_at = trainer.global_step
-        data: BiasedDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data, device = data_module(trainer), module.device
         self._scores.reset()
         count = len(data.prompts) * self.samples_per_prompt
         mine = torch.arange(trainer.global_rank, count, trainer.world_size)
-        with live_pipeline(trainer, pl_module) as pipeline, torch.no_grad():
-            what = f"{stage_name(pl_module)}, quick look"
-            for indices in track(mine.split(self.batch_size), what, unit="batch", bar=False):
-                prompts = indices // self.samples_per_prompt
-                images = self._draw(pipeline, pl_module, indices, prompts)
-                device = pl_module.device
+        sizes = self.samples_per_prompt, self.batch_size
+        with torch.no_grad():
+            for prompts, images in self.drawn(trainer, module, mine, *sizes, "quick look"):
                 self._scores.update(prompts.to(device), images.to(device))
         self.figures = quick_figures(self._scores.figures(), data.attribute)
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.log_metrics(self.figures, trainer.global_step)
-
-    def _draw(
-        self, pipeline: Any, module: pl.LightningModule, indices: Tensor, prompts: Tensor
-    ) -> Tensor:
-        conditions: Any = module.conditions
-        frozen: Any = module.frozen
-        return sample_images(
-            pipeline,
-            conditions[prompts],
-            conditions.null,
-            indices.tolist(),
-            seed=self.seed,
-            steps=self.steps,
-            guidance_scale=self.guidance_scale,
-            resolution=frozen.resolution,
-        )
 
 
 def quick_figures(figures: dict[str, Any], attribute: str) -> dict[str, float]:

@@ -5,10 +5,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
+from torch import Tensor
 
 from invdiff_pl.adapters import Adapter
 from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.pipeline import sample_images
 from invdiff_pl.callbacks.ema import ExponentialMovingAverage
+from invdiff_pl.modules.common import stage_name
+from invdiff_pl.utils.progress import track
 
 
 @contextmanager
@@ -39,3 +43,78 @@ def live_pipeline(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[A
         for part, training in modes.items():
             part.training = training
         denoiser.network = own
+
+
+class LiveSamples(pl.Callback):
+    """Draws samples from fixed seeds, with the weights as they stand, every so many steps.
+
+    Args:
+        every_n_steps: between looks.
+        steps: denoising steps.
+        guidance_scale: of classifier-free guidance.
+        seed: of the noises.
+    """
+
+    def __init__(self, every_n_steps: int, steps: int, guidance_scale: float, seed: int) -> None:
+        self.every_n_steps = every_n_steps
+        self.steps = steps
+        self.guidance_scale = guidance_scale
+        self.seed = seed
+        self._looked_at = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The look before training, or where training goes on."""
+        self.look(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *unused: Any
+    ) -> None:
+        """A look every ``every_n_steps`` optimizer steps."""
+        if trainer.global_step % self.every_n_steps == 0:
+            self.look(trainer, pl_module)
+
+    def look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw, unless there are samples of this step, and show what was drawn."""
+        if self._looked_at != trainer.global_step:
+            self._looked_at = trainer.global_step
+            self.show(trainer, pl_module)
+
+    def show(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Draw, and show what was drawn."""
+
+    def drawn(
+        self,
+        trainer: pl.Trainer,
+        module: Any,
+        indices: Tensor,
+        per_prompt: int,
+        batch: int,
+        what: str,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Prompts int64 ``[B]`` and samples uint8 ``[B, 3, H, W]``, a batch at a time.
+
+        Args:
+            trainer: that trains.
+            module: whose pipeline draws.
+            indices: of the samples; ``per_prompt`` in a row are of one prompt.
+            per_prompt: samples of each prompt.
+            batch: samples drawn together.
+            what: is drawn, as progress tells it.
+        """
+        conditions, told = module.conditions, f"{stage_name(module)}, {what}"
+        with live_pipeline(trainer, module) as pipeline:
+            for part in track(indices.split(batch), told, unit="batch", bar=False):
+                prompts = part // per_prompt
+                yield (
+                    prompts,
+                    sample_images(
+                        pipeline,
+                        conditions[prompts],
+                        conditions.null,
+                        part.tolist(),
+                        seed=self.seed,
+                        steps=self.steps,
+                        guidance_scale=self.guidance_scale,
+                        resolution=module.frozen.resolution,
+                    ),
+                )

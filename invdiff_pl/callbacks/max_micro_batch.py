@@ -5,7 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from invdiff_pl.modules.common import data_module
+from invdiff_pl.data.training import training_data
 from invdiff_pl.utils.errors import InvDiffError
 
 
@@ -28,7 +28,7 @@ class MaxMicroBatch(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Choose the number of micro-batches."""
         if self.size is not None:
-            batch = data_module(pl_module).batch_size
+            batch = training_data(trainer).batch_size
             trainer.accumulate_grad_batches = micro_batches(batch, trainer.world_size, self.size)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,10 +1,10 @@
 """What a stage takes of memory and disk, told before it takes it."""
 
 from collections.abc import Callable
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
-from weakref import finalize
+from weakref import WeakSet
 
 import pytorch_lightning as pl
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from invdiff_pl.callbacks.data import data_module
+from invdiff_pl.data.samples import require_few_samples
 from invdiff_pl.modules import ConditionalSampler
-from invdiff_pl.modules.common import data_module, denoiser_of
+from invdiff_pl.modules.common import denoiser_of
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.resources import free_memory, in_units, require_room
 
@@ -42,22 +44,20 @@ class PeakMemory(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.peak = 0
-        self._alive: dict[int, int] = {}
+        # A storage's Python object lives as long as the storage.
+        self._alive: WeakSet[torch.UntypedStorage] = WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and take note of storages that are new."""
-        given = {storage._cdata for storage in _storages((args, kwargs))}
+        given = _storages((args, kwargs))
         result = func(*args, **(kwargs or {}))
-        for storage in _storages(result):
-            if (key := storage._cdata) not in given and key not in self._alive:
-                self._alive[key] = storage.nbytes()
-                finalize(storage, self._alive.pop, key, None)
-        self.peak = max(self.peak, sum(self._alive.values()))
+        self._alive |= _storages(result) - given
+        self.peak = max(self.peak, sum(storage.nbytes() for storage in self._alive))
         return result
 
 
-def _storages(values: Any) -> list[torch.UntypedStorage]:
-    return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+def _storages(values: Any) -> set[torch.UntypedStorage]:
+    return {leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)}
 
 
 def activations(run: Callable[[int], object], batch: int) -> int:
@@ -83,54 +83,64 @@ class ResourceEstimate(pl.Callback):
     Weights, gradients, AdamW's two moments and the moving average are counted; activations are
     measured on the device itself, in passes over one and over two empty samples.
 
+    Args:
+        max_samples: most samples to draw, of all prompts and scales; any number if not given.
+
     Attributes:
         parts: bytes by what holds them, once told.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_samples: int | None = None) -> None:
+        self.max_samples = max_samples
         self.parts: dict[str, int] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure, tell, and refuse what cannot fit."""
-        stage, device = Path(trainer.default_root_dir).name, pl_module.device
-        self.parts = _parts(trainer, pl_module, _trained(pl_module))
+        folder, device = Path(trainer.default_root_dir), pl_module.device
+        if isinstance(pl_module, ConditionalSampler):
+            data, side = data_module(trainer), pl_module.frozen.resolution
+            sizes = len(data.prompts), data.samples_per_prompt, len(pl_module.scales)
+            require_few_samples(*sizes, self.max_samples)
+            # What is there already needs no room.
+            there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            size = int(_PNG_SHARE * prod(sizes) * 3 * side**2) - there
+            require_room(folder, max(0, size), f"{prod(sizes)} images of {side}×{side} pixels")
+        trained = list(getattr(pl_module, "trainable_parameters", dict)().values())
+        self.parts = _parts(trainer, pl_module, trained)
         free, total = free_memory(device), sum(self.parts.values())
         if free is not None:
             # The machine's processes share its memory; what is loaded has been taken of it.
             free //= max(1, trainer.num_devices) if device.type == "cpu" else 1
             free += sum(self.parts[name] for name in _LOADED)
         room = "unknown" if free is None else in_units(free)
-        lines = [f"stage {stage} on {device}: {in_units(total)} of {room} are needed"]
+        lines = [f"stage {folder.name} on {device}: {in_units(total)} of {room} are needed"]
         lines += [f"  {name:<28}{in_units(size):>12}" for name, size in self.parts.items() if size]
         rank_zero_only(print)("\n".join(lines), flush=True)
         if free is not None and total > free:
-            peak = list(self.parts)[-1]
+            *_, (name, peak) = self.parts.items()
             raise InvDiffError(
-                f"stage {stage} cannot fit on {device}: it needs about {in_units(total)} "
-                f"({in_units(self.parts[peak])} of them {peak}), and {room} are free: "
-                f"{_REMEDIES[bool(_trained(pl_module))]}."
+                f"stage {folder.name} cannot fit on {device}: it needs about {in_units(total)} "
+                f"({in_units(peak)} of them {name}), and {room} are free: "
+                f"{_REMEDIES[bool(trained)]}."
             )
-        if isinstance(pl_module, ConditionalSampler):
-            _require_room(Path(trainer.default_root_dir), pl_module)
 
     on_predict_start = on_test_start = on_train_start
 
 
-def _trained(module: pl.LightningModule) -> list[Tensor]:
-    return list(getattr(module, "trainable_parameters", dict)().values())
-
-
 def _parts(trainer: pl.Trainer, module: Any, trained: list[Tensor]) -> dict[str, int]:
     """Bytes by what holds them; the activations come last."""
-    data, pipeline = data_module(module), getattr(module, "pipeline", None)
-    networks = [module, *(module.frozen.other_networks if pipeline else [])]
-    held = {id(value): value.nbytes for part in networks for value in part.parameters()}
-    weights, latents = sum(value.nbytes for value in trained), data.content == "latents"
+    data, weights = data_module(trainer), sum(value.nbytes for value in trained)
+    held = {
+        id(value): value.nbytes
+        for part in (module, *module.frozen.other_networks)
+        for value in part.parameters()
+    }
+    batch, latents = data.batch_size, data.content == "latents"
     if trained:
-        batch = ceil(data.batch_size / (trainer.world_size * trainer.accumulate_grad_batches))
+        batch = ceil(batch / (trainer.world_size * trainer.accumulate_grad_batches))
     else:
         drawn = len(data.prompts) * data.samples_per_prompt
-        batch = min(data.batch_size, len(data.index.rows("train")) if latents else drawn)
+        batch = min(batch, len(data.index.rows("train")) if latents else drawn)
     peak = activations(lambda count: _pass(trainer, module, trained, count), batch)
     cached = latents and data.moments().held_on(module.device)
     return {
@@ -146,34 +156,23 @@ def _parts(trainer: pl.Trainer, module: Any, trained: list[Tensor]) -> dict[str,
     }
 
 
-def _require_room(folder: Path, module: ConditionalSampler) -> None:
-    """Refuse samples that the disk has no room for, less those that are there already."""
-    data, side = data_module(module), module.frozen.resolution
-    count = len(data.prompts) * data.samples_per_prompt * len(module.scales)
-    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    what = f"{count} images of {side}×{side} pixels"
-    require_room(folder, max(0, int(_PNG_SHARE * count * 3 * side**2) - there), what)
-
-
 def _pass(trainer: pl.Trainer, module: Any, trained: list[Tensor], count: int) -> None:
     """A pass over so many empty samples: forward, and backward where there is one."""
-    data, frozen = data_module(module), module.frozen
-    guided = isinstance(module, ConditionalSampler) and module.guidance_scale > 1
-    rows = 2 * count if guided else count
+    data, frozen = data_module(trainer), module.frozen
+    draws = isinstance(module, ConditionalSampler)
+    rows = 2 * count if draws and module.guidance_scale > 1 else count
     channels, *size = frozen.latent_shape
     if data.content == "latents":
         size = list(data.moments().shape[-2:])
     noisy = torch.zeros((rows, channels, *size), device=module.device)
-    timesteps = torch.zeros(rows, dtype=torch.int64, device=module.device)
-    nothing = torch.full((rows,), len(module.conditions) - 1, device=module.device)
+    zeros = torch.zeros(rows, dtype=torch.int64, device=module.device)
     plugin = trainer.precision_plugin
     context = plugin.train_step_context if trained else plugin.predict_step_context
     with context(), torch.set_grad_enabled(bool(trained)):
-        given = module.conditions[nothing], denoiser_of(module)
-        prediction = frozen.predict(noisy, timesteps, *given)
+        prompts = module.conditions[zeros - 1]  # the empty one is the last
+        prediction = frozen.predict(noisy, zeros, prompts, denoiser_of(module))
         if trained:
             # Unlike backward() it touches neither .grad nor what listens to it.
-            loss = prediction.float().square().mean()
-            torch.autograd.grad(loss, trained, allow_unused=True)
-        elif isinstance(module, ConditionalSampler):
+            torch.autograd.grad(prediction.float().square().mean(), trained, allow_unused=True)
+        elif draws:
             module.vae.decode(noisy[:count].to(module.vae.dtype))

@@ -9,7 +9,7 @@ from invdiff_pl.cli.lightning import data_module
 from invdiff_pl.data.index import SPLITS
 from invdiff_pl.data.survey import KINDS, Survey, survey
 from invdiff_pl.utils.errors import InvDiffError, in_flags
-from invdiff_pl.workflow.experiment import find_file
+from invdiff_pl.workflow.experiment import find_file, scale_files
 
 _PROMPTS_SHOWN = 20
 _PROMPT_WIDTH = 72
@@ -43,7 +43,8 @@ def run_check(arguments: Sequence[str]) -> int:
     parser.add_argument("--experiments", type=Path, default=Path("experiments"), metavar="DIR")
     parser.add_argument("--data", required=True, type=Path, help="folder of the data set")
     options, overrides = parser.parse_known_args(arguments)
-    files = [f"{options.experiment}.yaml", "base.yaml", f"scales/{options.scale}.yaml"]
+    scale = scale_files(options.scale, options.experiments)
+    files = [f"{options.experiment}.yaml", "base.yaml", *scale]
     configs = [f"--config={find_file(name, options.experiments)}" for name in files]
     data = data_module([*configs, f"--experiment.data_root={options.data}", *overrides])
     if not data.root.is_dir():

@@ -11,7 +11,13 @@ from invdiff_pl.data.prompt_lists import read_prompts
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.names import NEW_FAMILIES, require_name
 from invdiff_pl.workflow.due import is_current
-from invdiff_pl.workflow.experiment import PACKAGED, Experiment, find_file, find_names
+from invdiff_pl.workflow.experiment import (
+    PACKAGED,
+    Experiment,
+    find_file,
+    find_names,
+    scale_files,
+)
 from invdiff_pl.workflow.run import run_plan
 from invdiff_pl.workflow.stages import LIGHTNING, MAIN_STAGE, PLANS, STAGES
 
@@ -127,17 +133,17 @@ def _experiment(command: str, options: argparse.Namespace, overrides: Sequence[s
     files = {
         "experiment": f"{options.experiment}.yaml",
         "base": "base.yaml",
-        "scale": f"scales/{options.scale}.yaml",
     }
-    paths = {kind: find_file(name, folder) for kind, name in files.items()}
+    *extended, files["scale"] = scale_files(options.scale, folder)
     for kind in ("experiment", "scale"):
-        if not paths[kind].is_file():
+        if not find_file(files[kind], folder).is_file():
             pattern = str(Path(files[kind]).with_name("*.yaml"))
             known = [Path(name).stem for name in find_names(pattern, folder)]
             raise InvDiffError(
                 f"--{kind}: there is no {files[kind]} in {folder} or {PACKAGED}; expected one of: "
                 f"{', '.join(name for name in known if name != 'base') or 'none'}."
             )
+    names = [files["experiment"], files["base"], *extended, files["scale"]]
     by_stage, shared = _sort_overrides(command, overrides)
     run_dir = options.run_dir or f"runs/{options.experiment}/{options.scale}"
     flags = [f"--experiment.run_dir={run_dir}"]
@@ -159,7 +165,7 @@ def _experiment(command: str, options: argparse.Namespace, overrides: Sequence[s
     if options.num_nodes > 1:
         devices.append(f"--trainer.num_nodes={options.num_nodes}")
     experiment = Experiment(
-        files=tuple(paths.values()),
+        files=tuple(find_file(name, folder) for name in names),
         experiments=folder,
         flags=(*flags, *shared),
         overrides=by_stage,

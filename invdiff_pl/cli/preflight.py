@@ -99,7 +99,10 @@ def _look_over(
             scales = 1 if model.get("adapter") is None else len(model["invariant_scales"])
             lines.append(
                 require_few_samples(
-                    len(index.prompts), images["samples_per_prompt"], scales, model["max_samples"]
+                    len(index.prompts),
+                    images["samples_per_prompt"],
+                    scales,
+                    chosen["scale"]["max_samples"],
                 )
             )
     return lines

@@ -114,8 +114,8 @@ def score_samples(config: Path, folder: Path, overrides: Sequence[str]) -> dict[
     Returns:
         the content of ``metrics.json``.
     """
-    places = [f"--model.output={folder}", f"--trainer.default_root_dir={folder}"]
-    built = build(["predict", f"--config={config}", *places, *overrides])
+    place = f"--trainer.default_root_dir={folder}"
+    built = build(["predict", f"--config={config}", place, *overrides])
     for callback in built.trainer.callbacks:  # type: ignore[attr-defined]
         if hasattr(callback, "output"):
             callback.output = folder

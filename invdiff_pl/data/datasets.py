@@ -95,6 +95,7 @@ class LabelledBatch(TypedDict, total=False):
     prompt: Tensor  # int64 [B]
     attribute: Tensor  # int64 [B]
     draw: Tensor  # int64 [B], place in the global batch
+    draw_count: int  # size of the global batch
 
 
 class ImageDataset(Dataset[LabelledBatch]):
@@ -115,7 +116,10 @@ class ImageDataset(Dataset[LabelledBatch]):
         flipped = selection.flips.bool()
         images[flipped] = images[flipped].flip(-1)
         batch = LabelledBatch(
-            images=images, prompt=self.prompt_ids[selection.rows], draw=selection.draws
+            images=images,
+            prompt=self.prompt_ids[selection.rows],
+            draw=selection.draws,
+            draw_count=selection.draw_count,
         )
         if self.attributes is not None:
             batch["attribute"] = self.attributes[selection.rows]

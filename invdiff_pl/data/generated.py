@@ -1,9 +1,7 @@
 """A data set that the frozen model has drawn itself, of prompts and nothing else."""
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from invdiff_pl.data.base import BiasedDataModule
@@ -76,22 +74,3 @@ class GeneratedDataModule(BiasedDataModule):
     def read_attributes(self) -> Tensor | None:
         """There are none."""
         return None
-
-    def to_draw(self, first: int, numbers: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """Samples still to be drawn, in this rank's batches.
-
-        Args:
-            first: index of the first of them.
-            numbers: of the prompt of each.
-
-        Returns:
-            indices and prompts, int64 ``[B]`` each.
-        """
-        rank, ranks = self._ranks()
-        indices = first + torch.arange(len(numbers))
-        batches = zip(
-            indices.split(self.batch_size),
-            torch.tensor(numbers).split(self.batch_size),
-            strict=True,
-        )
-        return list(batches)[rank::ranks]

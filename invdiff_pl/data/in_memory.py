@@ -141,7 +141,7 @@ class LatentsInMemory(LatentDataModule):
 
     def conditions(self) -> Conditions:
         """What every prompt and, last, the empty one become for the denoiser."""
-        return Conditions(in_precision(self._conditions, torch.float32)).cpu()
+        return Conditions(in_precision(self._conditions, torch.float32), self._prompts).cpu()
 
     def inferred(self) -> Environments:
         """The environments.

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from invdiff_pl.data.images import read_image, to_rgb
+from invdiff_pl.data.images import read_image, read_images, to_rgb
 from invdiff_pl.utils.errors import InvDiffError
 
 ImageLike = str | Path | Image.Image | Tensor | np.ndarray
@@ -175,22 +175,26 @@ class PromptedImages(Dataset[tuple[Image.Image, str]]):
         Raises:
             ValueError: naming an image that cannot be read.
         """
-        return torch.stack([self._pixels(row, resolution) for row in rows])
-
-    def _pixels(self, row: int, resolution: int) -> Tensor:
-        image = self._image(row)
-        if isinstance(image, str | Path):
-            return read_image(Path(image), resolution)
-        picture = _picture(image, row)
-        if picture.size != (resolution, resolution):
-            picture = ImageOps.fit(picture, (resolution, resolution), Image.Resampling.LANCZOS)
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+        images = [(row, self._image(row)) for row in rows]
+        paths = [Path(image) for _, image in images if isinstance(image, str | Path)]
+        if len(paths) == len(images):
+            return read_images(paths, resolution)
+        return torch.stack([_pixels(image, row, resolution) for row, image in images])
 
     def subset(self, rows: Sequence[int] | Tensor) -> "PromptedImages":
         """Some of the images."""
         chosen = [int(row) for row in rows]
         texts = [self.prompts[int(self.prompt_ids[row])] for row in chosen]
         return self._of(len(chosen), texts, lambda row: self._image(chosen[row]))
+
+
+def _pixels(image: Any, row: int, resolution: int) -> Tensor:
+    if isinstance(image, str | Path):
+        return read_image(Path(image), resolution)
+    picture = _picture(image, row)
+    if picture.size != (resolution, resolution):
+        picture = ImageOps.fit(picture, (resolution, resolution), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
 def _picture(image: Any, row: int) -> Image.Image:

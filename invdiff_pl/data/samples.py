@@ -1,4 +1,4 @@
-"""The manifest of a folder of samples."""
+"""A folder of samples: its files and their manifest."""
 
 import json
 from collections.abc import Sequence
@@ -6,7 +6,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from torch import Tensor
+
+from invdiff_pl.data.images import read_images
+from invdiff_pl.data.prompted import PromptedImages
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.images import ImageWriter
 
 MANIFEST = "manifest.jsonl"
 
@@ -102,6 +107,58 @@ def read_manifest(folder: Path) -> list[Sample]:
             reason = " ".join(str(error).split())
             raise InvDiffError(f"{path}, line {number} is damaged ({reason}): rerun.") from None
     return samples
+
+
+def read_samples(folder: Path) -> PromptedImages:
+    """The samples of a folder at its highest invariant scale.
+
+    Raises:
+        InvDiffError: if the manifest is missing or damaged.
+    """
+    manifest = read_manifest(folder)
+    highest = max(sample.invariant_scale for sample in manifest)
+    chosen = [sample for sample in manifest if sample.invariant_scale == highest]
+    paths, prompts = [folder / s.file for s in chosen], [s.prompt for s in chosen]
+    return PromptedImages(paths, prompts)
+
+
+class SampleFolder:
+    """Keeps samples as PNG files, written in the background, and finds those of an earlier run.
+
+    Args:
+        folder: of the samples.
+        resolution: their side in pixels.
+    """
+
+    def __init__(self, folder: Path, resolution: int) -> None:
+        self.folder, self.resolution = folder, resolution
+        self._writer = ImageWriter()
+
+    def read(self, scale: float, indices: Sequence[int]) -> Tensor | None:
+        """Samples uint8 ``[B, 3, H, W]``, if all are there and none is damaged."""
+        files = self._files(scale, indices)
+        if not all(file.is_file() for file in files):
+            return None
+        try:
+            return read_images(files, self.resolution)
+        except InvDiffError:
+            return None
+
+    def write(self, scale: float, indices: Sequence[int], images: Tensor) -> None:
+        """Hand over samples, uint8 ``[B, 3, H, W]`` on the CPU."""
+        for file, image in zip(self._files(scale, indices), images, strict=True):
+            self._writer.write(file, image)
+
+    def check(self) -> None:
+        """Let a failed write (a full disk, say) stop the run rather than go unseen."""
+        self._writer.check()
+
+    def close(self) -> None:
+        """Wait for the last image."""
+        self._writer.close()
+
+    def _files(self, scale: float, indices: Sequence[int]) -> list[Path]:
+        return [self.folder / sample_file(scale, index) for index in indices]
 
 
 def _sample(entry: dict[str, Any]) -> Sample:

@@ -1,6 +1,7 @@
 """Latents with prompts and environments, as an adapter is trained on them, and their batches."""
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
@@ -37,6 +38,32 @@ class TakesEnvironments(Protocol):
 
     def use_environments(self, environments: Environments) -> None:
         """Take the environments of the images that it will be trained on."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What batches of images hold beside them.
+
+    Attributes:
+        prompts: the P distinct ones, which batches number.
+        attributes: the attribute's K classes, in the order of their codes; none where batches do
+            not tell it.
+        counts: images to train on of each, int64 ``[P, K]``; even numbers if not given.
+        missing: why there are no attribute labels, where there are none.
+    """
+
+    prompts: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+    counts: Tensor | None = None
+    missing: str | None = None
+
+
+@runtime_checkable
+class TakesLabels(Protocol):
+    """A LightningModule that a DataModule of images tells what they are labelled with."""
+
+    def use_labels(self, labels: Labels) -> None:
+        """Take them."""
 
 
 class LatentDataModule(pl.LightningDataModule):

@@ -1,6 +1,6 @@
 """The classifier that scores samples, trained on labelled held-out data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,35 +12,65 @@ from torch.nn import functional
 from invdiff_pl.backbones.draws import generator
 from invdiff_pl.data.datasets import LabelledBatch
 from invdiff_pl.data.images import to_float
-from invdiff_pl.metrics.classifier import CONFIG_FILE, SMALL, SampleClassifier, require_trunk
+from invdiff_pl.data.training import Labels
+from invdiff_pl.metrics.classifier import SMALL, SampleClassifier, require_trunk
 from invdiff_pl.modules.common import (
     check_finite,
-    data_module,
     optimizer_with_schedule,
-    output_folder,
     require_step_limit,
 )
-from invdiff_pl.utils.files import atomic_path, write_json
+from invdiff_pl.utils.errors import InvDiffError
 
 
 class AttributeClassifier(pl.LightningModule):
-    """Learns attribute and prompt from the val split and is tested on the test split.
+    """Learns attribute and prompt of images, and counts its answers on others in validation.
 
-    Labels serve the scoring of samples only: neither inference nor adapter training sees this
-    network or what it was trained on. Each (prompt, attribute) cell weighs the same. Without labels
-    nothing is trained, and ``classifier.json`` says so.
+    Any loader will do whose batches hold ``images``, uint8 ``[B, 3, H, W]``, and ``prompt`` and
+    ``attribute``, int64 ``[B]``. Of a DataModule with labels each (prompt, attribute) cell weighs
+    the same; without labels nothing is trained. Labels serve the scoring of samples only: neither
+    inference nor adapter training sees this network or what it was trained on.
+    :class:`~invdiff_pl.callbacks.SaveClassifier` writes it.
 
     Args:
-        output: folder; the classifier is written to its ``classifier`` folder.
+        prompts: that batches number, where no DataModule tells them.
+        attributes: names of the attribute's classes, where no DataModule tells them.
         trunk: see :class:`~invdiff_pl.metrics.classifier.SampleClassifier`.
         learning_rate: peak rate of AdamW.
         weight_decay: of AdamW.
         seed: of weights and augmentation.
+
+    Attributes:
+        confusion: images of the last validation by true and told class, int64 ``[K, K]``.
+        accuracies: of ``attribute`` and ``prompt`` in it.
+
+    Raises:
+        ValueError: if there is no such trunk.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> pixels = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8)
+        >>> rows = [{"images": pixels[n], "prompt": n % 2, "attribute": n // 4} for n in range(8)]
+        >>> loader = DataLoader(rows, batch_size=4)
+        >>> module = AttributeClassifier(["a nurse", "a pilot"], ["woman", "man"])
+        >>> trainer = pl.Trainer(
+        ...     max_steps=2,
+        ...     accelerator="cpu",
+        ...     logger=False,
+        ...     enable_checkpointing=False,
+        ...     enable_model_summary=False,
+        ...     enable_progress_bar=False,
+        ... )
+        >>> trainer.fit(module, loader, loader)
+        >>> int(module.confusion.sum()), sorted(module.accuracies)
+        (8, ['attribute', 'prompt'])
     """
+
+    stage = "classifier"
 
     def __init__(
         self,
-        output: str,
+        prompts: Sequence[str] = (),
+        attributes: Sequence[str] = (),
         trunk: str = SMALL,
         learning_rate: float = 2e-3,
         weight_decay: float = 0.05,
@@ -49,15 +79,15 @@ class AttributeClassifier(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.require_settings(self.hparams)
-        self.output = output
+        self.labels = Labels(tuple(prompts), tuple(attributes))
         self.trunk = trunk
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.seed = seed
         self.network: SampleClassifier | None = None
-        self.labelled = True
-        self.confusion: Tensor
-        self.correct: Tensor
+        self.resolution = 0  # of the images, once some were seen
+        self.confusion = torch.zeros((0, 0), dtype=torch.int64)
+        self.accuracies: dict[str, float] = {}
 
     @staticmethod
     def require_settings(settings: Mapping[str, Any]) -> None:
@@ -71,35 +101,36 @@ class AttributeClassifier(pl.LightningModule):
         """
         require_trunk(settings["trunk"])
 
+    def use_labels(self, labels: Labels) -> None:
+        """Take the names of prompts and classes, and how many images there are of each."""
+        self.labels = labels
+
     def configure_model(self) -> None:
         """Build the network once the classes are known."""
         if self.network is None:
-            data = data_module(self)
+            names = self.labels
             with torch.random.fork_rng():
                 torch.manual_seed(self.seed)
-                classes = max(1, len(data.attribute_names))
-                self.network = SampleClassifier(classes, len(data.prompts), self.trunk)
+                classes = max(1, len(names.attributes))
+                self.network = SampleClassifier(classes, len(names.prompts), self.trunk)
 
     def setup(self, stage: str) -> None:
-        """Weights that make every (prompt, attribute) cell count the same."""
-        data = data_module(self)
-        self.labelled = data.attributes() is not None
-        if not self.labelled:
+        """Weights that make every (prompt, attribute) cell count the same.
+
+        Raises:
+            ValueError: if prompts or classes are not named.
+        """
+        names = self.labels
+        if names.missing is not None:
             self.trainer.limit_train_batches = 0
             return
-        prompts, attributes = data.labels("val")
-        assert attributes is not None
-        shape = (len(data.prompts), len(data.attribute_names))
-        counts = torch.bincount(prompts * shape[1] + attributes, minlength=shape[0] * shape[1])
+        for argument in ("prompts", "attributes"):
+            if not getattr(names, argument):
+                raise InvDiffError(f"{argument}: none are named; expected at least one.", argument)
+        shape = (len(names.prompts), len(names.attributes))
+        counts = torch.ones(shape, dtype=torch.int64) if names.counts is None else names.counts
         weights = counts.sum() / (shape[0] * shape[1] * counts.clamp(min=1))
-        self.register_buffer("cell_weights", weights.reshape(shape), persistent=False)
-        self.zero_counts()
-
-    def zero_counts(self) -> None:
-        """Forget what validation has counted."""
-        classes = len(data_module(self).attribute_names)
-        self.confusion = torch.zeros((classes, classes), dtype=torch.int64, device=self.device)
-        self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.register_buffer("cell_weights", weights, persistent=False)
 
     def training_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor:
         """Cross-entropy of both heads on augmented images."""
@@ -118,26 +149,32 @@ class AttributeClassifier(pl.LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
+    def on_validation_epoch_start(self) -> None:
+        """Begin to count."""
+        classes = len(self.labels.attributes)
+        self._counts = torch.zeros((classes, classes), dtype=torch.int64, device=self.device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=self.device)
+
     def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:
         """Count answers: the attribute's by true and told class, and right prompts."""
         assert self.network is not None
+        self.resolution = batch["images"].shape[-1]
         attribute_logits, prompt_logits = self.network(to_float(batch["images"]))
-        cells = batch["attribute"] * len(self.confusion) + attribute_logits.argmax(1)
-        counts = cells.bincount(minlength=self.confusion.numel())
-        self.confusion += counts.view_as(self.confusion)
-        self.correct += (prompt_logits.argmax(1) == batch["prompt"]).sum()
+        cells = batch["attribute"] * len(self._counts) + attribute_logits.argmax(1)
+        counts = cells.bincount(minlength=self._counts.numel())
+        self._counts += counts.view_as(self._counts)
+        self._correct += (prompt_logits.argmax(1) == batch["prompt"]).sum()
 
     def on_validation_epoch_end(self) -> None:
         """Accuracy over all ranks."""
-        counts = torch.cat([self.confusion.flatten(), self.correct[None]])
+        counts = torch.cat([self._counts.flatten(), self._correct[None]])
         *cells, correct = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
-        confusion = torch.tensor(cells).view_as(self.confusion)
-        self.held_out_confusion = confusion.tolist()
-        seen = int(confusion.sum())
-        self.accuracies = {"attribute": int(confusion.trace()) / seen, "prompt": correct / seen}
+        self.confusion = torch.tensor(cells).view_as(self._counts)
+        seen = int(self.confusion.sum())
+        right = {"attribute": int(self.confusion.trace()), "prompt": correct}
+        self.accuracies = {name: count / seen for name, count in right.items()}
         for name, accuracy in self.accuracies.items():
             self.log(f"val/{name}_accuracy", accuracy, prog_bar=True, rank_zero_only=True)
-        self.zero_counts()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine."""
@@ -145,30 +182,6 @@ class AttributeClassifier(pl.LightningModule):
         return optimizer_with_schedule(
             self, list(self.parameters()), self.learning_rate, self.weight_decay, 20
         )
-
-    def on_fit_end(self) -> None:
-        """Write the classifier and its held-out accuracy."""
-        if not self.trainer.is_global_zero:
-            return
-        assert self.network is not None
-        data = data_module(self)
-        if not self.labelled:
-            print(f"no classifier is trained: {data.why_not_scored}")
-            absent = {"absent": data.why_not_scored}
-            write_json(output_folder(self.output) / "classifier" / CONFIG_FILE, absent)
-            return
-        facts = {
-            "attribute_names": list(data.attribute_names),
-            "prompts": list(data.prompts),
-            "resolution": data.resolution,
-            "held_out_accuracy": self.accuracies,
-            # True class by told class, of the attribute.
-            "held_out_confusion": {"attribute": self.held_out_confusion},
-            "held_out_images": len(data.index.rows("test")),
-        }
-        with atomic_path(output_folder(self.output) / "classifier") as partial:
-            partial.mkdir()
-            self.network.save(partial, facts)
 
 
 def augment(images: Tensor, source: torch.Generator) -> Tensor:

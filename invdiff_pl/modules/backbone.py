@@ -1,46 +1,43 @@
 """Phase 0: fitting the denoiser of a pipeline to the biased data."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
+from diffusers import DiffusionPipeline
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from invdiff_pl.adapters import LoraAdapter
-from invdiff_pl.backbones.draws import (
-    generator,
-    logit_normal_timesteps,
-    on_device,
-    sample_timesteps,
-)
-from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.draws import generator, logit_normal_timesteps, sample_timesteps
 from invdiff_pl.backbones.noising import sample_losses
-from invdiff_pl.backbones.pipeline import load_pipeline, save_pipeline
-from invdiff_pl.backbones.prompts import Conditions
-from invdiff_pl.data.datasets import LatentBatch
+from invdiff_pl.backbones.pipeline import load_pipeline
+from invdiff_pl.modules.batches import completed, step_draws
 from invdiff_pl.modules.common import (
+    OnPipeline,
     check_finite,
     hold_frozen,
     optimizer_with_schedule,
-    output_folder,
     require_step_limit,
     share_of_mean,
 )
-from invdiff_pl.utils.files import atomic_path
 from invdiff_pl.utils.names import BACKBONE_DENSITIES, require_name
 
 
-class Backbone(pl.LightningModule):
-    """Trains the denoiser of a pipeline folder and writes the whole pipeline.
+class Backbone(OnPipeline):
+    """Trains the denoiser of a pipeline on latents and prompts.
 
-    The folder may be any supported family's, to be fine-tuned, or the autoencoder stage's, whose
+    The pipeline may be any supported family's, to be fine-tuned, or the autoencoder stage's, whose
     denoiser starts from random weights. With ``lora_rank`` low-rank updates are trained, and added
-    to the weights in the end: the result is an ordinary pipeline folder either way.
+    to the weights in the end: :meth:`result` is an ordinary pipeline either way, which
+    :class:`~invdiff_pl.callbacks.SavePipeline` writes.
+
+    Any loader will do whose batches hold ``latents`` ``[B, C, h, w]`` (or the VAE posterior's
+    ``moments`` ``[B, 2C, h, w]``) and ``prompt`` (texts, or numbers into ``prompts``).
 
     Args:
-        backbone: the pipeline to start from: folder or hub id.
-        output: folder; the pipeline is written to its ``pipeline`` folder.
+        backbone: a loaded pipeline, or a pipeline folder, hub id or ``asset:NAME``.
+        prompts: that numbers in batches stand for, where no DataModule tells them.
         learning_rate: peak rate of AdamW.
         weight_decay: of AdamW.
         warmup_steps: of the rate.
@@ -53,16 +50,36 @@ class Backbone(pl.LightningModule):
         lora_rank: of the updates (see ``invdiff_pl.adapters.LoraAdapter``); every weight is trained
             if not given.
         gradient_checkpointing: recompute activations, for less memory and more time.
-        half_precision: write float16 weights.
         seed: of all draws.
+
+    Raises:
+        ValueError: if the backbone cannot be loaded.
+
+    Example:
+        >>> import pytorch_lightning as pl
+        >>> from torch.utils.data import DataLoader
+        >>> from invdiff_pl.backbones.architecture import tiny_pipeline
+        >>> rows = [{"latents": torch.randn(4, 16, 16), "prompt": "a nurse"} for _ in range(8)]
+        >>> module = Backbone(tiny_pipeline(["a nurse"]), lora_rank=2)
+        >>> trainer = pl.Trainer(
+        ...     max_steps=2,
+        ...     accelerator="cpu",
+        ...     logger=False,
+        ...     enable_checkpointing=False,
+        ...     enable_model_summary=False,
+        ...     enable_progress_bar=False,
+        ... )
+        >>> trainer.fit(module, DataLoader(rows, batch_size=4))
+        >>> type(module.result()).__name__
+        'StableDiffusionPipeline'
     """
 
-    conditions: Conditions
+    stage = "backbone"
 
     def __init__(
         self,
-        backbone: str,
-        output: str,
+        backbone: str | DiffusionPipeline,
+        prompts: Sequence[str] = (),
         learning_rate: float = 1e-3,
         weight_decay: float = 0.01,
         warmup_steps: int = 200,
@@ -71,23 +88,13 @@ class Backbone(pl.LightningModule):
         high_noise_exponent: float = 1.0,
         lora_rank: int | None = None,
         gradient_checkpointing: bool = False,
-        half_precision: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=[] if isinstance(backbone, str) else ["backbone"])
         self.strict_loading = False
         self.backbone = backbone
-        self.output = output
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.warmup_steps = warmup_steps
-        self.conditioning_dropout = conditioning_dropout
-        self.high_noise_exponent = high_noise_exponent
-        self.half_precision = half_precision
-        self.seed = seed
-        self.pipeline = load_pipeline(backbone)
-        self.frozen = frozen_denoiser(self.pipeline)
+        self.attach(backbone, prompts)
         self.denoiser = self.frozen.network
         self.lora: LoraAdapter | None = None
         if lora_rank is None:
@@ -100,15 +107,12 @@ class Backbone(pl.LightningModule):
             self.denoiser.enable_gradient_checkpointing()
         self.process = self.frozen.process
         require_name("timestep_density", timestep_density, BACKBONE_DENSITIES)
-        self.timestep_density = timestep_density
-
-    def use_prompts(self, conditions: Conditions) -> None:
-        """Take what the prompts and, last, the empty one become."""
-        self.conditions = conditions
 
     def setup(self, stage: str) -> None:
         """Make frozen parts cheap to hold."""
-        hold_frozen(self, *self.frozen.other_networks)
+        super().setup(stage)
+        if self.owns_backbone:
+            hold_frozen(self, *self.frozen.other_networks)
 
     def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
         """What is trained, and averaged by the EMA callback."""
@@ -116,60 +120,55 @@ class Backbone(pl.LightningModule):
             return self.lora.parameters()
         return dict(self.denoiser.named_parameters())
 
-    def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Mean denoising loss of a batch."""
-        source = generator(self.seed, "backbone", self.global_step)
-        moments, draw = batch["moments"], batch["draw"]
-        # Drawn for the whole global batch, so that the ranks' shares do not change the numbers.
-        draws = batch["draw_count"]
-        shape = (draws, moments.shape[1] // 2, *moments.shape[2:])
-        timesteps = on_device(self._timesteps(draws, source), self.device)[draw]
-        noises = on_device(torch.randn((2, *shape), generator=source), self.device)[:, draw]
-        dropped = torch.rand(draws, generator=source) < self.conditioning_dropout
-        null = len(self.conditions) - 1
-        prompts = batch["prompt"].masked_fill(on_device(dropped, self.device)[draw], null)
-
-        latents = self.frozen.latents(moments, noises[0])
-        noisy = self.process.add_noise(latents, noises[1], timesteps)
+        whole = completed(batch, batch_idx, self)
+        chosen: Any = self.hparams
+        source = generator(chosen.seed, "backbone", self.global_step)
+        timesteps, (posterior_noise, noise), prompts = step_draws(
+            whole, self._timesteps, source, self, chosen.conditioning_dropout
+        )
+        latents = self.latents_of(whole, posterior_noise)
+        noisy = self.process.add_noise(latents, noise, timesteps)
         prediction = self.frozen.predict(noisy, timesteps, self.conditions[prompts], self.denoiser)
-        losses = sample_losses(prediction, self.process.target(latents, noises[1], timesteps))
-        loss = share_of_mean(losses, self)
+        losses = sample_losses(prediction, self.process.target(latents, noise, timesteps))
+        loss = share_of_mean(losses, whole["draw_count"], self)
         check_finite(loss, self)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def _timesteps(self, count: int, source: torch.Generator) -> Tensor:
-        every = self.process.train_timesteps
-        if self.timestep_density == "logit_normal":
+        chosen, every = self.hparams, self.process.train_timesteps
+        if chosen["timestep_density"] == "logit_normal":
             return logit_normal_timesteps(count, every, source)
-        return sample_timesteps(count, every, self.high_noise_exponent, source)
+        return sample_timesteps(count, every, chosen["high_noise_exponent"], source)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine."""
         require_step_limit(self)
-        parameters = list(self.trainable_parameters().values())
-        return optimizer_with_schedule(
-            self, parameters, self.learning_rate, self.weight_decay, self.warmup_steps
-        )
-
-    def on_fit_end(self) -> None:
-        """Write the pipeline, with the averaged weights if an EMA callback put them in place."""
-        if not self.trainer.is_global_zero:
-            return
-        dtype = torch.float16 if self.half_precision else torch.float32
-        with atomic_path(output_folder(self.output) / "pipeline") as partial:
-            save_pipeline(self._result().to(dtype), partial)
+        parameters, chosen = list(self.trainable_parameters().values()), self.hparams
+        rates = (chosen[name] for name in ("learning_rate", "weight_decay", "warmup_steps"))
+        return optimizer_with_schedule(self, parameters, *rates)
 
     @torch.no_grad()
-    def _result(self) -> Any:
-        """The pipeline with what was learned; the parts held here may be rounded."""
-        pipeline = load_pipeline(self.backbone)
+    def result(self) -> DiffusionPipeline:
+        """The pipeline with what was learned: the averaged weights if a callback put them there.
+
+        One that was loaded here is loaded again, as its parts may have been rounded; one that was
+        handed in is changed.
+        """
+        updates = {} if self.lora is None else self.lora.updates()
+        if isinstance(self.backbone, str):
+            pipeline = load_pipeline(self.backbone)
+        else:
+            pipeline = self.backbone
+            if self.lora is not None:
+                self.lora.detach()
         if self.lora is None:
             setattr(pipeline, self.frozen.part, self.denoiser)
-        else:
-            weights = getattr(pipeline, self.frozen.part).state_dict()
-            for name, update in self.lora.updates().items():
-                weights[name] += update.to(weights[name].device)
+        weights = getattr(pipeline, self.frozen.part).state_dict()
+        for name, update in updates.items():
+            weights[name] += update.to(weights[name])
         return pipeline
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

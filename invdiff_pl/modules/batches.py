@@ -1,31 +1,32 @@
 """Batches of any loader, made whole: prompts as numbers, memberships, shared draws."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, cast
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from invdiff_pl.backbones.prompts import KnownPrompts
+from invdiff_pl.backbones.draws import on_device
 from invdiff_pl.data.batches import PairedEnvironmentBatches, ShuffledBatches
 from invdiff_pl.data.datasets import LatentBatch
+from invdiff_pl.modules.common import OnPipeline
 from invdiff_pl.utils.errors import InvDiffError
 
 
 def completed(
-    batch: Mapping[str, Any], prompts: KnownPrompts, groups: int, trainer: pl.Trainer
+    batch: Mapping[str, Any], batch_idx: int, module: OnPipeline, groups: int | None = None
 ) -> LatentBatch:
     """A training batch with what a loader may leave out.
 
     Args:
         batch: holds ``latents`` or ``moments``; ``prompt``, texts or numbers; and ``environment``
-            int64 ``[B]`` or ``membership`` ``[B, G]``. Where there is no ``draw`` each image has a
-            draw of its own.
-        prompts: number the texts; new ones are embedded.
-        groups: G.
-        trainer: tells rank and number of ranks.
+            int64 ``[B]`` or ``membership`` ``[B, G]``, where there are groups. Where there is no
+            ``draw`` each image has a draw of its own.
+        batch_idx: number of the batch, which tells micro-batches of a step apart.
+        module: that is trained; it numbers texts.
+        groups: G; memberships are not looked at if not given.
 
     Raises:
         ValueError: if something is missing, or an environment is not below ``groups``.
@@ -37,16 +38,69 @@ def completed(
             f"the loader's batches hold neither 'latents' nor 'moments': they hold {sorted(batch)}."
         )
     whole = dict(batch)
-    values: Tensor = batch["latents"] if "latents" in batch else batch["moments"]
-    size, device = len(values), values.device
-    if not isinstance(batch["prompt"], Tensor):
-        whole["prompt"] = prompts.numbers(batch["prompt"]).to(device)
-    if "membership" not in batch:
+    whole["prompt"] = module.prompt_numbers(batch["prompt"])
+    if groups is not None and "membership" not in batch:
         whole["membership"] = _memberships(batch, groups)
-    if "draw" not in batch:
-        whole["draw"] = torch.arange(size, device=device) + trainer.global_rank * size
-        whole["draw_count"] = size * trainer.world_size
+    whole["draw"], whole["draw_count"] = shared_draws(batch, batch_idx, module)
     return cast(LatentBatch, whole)
+
+
+def shared_draws(
+    batch: Mapping[str, Any], batch_idx: int, module: pl.LightningModule
+) -> tuple[Tensor, int]:
+    """Which draw of the global batch each image takes, int64 ``[B]``, and how many there are.
+
+    Args:
+        batch: holds ``draw`` and ``draw_count``; else each image has a draw of its own.
+        batch_idx: number of the batch, which tells micro-batches of a step apart.
+        module: whose trainer tells of ranks and micro-batches.
+    """
+    if "draw" in batch:
+        return batch["draw"], batch["draw_count"]
+    size = len(next(value for value in batch.values() if isinstance(value, Tensor)))
+    ranks, parts = module.trainer.world_size, module.trainer.accumulate_grad_batches
+    part = (batch_idx % parts) * ranks + module.global_rank
+    return torch.arange(size, device=module.device) + part * size, size * ranks * parts
+
+
+class StepDraws(NamedTuple):
+    """What is drawn for the images of a batch; those with the same ``draw`` share it.
+
+    Attributes:
+        timesteps: int64 ``[B]``.
+        noises: two of them, ``[2, B, C, h, w]``.
+        prompts: int64 ``[B]``, some replaced by the empty one.
+    """
+
+    timesteps: Tensor
+    noises: Tensor
+    prompts: Tensor
+
+
+def step_draws(
+    batch: LatentBatch,
+    timesteps: Callable[[int, torch.Generator], Tensor],
+    source: torch.Generator,
+    module: OnPipeline,
+    conditioning_dropout: float,
+) -> StepDraws:
+    """Draws for the whole global batch, so that the ranks' shares do not change the numbers.
+
+    Args:
+        batch: of this rank.
+        timesteps: gives so many of them, int64.
+        source: CPU generator.
+        module: that is trained.
+        conditioning_dropout: share of draws whose prompt is replaced by the empty one.
+    """
+    device, draw, draws = module.device, batch["draw"], batch["draw_count"]
+    given = batch["latents"] if "latents" in batch else batch["moments"].chunk(2, dim=1)[0]
+    steps = on_device(timesteps(draws, source), device)[draw]
+    noises = torch.randn((2, draws, *given.shape[1:]), generator=source)
+    dropped = torch.rand(draws, generator=source) < conditioning_dropout
+    null = len(module.conditions) - 1
+    prompts = batch["prompt"].masked_fill(on_device(dropped, device)[draw], null)
+    return StepDraws(steps, on_device(noises, device)[:, draw], prompts)
 
 
 def _memberships(batch: Mapping[str, Any], groups: int) -> Tensor:

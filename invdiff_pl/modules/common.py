@@ -1,29 +1,85 @@
 """What the LightningModules share."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from diffusers import DiffusionPipeline
 from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from invdiff_pl.data.base import BiasedDataModule
+from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.pipeline import frozen, load_pipeline
+from invdiff_pl.backbones.prompts import Conditions, KnownPrompts
 from invdiff_pl.utils.errors import InvDiffError
 
 
-def data_module(module: pl.LightningModule) -> BiasedDataModule:
-    """The DataModule that the module's trainer runs on."""
-    return cast(BiasedDataModule, module.trainer.datamodule)  # type: ignore[attr-defined]
+class OnPipeline(pl.LightningModule):
+    """A module on a pipeline, which learns the prompts of its batches as it meets them.
+
+    Attributes:
+        pipeline: that it is on; one that was handed in stays as precise as it is.
+        frozen: the pipeline's denoiser.
+        conditions: what the prompts that batches number and, last, the empty one become.
+    """
+
+    conditions: Conditions
+
+    def attach(
+        self,
+        backbone: str | DiffusionPipeline,
+        prompts: Sequence[str] = (),
+        resolution: int | None = None,
+    ) -> None:
+        """Take a pipeline, or load it: call it in the constructor.
+
+        Args:
+            backbone: a loaded pipeline, or a pipeline folder, hub id or ``asset:NAME``.
+            prompts: that numbers in batches stand for, where no DataModule tells them.
+            resolution: side of the images in pixels; the pipeline's own if not given.
+        """
+        self.owns_backbone = isinstance(backbone, str)
+        self.pipeline = load_pipeline(backbone) if isinstance(backbone, str) else frozen(backbone)
+        self.frozen = frozen_denoiser(self.pipeline, resolution)
+        self.known = KnownPrompts(self.frozen, prompts)
+
+    def use_prompts(self, conditions: Conditions) -> None:
+        """Take what the prompts that batches number and, last, the empty one become."""
+        self.conditions = conditions
+
+    def setup(self, stage: str) -> None:
+        """Embed the prompts that no DataModule has told."""
+        if not hasattr(self, "conditions"):
+            self.use_prompts(self.known.conditions())
+
+    def prompt_numbers(self, prompts: Tensor | Sequence[str]) -> Tensor:
+        """The numbers of a batch's prompts, int64 ``[B]``; texts that are new are encoded."""
+        if isinstance(prompts, Tensor):
+            return prompts
+        numbers = self.known.numbers(prompts).to(self.device)
+        if len(self.conditions) != len(self.known) + 1:
+            self.use_prompts(self.known.conditions().to(self.device))
+        return numbers
+
+    def latents_of(self, batch: Mapping[str, Any], noise: Tensor | None = None) -> Tensor:
+        """A batch's latents, float32 ``[B, C, h, w]`` of unit variance.
+
+        Args:
+            batch: holds ``latents``, or the VAE posterior's ``moments``.
+            noise: that the posterior is drawn with, ``[B, C, h, w]``; its mean if not given.
+        """
+        if "latents" in batch:
+            return batch["latents"].float()
+        return self.frozen.latents(batch["moments"], noise)
 
 
 def stage_name(module: pl.LightningModule) -> str:
-    """The stage that a module is trained or run in, as it or its output folder names it."""
-    named = getattr(module, "stage", "") or Path(str(getattr(module, "output", ""))).name
-    return named or type(module).__name__
+    """The stage that a module is trained or run in, as messages name it."""
+    return getattr(module, "stage", type(module).__name__)
 
 
 def hold_frozen(module: pl.LightningModule, *others: nn.Module) -> None:
@@ -96,7 +152,7 @@ def optimizer_with_schedule(
     return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
-def share_of_mean(values: Tensor, module: pl.LightningModule) -> Tensor:
+def share_of_mean(values: Tensor, count: int, module: pl.LightningModule) -> Tensor:
     """This part's share of a mean over the global batch.
 
     Ranks and micro-batches may hold one sample more or less than each other, and a mean of means
@@ -105,11 +161,12 @@ def share_of_mean(values: Tensor, module: pl.LightningModule) -> Tensor:
 
     Args:
         values: one a sample of this part of the batch, ``[B]``.
+        count: samples of the global batch.
         module: whose trainer tells into how many parts the batch is cut.
     """
     trainer = module.trainer
     parts = trainer.world_size * trainer.accumulate_grad_batches
-    return parts * values.sum() / data_module(module).batch_size
+    return parts * values.sum() / count
 
 
 def check_finite(
@@ -143,7 +200,7 @@ def diverged(
     """The error that tells where training went off, and what there is from before.
 
     Args:
-        module: that is trained; its ``stage`` or ``output`` names the stage.
+        module: that is trained; its ``stage`` names the stage.
         what: is not finite.
         risks: loss of each environment, by name; those that are not finite are named.
         step: the optimizer step; the present one if not given.
@@ -185,8 +242,10 @@ def require_step_limit(module: pl.LightningModule) -> None:
         )
 
 
-def output_folder(path: str) -> Path:
-    """A stage's output folder, created."""
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def from_all_ranks(found: dict[Any, Any], trainer: pl.Trainer) -> dict[Any, Any]:
+    """What the ranks have found, put together."""
+    if trainer.world_size == 1:
+        return found
+    parts: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(parts, found)
+    return {key: value for part in parts for key, value in part.items()}

@@ -5,14 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from invdiff_pl.backbones.families import frozen_denoiser
-from invdiff_pl.backbones.pipeline import frozen, load_pipeline
-from invdiff_pl.backbones.prompts import Conditions, KnownPrompts
 from invdiff_pl.environments.features import (
     LEVELS,
     BlockFeatures,
@@ -26,13 +22,13 @@ from invdiff_pl.environments.hidden_attribute import (
 )
 from invdiff_pl.environments.partition import partition_attribute
 from invdiff_pl.environments.table import FeatureTable
-from invdiff_pl.modules.common import hold_frozen
+from invdiff_pl.modules.common import OnPipeline, hold_frozen
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import remove
 from invdiff_pl.utils.names import INFERENCES, require_name
 
 
-class EnvironmentInference(pl.LightningModule):
+class EnvironmentInference(OnPipeline):
     """Features of every image in one pass, and the hidden attributes in them; run with ``predict``.
 
     Any loader will do whose batches hold ``latents`` ``[B, C, h, w]`` (or the VAE posterior's
@@ -60,6 +56,7 @@ class EnvironmentInference(pl.LightningModule):
         ValueError: if a setting is wrong, or the backbone cannot be loaded.
 
     Example:
+        >>> import pytorch_lightning as pl
         >>> from torch.utils.data import DataLoader
         >>> from invdiff_pl.backbones.architecture import tiny_pipeline
         >>> rows = [
@@ -80,7 +77,7 @@ class EnvironmentInference(pl.LightningModule):
         (torch.Size([8, 160]), 'untestable')
     """
 
-    conditions: Conditions
+    stage = "environments"
 
     def __init__(
         self,
@@ -99,12 +96,9 @@ class EnvironmentInference(pl.LightningModule):
         self.settings = HiddenAttributeSettings(**{"seed": seed, **(settings or {})})
         self.kind, self.inference, self.folder = features, inference, folder
         self.block, self.levels, self.seed = block, tuple(levels), seed
-        self.owns_backbone = isinstance(backbone, str)
-        self.pipeline = load_pipeline(backbone) if isinstance(backbone, str) else frozen(backbone)
+        self.attach(backbone)
         # Registered so that Lightning moves the weights to the device.
-        self.frozen = frozen_denoiser(self.pipeline)
         self.denoiser = self.frozen.network
-        self.known = KnownPrompts(self.frozen)
         self.found: list[HiddenAttribute] = []
         self.features: Tensor = torch.zeros((0, 0))
         self.prompts: Tensor = torch.zeros(0, dtype=torch.int64)
@@ -132,14 +126,9 @@ class EnvironmentInference(pl.LightningModule):
         if settings["features"] not in ("block", "losses"):
             read_features(settings["features"])
 
-    def use_prompts(self, conditions: Conditions) -> None:
-        """Take what the prompts and, last, the empty one become."""
-        self.conditions = conditions
-
     def setup(self, stage: str) -> None:
         """Find what an interrupted run left."""
-        if not hasattr(self, "conditions"):
-            self.use_prompts(self.known.conditions())
+        super().setup(stage)
         if self.owns_backbone:
             hold_frozen(self, *self.frozen.other_networks)
         self._temporary = None
@@ -159,15 +148,11 @@ class EnvironmentInference(pl.LightningModule):
         rows = self._rows(batch)
         if torch.isin(rows, self.present).all():
             return
-        prompts = batch["prompt"]
-        if not isinstance(prompts, Tensor):
-            if self.trainer.world_size > 1:
-                raise InvDiffError(
-                    "the loader's batches hold prompts as texts: several ranks need numbers."
-                )
-            prompts = self.known.numbers(prompts)
-            if len(self.conditions) != len(self.known) + 1:  # some are new
-                self.use_prompts(self.known.conditions().to(self.device))
+        if self.trainer.world_size > 1 and not isinstance(batch["prompt"], Tensor):
+            raise InvDiffError(
+                "the loader's batches hold prompts as texts: several ranks need numbers."
+            )
+        prompts = self.prompt_numbers(batch["prompt"])
         self.table.append(rows, prompts, self._features(batch, prompts))
 
     def _rows(self, batch: Mapping[str, Any]) -> Tensor:
@@ -185,10 +170,7 @@ class EnvironmentInference(pl.LightningModule):
         """Features of a batch, ``[B, D]``; D is 0 where they are read from a file."""
         if self.kind not in ("block", "losses"):
             return torch.zeros((len(prompts), 0))
-        if "latents" in batch:
-            latents = batch["latents"].float()
-        else:
-            latents = self.frozen.latents(batch["moments"])
+        latents = self.latents_of(batch)
         if self.kind == "block":
             return self._block(latents)
         return self._losses(latents, self.conditions[prompts.to(self.device)])

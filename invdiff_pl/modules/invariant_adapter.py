@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import pytorch_lightning as pl
 import torch
 from diffusers import DiffusionPipeline
 from pytorch_lightning.utilities import rank_zero_only
@@ -14,15 +13,13 @@ from torch import Tensor, nn
 from invdiff_pl.adapters import Adapter, build_adapter
 from invdiff_pl.adapters.base import require_adapter
 from invdiff_pl.backbones.denoiser import Condition
-from invdiff_pl.backbones.draws import generator, on_device
-from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.draws import generator
 from invdiff_pl.backbones.noising import sample_losses
-from invdiff_pl.backbones.pipeline import frozen, load_pipeline
-from invdiff_pl.backbones.prompts import Conditions, KnownPrompts
 from invdiff_pl.data.datasets import LatentBatch
 from invdiff_pl.data.environments import Environments
-from invdiff_pl.modules.batches import completed, micro_batches
+from invdiff_pl.modules.batches import completed, micro_batches, step_draws
 from invdiff_pl.modules.common import (
+    OnPipeline,
     check_finite,
     hold_frozen,
     optimizer_with_schedule,
@@ -62,7 +59,7 @@ class Draw(NamedTuple):
     target: Tensor
 
 
-class InvariantAdapter(pl.LightningModule):
+class InvariantAdapter(OnPipeline):
     """Trains ``G_psi`` beside the frozen backbone on a rule of the environments' risks.
 
     By default that is ``mean_g L_g + lambda Var_g L_g``. Any loader will do whose batches hold
@@ -102,6 +99,7 @@ class InvariantAdapter(pl.LightningModule):
         ValueError: if a setting is wrong, or the backbone cannot be loaded.
 
     Example:
+        >>> import pytorch_lightning as pl
         >>> from torch.utils.data import DataLoader
         >>> from invdiff_pl.backbones.architecture import tiny_pipeline
         >>> rows = [
@@ -127,7 +125,6 @@ class InvariantAdapter(pl.LightningModule):
     """
 
     stage = "adapter"
-    conditions: Conditions
 
     def __init__(
         self,
@@ -159,10 +156,7 @@ class InvariantAdapter(pl.LightningModule):
         self.conditioning_dropout = conditioning_dropout
         self.min_snr_gamma = min_snr_gamma if loss_weighting == "min_snr" else None
         self.seed = seed
-        # A pipeline that was handed in stays as precise as it is.
-        self.owns_backbone = isinstance(backbone, str)
-        self.pipeline = load_pipeline(backbone) if isinstance(backbone, str) else frozen(backbone)
-        self.frozen = frozen_denoiser(self.pipeline, resolution)
+        self.attach(backbone, prompts, resolution)
         self.process = self.frozen.process
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -175,12 +169,7 @@ class InvariantAdapter(pl.LightningModule):
         # Registered so that Lightning moves the weights to the device.
         self.denoiser = self.adapter.denoiser
         self.frozen.network = self.adapter.denoiser
-        self.known = KnownPrompts(self.frozen, prompts)
         self.environments = Environments(torch.ones((0, groups)))
-
-    def use_prompts(self, conditions: Conditions) -> None:
-        """Take what the prompts that batches number and, last, the empty one become."""
-        self.conditions = conditions
 
     def use_environments(self, environments: Environments) -> None:
         """Take the environments of the images that batches are drawn from."""
@@ -209,8 +198,7 @@ class InvariantAdapter(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Make what hangs on prompts and environments."""
         chosen: Any = self.hparams
-        if not hasattr(self, "conditions"):
-            self.use_prompts(self.known.conditions())
+        super().setup(stage)
         if self.owns_backbone:
             # VAE and text encoder draw the pictures of callbacks.
             hold_frozen(self, *self.frozen.other_networks)
@@ -245,10 +233,7 @@ class InvariantAdapter(pl.LightningModule):
         """The objective on one (micro-)batch, with the gradient that the whole batch gives it."""
         micro_batches = self.trainer.accumulate_grad_batches
         sums = self._whole_batch_sums() if micro_batches > 1 else None
-        whole = completed(batch, self.known, self.environments.groups, self.trainer)
-        texts = not isinstance(batch["prompt"], Tensor)
-        if texts and len(self.conditions) != len(self.known) + 1:  # some are new
-            self.use_prompts(self.known.conditions().to(self.device))
+        whole = completed(batch, batch_idx, self, self.environments.groups)
         objective = self.objective(self._losses(whole), whole["membership"], sums)
         check_finite(objective.loss, self, {str(n): r for n, r in enumerate(objective.risks)})
         for name, value in self.figures().items():
@@ -316,22 +301,11 @@ class InvariantAdapter(pl.LightningModule):
     def draw(self, batch: LatentBatch) -> Draw:
         """This step's draws; rows with the same one share timestep, noise and dropout."""
         source = generator(self.seed, "adapter", self.global_step)
-        given = batch["latents"] if "latents" in batch else batch["moments"].chunk(2, dim=1)[0]
-        draw, draws = batch["draw"], batch["draw_count"]
-        # Drawn for the whole global batch, so that the ranks' shares do not change the numbers.
-        timesteps = on_device(self.density.sample(draws, source), self.device)[draw]
-        noises = torch.randn((2, draws, *given.shape[1:]), generator=source)
-        noise, posterior_noise = on_device(noises, self.device)[:, draw]
-        dropped = torch.rand(draws, generator=source) < self.conditioning_dropout
-        null = len(self.conditions) - 1
-        prompts = batch["prompt"].masked_fill(on_device(dropped, self.device)[draw], null)
-        latents = self._latents(batch, posterior_noise)
+        timesteps, (noise, posterior_noise), prompts = step_draws(
+            batch, self.density.sample, source, self, self.conditioning_dropout
+        )
+        latents = self.latents_of(batch, posterior_noise)
         return self._noised(latents, prompts, timesteps, noise)
-
-    def _latents(self, batch: LatentBatch, posterior_noise: Tensor | None) -> Tensor:
-        if "latents" in batch:
-            return batch["latents"].float()
-        return self.frozen.latents(batch["moments"], posterior_noise)
 
     def _noised(self, latents: Tensor, prompts: Tensor, timesteps: Tensor, noise: Tensor) -> Draw:
         noisy = self.process.add_noise(latents, noise, timesteps)
@@ -356,7 +330,7 @@ class InvariantAdapter(pl.LightningModule):
         Returns:
             float32 ``[B]``.
         """
-        latents = self._latents(batch, posterior_noise)
+        latents = self.latents_of(batch, posterior_noise)
         return self._draw_losses(self._noised(latents, batch["prompt"], timesteps, noise))
 
     def loss_weights(self, timesteps: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """The model card of a trained adapter: what it was trained on, what it changes, its limits."""
 
 import json
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from invdiff_pl.modules import InvariantAdapter
 from invdiff_pl.report.blocks import cell
 from invdiff_pl.report.metadata import with_metadata
 from invdiff_pl.utils.files import read_json
@@ -35,7 +37,10 @@ def adapter_card(run_dir: Path, folder: str) -> str:
     metrics_file = run_dir / "samples" / "metrics.json"
     metrics = read_json(metrics_file) if metrics_file.is_file() else None
     config = record["config"]
-    training, data = config["model"]["init_args"], config["data"]["init_args"]
+    # Files hold what differs from the constructor's defaults.
+    defaults = {name: each.default for name, each in signature(InvariantAdapter).parameters.items()}
+    training = {**defaults, **config["model"]["init_args"]}
+    data = config["data"]["init_args"]
     name = config["experiment"]["name"]
     prompt, call = environments["prompts"][0], _call(run_dir)
     text = f"""\
@@ -66,7 +71,7 @@ pipe({_quoted(prompt)}, {call}, invariant_scale=1.0).images[0]
 | environments | {_environments(adapter, environments)} |
 | adapter | {adapter["kind"]} {adapter["settings"]}, {adapter["parameters"]:,} parameters, \
 {100 * adapter["share"]:.2f} % of the denoiser's |
-| objective | `{training.get("objective", "variance")}`, lambda = {training["lambda_"]} |
+| objective | `{training["objective"]}`, lambda = {training["lambda_"]} |
 | steps | {config["trainer"]["max_steps"]} of {data["batch_size"]} images |
 | seed, revision, hardware | {config["seed_everything"]}, {record["revision"]}, \
 {record["hardware"]} |

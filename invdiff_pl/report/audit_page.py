@@ -3,19 +3,17 @@
 import base64
 from collections.abc import Sequence
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 
+from invdiff_pl.metrics.audit_counts import AuditCounts
 from invdiff_pl.metrics.intervals import wilson_interval
 from invdiff_pl.metrics.measures import MEASURES
 from invdiff_pl.utils.labels import plain, prompt_label
 from invdiff_pl.utils.sheets import contact_sheet
 from invdiff_pl.utils.templates import render
-
-if TYPE_CHECKING:
-    from invdiff_pl.workflow.audit_result import Audit
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -26,7 +24,7 @@ _COLUMNS = 10
 _TO_PLOT = 60  # prompts whose shares are drawn
 
 
-def audit_page(audit: "Audit", figures: Sequence[dict[str, Any]]) -> str:
+def audit_page(audit: AuditCounts, figures: Sequence[dict[str, Any]]) -> str:
     """The page as text.
 
     Args:
@@ -52,7 +50,7 @@ def _of(figures: Sequence[dict[str, Any]], attribute: str) -> list[dict[str, Any
     return [each for each in figures if each["attribute"] == attribute]
 
 
-def _summary(audit: "Audit", attribute: str, figures: Sequence[dict[str, Any]]) -> list[str]:
+def _summary(audit: AuditCounts, attribute: str, figures: Sequence[dict[str, Any]]) -> list[str]:
     """One sentence: Bias at the first guidance scale, before and after."""
     scale = audit.guidance_scales[0]
     told = []
@@ -64,7 +62,7 @@ def _summary(audit: "Audit", attribute: str, figures: Sequence[dict[str, Any]]) 
     return [f"{attribute}: Bias {', '.join(told)}, at guidance scale {scale:g}."]
 
 
-def _facts(audit: "Audit") -> list[tuple[str, str]]:
+def _facts(audit: AuditCounts) -> list[tuple[str, str]]:
     settings = audit.settings
     seeds = sorted({cell.seed for cell in audit.cells})
     facts = [
@@ -78,7 +76,9 @@ def _facts(audit: "Audit") -> list[tuple[str, str]]:
     return [*facts, ("LoRA", ", ".join(settings["loras"]))] if settings["loras"] else facts
 
 
-def _attribute(audit: "Audit", attribute: str, figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _attribute(
+    audit: AuditCounts, attribute: str, figures: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     own = _of(figures, attribute)
     scale = audit.guidance_scales[0]
     rows = [
@@ -110,7 +110,7 @@ def _attribute(audit: "Audit", attribute: str, figures: Sequence[dict[str, Any]]
     }
 
 
-def _prompt_rows(audit: "Audit", tables: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _prompt_rows(audit: AuditCounts, tables: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for number, prompt in enumerate(audit.prompts):
         for place, table in enumerate(tables):
@@ -145,7 +145,7 @@ def _plot_by_scale(own: Sequence[dict[str, Any]]) -> str:
     return _inline(figure)
 
 
-def _plot_shares(audit: "Audit", tables: Sequence[dict[str, Any]]) -> str:
+def _plot_shares(audit: AuditCounts, tables: Sequence[dict[str, Any]]) -> str:
     """Stacked bars, a prompt a row, a panel before and one after."""
     labels = [plain(prompt_label(p, n)) for n, p in enumerate(audit.prompts)][:_TO_PLOT]
     height = 1.1 + 0.24 * len(labels)
@@ -181,7 +181,7 @@ def _inline(figure: Figure, tight: bool = True) -> str:
     return _data("png", target)
 
 
-def _sheet(audit: "Audit", number: int) -> dict[str, str]:
+def _sheet(audit: AuditCounts, number: int) -> dict[str, str]:
     """Samples of a prompt, a row for each guidance scale and when, at the first seed."""
     seed = audit.cells[0].seed
     cells = [cell for cell in audit.cells if cell.seed == seed]
@@ -193,7 +193,7 @@ def _sheet(audit: "Audit", number: int) -> dict[str, str]:
     return {"prompt": audit.prompts[number], "source": _data("jpeg", target)}
 
 
-def _examples(audit: "Audit", attribute: str) -> str:
+def _examples(audit: AuditCounts, attribute: str) -> str:
     """Samples of each class, of all prompts in turn: they show what a reader means by it."""
     cell = audit.cells[0]
     pictures = audit.pictures[cell]

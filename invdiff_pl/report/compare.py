@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from invdiff_pl.report.blocks import Strong, Table, to_markdown
-from invdiff_pl.report.content import TITLES
+from invdiff_pl.report.figures import TITLES
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import read_json, write_text
 

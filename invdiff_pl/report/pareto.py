@@ -5,7 +5,7 @@ from typing import Any
 
 import matplotlib as mpl
 
-from invdiff_pl.utils.files import atomic_path
+from invdiff_pl.report.plots import save_figure
 from invdiff_pl.utils.labels import plain
 
 mpl.use("Agg")
@@ -96,7 +96,4 @@ def plot_sweep(points: list[dict[str, Any]], path: Path) -> None:
         axes.set_ylabel(name)
     panels[0].legend(frameon=False, fontsize=7)
     figure.suptitle("numbers: invariant scale; 0 is the backbone", fontsize=9)
-    figure.tight_layout()
-    with atomic_path(path) as partial:
-        figure.savefig(partial, format="png", dpi=130)
-    plt.close(figure)
+    save_figure(figure, path)

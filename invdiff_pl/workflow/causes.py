@@ -34,8 +34,8 @@ _LIGHTNING = (
 )
 # Of the data: where rows are held and who reads them.
 _HELD = ("latent_device", "workers")
-# Of the model: how much memory it takes, and the bound that its samples stay below.
-_UNCOUNTED_MODEL = ("gradient_checkpointing", "max_samples")
+# Of the model: how much is done at once, and what memory that takes.
+_UNCOUNTED_MODEL = ("gradient_checkpointing", "batch_size")
 
 
 def settings_that_count(config: dict[str, Any], stage: Stage) -> dict[str, Any]:

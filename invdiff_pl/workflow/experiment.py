@@ -59,6 +59,26 @@ def find_names(pattern: str, folder: Path) -> list[str]:
     return sorted({str(p.relative_to(place)) for place in places for p in place.glob(pattern)})
 
 
+def scale_files(scale: str, folder: Path) -> list[str]:
+    """Names of a scale's YAML files, in order: that which it extends comes first.
+
+    Args:
+        scale: such as ``mini``.
+        folder: of the user's own.
+
+    Raises:
+        InvDiffError: if a file is no YAML, or one that it extends is missing.
+    """
+    name = f"scales/{scale}.yaml"
+    path = find_file(name, folder)
+    group = _merged(DictConfig({}), path).get("experiment") if path.is_file() else None
+    if not isinstance(group, DictConfig) or (extended := group.get("extends")) is None:
+        return [name]
+    if not find_file(f"scales/{extended}.yaml", folder).is_file():
+        raise InvDiffError(f"{path}: there is no scales/{extended}.yaml that it extends.")
+    return [f"scales/{extended}.yaml", name]
+
+
 @dataclass(frozen=True)
 class Experiment:
     """An experiment's files and flags.
@@ -85,12 +105,9 @@ class Experiment:
     @property
     def names(self) -> list[str]:
         """What :func:`find_file` calls :attr:`files`."""
-        return [
-            path.relative_to(place).as_posix()
-            for path in self.files
-            for place in (self.experiments, PACKAGED)
-            if path.is_relative_to(place)
-        ][: len(self.files)]
+        places = self.experiments, PACKAGED
+        found = [(path, next(p for p in places if path.is_relative_to(p))) for path in self.files]
+        return [path.relative_to(place).as_posix() for path, place in found]
 
     def plan(self, command: str) -> list[Stage]:
         """The stages of a command, in order, less those whose output is given."""
@@ -155,13 +172,7 @@ def _resolved(states: tuple[tuple[Path, int], ...], flags: tuple[str, ...]) -> d
     """Files and flags merged, once for as long as no file is written to; not to be changed."""
     merged = DictConfig({"scale": asdict(ScaleSettings())})
     for path, _ in states:
-        try:
-            merged = OmegaConf.merge(merged, OmegaConf.load(path))  # type: ignore[assignment]
-        except FileNotFoundError:
-            raise InvDiffError(f"there is no file {path}.") from None
-        except Exception as error:
-            reason = str(error).replace("\n", " ")
-            raise InvDiffError(f"{path} is not readable YAML: {reason}") from None
+        merged = _merged(merged, path)
     dotlist = [flag.removeprefix("--") for flag in flags]
     try:
         for flag in dotlist:
@@ -178,6 +189,17 @@ def _resolved(states: tuple[tuple[Path, int], ...], flags: tuple[str, ...]) -> d
     config = {str(key): value for key, value in resolved.items()}
     _require_form(config, states[-1][0])
     return config
+
+
+def _merged(settings: DictConfig, path: Path) -> DictConfig:
+    """Settings with those of a file, which win."""
+    try:
+        return OmegaConf.merge(settings, OmegaConf.load(path))  # type: ignore[return-value]
+    except FileNotFoundError:
+        raise InvDiffError(f"there is no file {path}.") from None
+    except Exception as error:
+        reason = str(error).replace("\n", " ")
+        raise InvDiffError(f"{path} is not readable YAML: {reason}") from None
 
 
 def _of_flag(flag: str) -> DictConfig:

@@ -12,6 +12,7 @@ class ExperimentSettings:
         name: of the experiment.
         stage: that runs, whose folder in the run folder is named after it.
         scale: of the experiment: which file of ``experiments/scales`` applies.
+        extends: file of ``experiments/scales`` that this one only differs from, without ``.yaml``.
         run_dir: holds one folder a stage.
         data_root: folder of the data set.
         backbone: pipeline folder, hub id, or ``asset:NAME`` for one shipped with the package.
@@ -26,6 +27,7 @@ class ExperimentSettings:
     name: str = "experiment"
     stage: str = ""
     scale: str = "mini"
+    extends: str | None = None
     run_dir: str = "runs/experiment/mini"
     data_root: str = "data"
     backbone: str = "asset:experiment"

@@ -40,7 +40,7 @@ STAGES = {
             ("data",),
             False,
             "train a new backbone's autoencoder",
-            ("backbones", "data", "modules"),
+            ("backbones", "callbacks/save.py", "data", "modules"),
         ),
         Stage(
             "backbone", "fit", ("data", "autoencoder"), False, "train a new backbone", _DIFFUSION
@@ -51,7 +51,7 @@ STAGES = {
             ("data",),
             False,
             "train the classifier that scores samples",
-            ("data", "metrics/classifier.py", "modules"),
+            ("callbacks/save.py", "data", "metrics/classifier.py", "modules"),
             one_device=True,
         ),
         Stage(
@@ -103,7 +103,7 @@ STAGES = {
             ("data", "samples"),
             False,
             "train a classifier with debiased samples, and look at its worst group",
-            ("data", "metrics", "modules"),
+            ("callbacks/group_accuracy.py", "data", "metrics", "modules"),
         ),
         Stage(
             "report",
@@ -122,7 +122,7 @@ GENERATED = Stage(
     (),
     True,
     "draw images of the prompts from the frozen model",
-    ("backbones", "data", "environments", "modules"),
+    ("backbones", "callbacks/samples.py", "data", "environments", "modules"),
 )
 PLANS = {
     "train": ("data", "classifier", "environments", "adapter", "samples", "report"),

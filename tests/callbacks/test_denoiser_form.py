@@ -9,7 +9,7 @@ import torch
 from birds_data import birds_data
 from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
-from trainers import adapter_trainer, infer, quiet_trainer
+from trainers import adapter_trainer, draw_samples, infer, quiet_trainer
 
 from invdiff_pl.callbacks import DenoiserForm
 from invdiff_pl.data.images import read_images
@@ -41,10 +41,9 @@ def _run(birds: Path, backbone: Path, folder: Path, form: DenoiserForm) -> dict[
 
     drawn = folder / "samples"
     trained = str(folder / "adapter")
-    sampler = ConditionalSampler(str(backbone), str(drawn), adapter=trained, steps=2)
+    sampler = ConditionalSampler(str(backbone), adapter=trained, steps=2)
     data = birds_data(birds, backbone, cache, content="prompts", samples_per_prompt=2)
-    trainer = quiet_trainer(drawn, callbacks=[form])
-    trainer.predict(sampler, datamodule=data, return_predictions=False)
+    draw_samples(sampler, data, drawn, callbacks=[form])
     return {
         "denoisers": (module.denoiser, adapter.denoiser, sampler.denoiser),
         "features": found,

@@ -71,7 +71,7 @@ def test_samples_are_scored_while_they_are_drawn(birds, tiny_backbone, tmp_path,
     network.save(classifier, facts)
     scoring = EvaluationSettings(resolution=32, clip=str(tmp_path / "no-model"))
     callback = SampleEvaluation(str(tmp_path), str(classifier), scoring)
-    module = ConditionalSampler(str(tiny_backbone), str(tmp_path / "samples"), steps=1)
+    module = ConditionalSampler(str(tiny_backbone), steps=1)
     trainer = quiet_trainer(tmp_path, callbacks=[callback])
     trainer.predict(module, datamodule=data, return_predictions=False)
     report = read_json(Path(tmp_path) / "metrics.json")
@@ -102,7 +102,7 @@ def test_given_weights_bring_figures_of_their_own_names(
     )
     callback = SampleEvaluation(str(tmp_path), str(classifier), scoring)
     data = module_of(content="prompts", samples_per_prompt=4, batch_size=7)
-    module = ConditionalSampler(str(tiny_backbone), str(tmp_path / "samples"), steps=1)
+    module = ConditionalSampler(str(tiny_backbone), steps=1)
     trainer = quiet_trainer(tmp_path, callbacks=[callback])
     getattr(trainer, run)(module, datamodule=data)
     report = read_json(tmp_path / "metrics.json")
@@ -126,7 +126,6 @@ def test_given_weights_bring_figures_of_their_own_names(
         assert alone["total_variation"] == pytest.approx(abs(share - 0.25))
     assert figures["bias"]["target"] == [[0.25, 0.75]] * 5
     assert 0 <= figures["bias"]["classifier_corrected"]["mean"] <= 1
-    assert (tmp_path / "samples" / "manifest.jsonl").is_file()
 
 
 def test_reference_features_are_computed_once_and_told_apart(module_of, tmp_path) -> None:

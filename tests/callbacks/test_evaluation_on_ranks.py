@@ -30,7 +30,7 @@ def figures(
     for ranks in (1, 2, 3):
         folder = tmp_path_factory.mktemp(f"ranks-{ranks}")
         data = module_of(content="prompts", samples_per_prompt=5, batch_size=4)
-        module = ConditionalSampler(str(tiny_backbone), str(folder / "samples"), steps=1)
+        module = ConditionalSampler(str(tiny_backbone), steps=1)
         callback = SampleEvaluation(str(folder), str(classifier), scoring)
         trainer = quiet_trainer(folder, ranks, callbacks=[callback])
         trainer.predict(module, datamodule=data, return_predictions=False)
@@ -71,7 +71,7 @@ def test_a_look_during_training_is_the_same_on_two_and_three_ranks(
         folder = tmp_path / str(ranks)
         look = FitEvaluation(str(classifier), SCORING, samples_per_prompt=5, steps=1, batch_size=4)
         logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
-        module = Backbone(str(tiny_backbone), str(folder), learning_rate=0.0)
+        module = Backbone(str(tiny_backbone), learning_rate=0.0)
         trainer = quiet_trainer(folder, ranks, logger=logger, callbacks=[look], max_steps=1)
         trainer.fit(module, datamodule=module_of(batch_size=8))
         scalars = read_scalars(folder)

@@ -10,6 +10,7 @@ import yaml
 from invdiff_pl.cli import lightning as cli
 from invdiff_pl.cli.main import main
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.workflow.experiment import scale_files
 from invdiff_pl.workflow.settings import ScaleSettings
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -25,7 +26,8 @@ class _ParsedError(Exception):
 
 def _arguments(stage: str, *flags: str, scale: str = "mini") -> list[str]:
     first = "prompts.yaml" if stage == "data" else FILES[0]  # drawn of prompts, without a data set
-    files = [first, *FILES[1:], f"scales/{scale}.yaml", f"stages/{stage}.yaml"]
+    scales = scale_files(scale, EXPERIMENTS)
+    files = [first, *FILES[1:], *scales, f"stages/{stage}.yaml"]
     configs = [f"--config={EXPERIMENTS / name}" for name in files]
     return [COMMANDS.get(stage, "fit"), *configs, *flags]
 

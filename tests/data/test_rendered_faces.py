@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from invdiff_pl.data.synthetic.celeba import ATTRIBUTES, RenderedCelebA, render_celeba
-from invdiff_pl.data.synthetic.faces import FEMININE, MASCULINE, Face, draw_face
+from invdiff_pl.data.synthetic.faces import draw_face
 from invdiff_pl.data.synthetic.fairface import RenderedFairFace, render_fairface
+from invdiff_pl.data.synthetic.looks import FEMININE, MASCULINE, Face
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import digest_folder
 

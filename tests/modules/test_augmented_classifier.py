@@ -10,11 +10,12 @@ from PIL import Image
 from pytorch_lightning import LightningModule
 from trainers import quiet_trainer
 
+from invdiff_pl.callbacks import GroupAccuracy, SaveClassifier
+from invdiff_pl.callbacks.group_accuracy import group_figures
 from invdiff_pl.data.images import read_images, to_float
 from invdiff_pl.data.samples import Sample, manifest_text, sample_file
 from invdiff_pl.metrics.classifier import SampleClassifier
 from invdiff_pl.modules import AttributeClassifier, AugmentedClassifier
-from invdiff_pl.modules.augmented_classifier import group_figures
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import digest_file, read_json
 
@@ -40,14 +41,16 @@ def samples(module_of, tmp_path: Path) -> Path:
 
 
 def _train(module: LightningModule, data, folder: Path, steps: int, **settings: Any) -> None:
-    quiet_trainer(folder, max_steps=steps, **settings).fit(module, datamodule=data)
+    save = GroupAccuracy if isinstance(module, AugmentedClassifier) else SaveClassifier
+    trainer = quiet_trainer(folder, max_steps=steps, callbacks=[save(str(folder))], **settings)
+    trainer.fit(module, datamodule=data)
 
 
 def test_both_are_tested_in_every_group_and_only_one_learns_the_samples(
     module_of, samples, tmp_path
 ) -> None:
     data = module_of(content="images", batch_size=20)
-    module = AugmentedClassifier(str(tmp_path), str(samples), learning_rate=0.01)
+    module = AugmentedClassifier(str(samples), learning_rate=0.01)
     _train(module, data, tmp_path, steps=30)
     found = read_json(tmp_path / "augmentation.json")
     prompts, attributes = data.labels("test")
@@ -69,7 +72,7 @@ def test_both_are_tested_in_every_group_and_only_one_learns_the_samples(
 
 
 def test_both_start_from_the_same_weights(module_of, samples, tmp_path) -> None:
-    module = AugmentedClassifier(str(tmp_path), str(samples), learning_rate=0.0)
+    module = AugmentedClassifier(str(samples), learning_rate=0.0)
     _train(module, module_of(content="images", batch_size=4), tmp_path, steps=1)
     assert module.networks is not None
     real, augmented = (dict(module.networks[name].named_parameters()) for name in module.networks)
@@ -94,16 +97,16 @@ def test_samples_of_other_prompts_and_impossible_shares_are_refused(
     lines = [json.loads(line) for line in manifest.read_text().splitlines()]
     changed = [json.dumps({**line, "prompt": "a photo of a dodo"}) for line in lines]
     manifest.write_text("\n".join(changed) + "\n")
-    module = AugmentedClassifier(str(tmp_path), str(samples))
+    module = AugmentedClassifier(str(samples))
     with pytest.raises(InvDiffError, match=r"a photo of a dodo.*rerun the samples stage"):
         _train(module, module_of(content="images"), tmp_path, steps=1)
     with pytest.raises(InvDiffError, match=r"generated_share=1\.5: expected a share between"):
-        AugmentedClassifier(str(tmp_path), str(samples), generated_share=1.5)
+        AugmentedClassifier(str(samples), generated_share=1.5)
 
 
 def test_the_scoring_classifier_tells_its_confusions(module_of, tmp_path) -> None:
     data = module_of(content="labelled_images", batch_size=20)
-    _train(AttributeClassifier(str(tmp_path)), data, tmp_path, steps=2, val_check_interval=2)
+    _train(AttributeClassifier(), data, tmp_path, steps=2, val_check_interval=2)
     _, facts = SampleClassifier.load(tmp_path / "classifier")
     confusion = torch.tensor(facts["held_out_confusion"]["attribute"])
     _, attributes = data.labels("test")

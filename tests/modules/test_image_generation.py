@@ -9,15 +9,18 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from trainers import quiet_trainer
 
+from invdiff_pl.callbacks import SaveClassifier, SaveSamples
+from invdiff_pl.callbacks.samples import FACTS
 from invdiff_pl.data.generated import GeneratedDataModule
 from invdiff_pl.data.samples import read_manifest
 from invdiff_pl.environments.hidden_attribute import (
     HiddenAttributeSettings,
     find_hidden_attributes,
 )
-from invdiff_pl.modules import ImageGeneration
-from invdiff_pl.modules.image_generation import FACTS, scarcity
+from invdiff_pl.modules import AttributeClassifier, ImageGeneration
+from invdiff_pl.modules.image_generation import scarcity
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import read_json
 
@@ -38,7 +41,7 @@ def generate(
         backbone, images, folder / "cache", content="prompts", samples_per_prompt=per_prompt,
         batch_size=4,
     )  # fmt: skip
-    module = ImageGeneration(str(backbone), str(images), steps=1, **settings)
+    module = ImageGeneration(str(backbone), steps=1, batch_size=4, **settings)
     trainer = pl.Trainer(
         accelerator="cpu",
         logger=False,
@@ -46,6 +49,7 @@ def generate(
         enable_checkpointing=False,
         use_distributed_sampler=False,
         default_root_dir=folder,
+        callbacks=[SaveSamples(str(images))],
     )
     trainer.predict(module, datamodule=data, return_predictions=False)
     return data_of(backbone, images, folder / "cache")
@@ -81,6 +85,17 @@ def test_images_of_each_prompt_are_drawn_and_read_as_a_data_set(tiny_backbone, t
     assert told["counts"] == [6, 6]
     drawn = read_manifest(tmp_path / "images")
     assert {sample.seed for sample in drawn} == {-1}  # no noise is that of a sample to be scored
+
+
+def test_no_classifier_is_trained_on_images_that_nobody_has_labelled(
+    tiny_backbone, tmp_path
+) -> None:
+    drawn = generate(tiny_backbone, tmp_path, per_prompt=1, least_rare=0)
+    data = data_of(tiny_backbone, drawn.root, tmp_path / "cache", content="labelled_images")
+    trainer = quiet_trainer(tmp_path, max_steps=2, callbacks=[SaveClassifier(str(tmp_path))])
+    trainer.fit(AttributeClassifier(), datamodule=data)
+    told = read_json(tmp_path / "classifier" / "classifier.json")
+    assert told == {"absent": data.why_not_scored}
 
 
 def test_more_is_drawn_of_prompts_whose_rarer_group_has_few_images(

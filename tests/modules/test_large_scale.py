@@ -16,7 +16,14 @@ from trainers import QUICK
 from invdiff_pl.adapters import build_adapter, load_adapter
 from invdiff_pl.backbones.noising import predict
 from invdiff_pl.backbones.pipeline import load_pipeline
-from invdiff_pl.callbacks import MaxMicroBatch, ResourceEstimate, SampleGrid, SaveAdapter
+from invdiff_pl.callbacks import (
+    MaxMicroBatch,
+    ResourceEstimate,
+    SampleGrid,
+    SaveAdapter,
+    SavePipeline,
+    SaveSamples,
+)
 from invdiff_pl.callbacks.max_micro_batch import micro_batches
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
 from invdiff_pl.modules import Backbone, ConditionalSampler, EnvironmentInference, InvariantAdapter
@@ -133,16 +140,17 @@ def test_low_rank_fine_tuning_writes_a_folder_that_stock_diffusers_loads(
 ) -> None:
     module = Backbone(
         str(tiny_backbone),
-        str(tmp_path),
         learning_rate=0.01,
         warmup_steps=1,
         lora_rank=2,
         gradient_checkpointing=True,
-        half_precision=False,
     )
     checkpoints = ModelCheckpoint(tmp_path, every_n_train_steps=2, save_last=True, save_top_k=0)
     trainer = _trainer(
-        tmp_path, precision=precision, callbacks=[checkpoints], enable_checkpointing=True
+        tmp_path,
+        precision=precision,
+        callbacks=[SavePipeline(str(tmp_path)), checkpoints],
+        enable_checkpointing=True,
     )
     trainer.fit(module, datamodule=module_of(batch_size=8))
     names = set(torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"])
@@ -303,9 +311,10 @@ def test_estimates_of_scoring_and_sampling_tell_images_and_files(
     assert callback.parts["weights, trained"] == 0
     assert callback.parts["activations of 8 samples"] > 0
 
-    sampler = ConditionalSampler(str(tiny_backbone), str(tmp_path / "samples"), steps=1)
+    sampler = ConditionalSampler(str(tiny_backbone), steps=1)
     data = module_of(content="prompts", samples_per_prompt=2, batch_size=4)
-    _trainer(tmp_path, callbacks=[ResourceEstimate()]).predict(
+    save = SaveSamples(str(tmp_path / "samples"))
+    _trainer(tmp_path, callbacks=[ResourceEstimate(), save]).predict(
         sampler, datamodule=data, return_predictions=False
     )
     assert "activations of 4 samples" in capsys.readouterr().out
@@ -315,9 +324,12 @@ def test_estimates_of_scoring_and_sampling_tell_images_and_files(
     _trainer(tmp_path, callbacks=[ResourceEstimate()]).predict(
         sampler, datamodule=data, return_predictions=False
     )
-    other = ConditionalSampler(str(tiny_backbone), str(tmp_path / "other"), steps=1)
+    other = ConditionalSampler(str(tiny_backbone), steps=1)
     with pytest.raises(InvDiffError, match="10 images of 32×32 pixels do not fit into"):
         _trainer(tmp_path / "other", callbacks=[ResourceEstimate()]).predict(other, datamodule=data)
+    bound = ResourceEstimate(max_samples=9)
+    with pytest.raises(InvDiffError, match="10 samples would be drawn, more than max_samples=9"):
+        _trainer(tmp_path / "other", callbacks=[bound]).predict(other, datamodule=data)
 
 
 def test_prompt_embeddings_are_cached_in_half_precision_by_key(

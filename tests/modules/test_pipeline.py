@@ -10,7 +10,7 @@ import torch
 from birds_data import birds_data
 from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
-from trainers import adapter_trainer, infer, quiet_trainer
+from trainers import adapter_trainer, draw_samples, infer, quiet_trainer
 
 from invdiff_pl.backbones.pipeline import load_pipeline, sample_images
 from invdiff_pl.callbacks import ExponentialMovingAverage, HeldOutSelection, ScaleCalibration
@@ -190,9 +190,7 @@ def test_resuming_after_the_last_step_still_writes_the_adapter(
 
 
 def _sample(birds, backbone, adapter, folder, batch_size=5) -> None:
-    module = ConditionalSampler(
-        str(backbone), str(folder), adapter=str(adapter / "adapter"), steps=2, seed=7
-    )
+    module = ConditionalSampler(str(backbone), adapter=str(adapter / "adapter"), steps=2, seed=7)
     data = birds_data(
         birds,
         backbone,
@@ -201,7 +199,7 @@ def _sample(birds, backbone, adapter, folder, batch_size=5) -> None:
         samples_per_prompt=2,
         batch_size=batch_size,
     )
-    quiet_trainer(folder).predict(module, datamodule=data, return_predictions=False)
+    draw_samples(module, data, folder)
 
 
 def test_scale_zero_reproduces_the_backbones_images_exactly(

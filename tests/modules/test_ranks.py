@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from birds_data import birds_data
 from safetensors.torch import load_file, save_file
-from trainers import infer, quiet_trainer
+from trainers import draw_samples, infer, quiet_trainer
 
 from invdiff_pl.data.datasets import SequentialBatches
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
@@ -62,7 +62,7 @@ def test_samples_are_the_same_files_byte_for_byte(
     birds, tiny_backbone, inferred, tmp_path, ranks: int
 ) -> None:
     for count in (1, ranks):
-        module = ConditionalSampler(str(tiny_backbone), str(tmp_path / f"{count}"), steps=2)
+        module = ConditionalSampler(str(tiny_backbone), steps=2)
         data = _data(
             birds,
             tiny_backbone,
@@ -71,8 +71,7 @@ def test_samples_are_the_same_files_byte_for_byte(
             samples_per_prompt=3,
             batch_size=5,
         )
-        trainer = quiet_trainer(tmp_path, count)
-        trainer.predict(module, datamodule=data, return_predictions=False)
+        draw_samples(module, data, tmp_path / f"{count}", count)
     assert digest_folder(tmp_path / f"{ranks}") == digest_folder(tmp_path / "1")
     assert len(list((tmp_path / "1").rglob("*.png"))) == 18
 
@@ -84,7 +83,7 @@ def test_ranks_for_which_there_is_no_batch_wait_for_the_others(
         environments = tmp_path / f"environments-{ranks}"
         data = _data(birds, tiny_backbone, inferred[1] / "cache", batch_size=500)
         infer(tiny_backbone, environments, data, ranks)
-        sampler = ConditionalSampler(str(tiny_backbone), str(tmp_path / f"{ranks}"), steps=1)
+        sampler = ConditionalSampler(str(tiny_backbone), steps=1)
         data = _data(
             birds,
             tiny_backbone,
@@ -93,8 +92,7 @@ def test_ranks_for_which_there_is_no_batch_wait_for_the_others(
             samples_per_prompt=1,
             batch_size=500,
         )
-        trainer = quiet_trainer(tmp_path, ranks)
-        trainer.predict(sampler, datamodule=data, return_predictions=False)
+        draw_samples(sampler, data, tmp_path / f"{ranks}", ranks)
     file = "environments.safetensors"
     assert digest_file(tmp_path / "environments-1" / file) == digest_file(
         tmp_path / "environments-2" / file
@@ -102,26 +100,26 @@ def test_ranks_for_which_there_is_no_batch_wait_for_the_others(
     assert digest_folder(tmp_path / "1") == digest_folder(tmp_path / "2")
 
 
-def _adapter(backbone: Path, folder: Path) -> InvariantAdapter:
+def _adapter(backbone: Path) -> InvariantAdapter:
     # An untrained backbone shows no bias.
     return InvariantAdapter(
         str(backbone), learning_rate=0.01, warmup_steps=1, train_without_bias=True
     )
 
 
-def _backbone(backbone: Path, folder: Path) -> Backbone:
-    return Backbone(str(backbone), str(folder), learning_rate=1e-3, warmup_steps=1)
+def _backbone(backbone: Path) -> Backbone:
+    return Backbone(str(backbone), learning_rate=1e-3, warmup_steps=1)
 
 
 def _gradients(
-    make: Callable[[Path, Path], pl.LightningModule], birds, backbone, inferred, folder, ranks
+    make: Callable[[Path], pl.LightningModule], birds, backbone, inferred, folder, ranks
 ) -> dict[str, torch.Tensor]:
     """Gradients of the third step, after two steps on the same number of ranks."""
     environments = str(inferred[1]) if make is _adapter else None
     data = _data(birds, backbone, inferred[1] / "cache", environments=environments)
     kept = _KeepGradients(folder / f"{ranks}.safetensors")
     trainer = quiet_trainer(folder, ranks, max_steps=STEPS, callbacks=[kept])
-    trainer.fit(make(backbone, folder / f"result-{ranks}"), datamodule=data)
+    trainer.fit(make(backbone), datamodule=data)
     return load_file(kept.file)
 
 

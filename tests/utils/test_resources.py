@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from invdiff_pl.utils import resources as plan
+from invdiff_pl.data import placement
+from invdiff_pl.data.placement import place_for
+from invdiff_pl.utils import resources
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.resources import (
     free_memory,
     in_units,
-    place_for,
     require_room,
 )
 
@@ -23,8 +24,8 @@ def test_free_memory_is_what_the_system_can_give_within_the_control_groups_limit
 ) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:  1000 kB\nMemFree:  10 kB\nMemAvailable:  600 kB\n")
-    monkeypatch.setattr(plan, "_MEMINFO", meminfo)
-    monkeypatch.setattr(plan, "_CGROUP", tmp_path)
+    monkeypatch.setattr(resources, "_MEMINFO", meminfo)
+    monkeypatch.setattr(resources, "_CGROUP", tmp_path)
     assert free_memory(CPU) == 600 * 1024
     (tmp_path / "memory.max").write_text("500000\n")
     (tmp_path / "memory.current").write_text("200000\n")
@@ -32,7 +33,7 @@ def test_free_memory_is_what_the_system_can_give_within_the_control_groups_limit
     assert free_memory(CPU) == 350_000
     (tmp_path / "memory.max").write_text("max\n")
     assert free_memory(CPU) == 600 * 1024
-    monkeypatch.setattr(plan, "_MEMINFO", tmp_path / "absent")
+    monkeypatch.setattr(resources, "_MEMINFO", tmp_path / "absent")
     assert free_memory(CPU) is None
 
 
@@ -53,13 +54,13 @@ def test_a_cache_is_held_where_it_fits(
     size, latent_device, device, processes, place, monkeypatch
 ) -> None:
     free = {"cuda": 100, "cpu": 400}
-    monkeypatch.setattr(plan, "free_memory", lambda where: free[where.type])
+    monkeypatch.setattr(placement, "free_memory", lambda where: free[where.type])
     found = place_for(size, latent_device, torch.device(device), processes)
     assert found == (None if place is None else torch.device(place))
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 30))
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 30))
     require_room(tmp_path / "new" / "folder", 1 << 30, "the latents of 8 images")
     with pytest.raises(InvDiffError, match=r"latents of 8 images do not fit .* 2\.0 GiB, and 1\.0"):
         require_room(tmp_path / "new" / "folder", 2 << 30, "the latents of 8 images")

@@ -22,10 +22,10 @@ from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.pipeline import sample_images
 from invdiff_pl.backbones.prompts import Conditions
 from invdiff_pl.environments.hidden_attribute import HiddenAttributeSettings
+from invdiff_pl.metrics.audit_counts import Cell
 from invdiff_pl.metrics.readers import CheckedReader, FunctionReader
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import read_json
-from invdiff_pl.workflow.audit_result import Cell
 
 PROMPTS = ("a photo of a mallard", "a photo of a <b>raven</b>")
 QUICK: dict[str, Any] = {"per_prompt": 6, "steps": 1, "progress": False}

@@ -204,8 +204,9 @@ def test_what_callbacks_declare_is_what_counts() -> None:
     }
     assert changing == declared
     assert changing == {
-        *("ExponentialMovingAverage", "HeldOutSelection", "SampleEvaluation"),
-        *("SaveAdapter", "SaveEnvironments", "ScaleCalibration"),
+        *("ExponentialMovingAverage", "GroupAccuracy", "HeldOutSelection", "LatentScale"),
+        *("SampleEvaluation", "SaveAdapter", "SaveClassifier", "SaveEnvironments"),
+        *("SavePipeline", "SaveSamples", "ScaleCalibration"),
     }
 
 

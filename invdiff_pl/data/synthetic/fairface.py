@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from invdiff_pl.data.synthetic.faces import FEMININE, MASCULINE, Face, draw_face
+from invdiff_pl.data.synthetic.faces import draw_face
+from invdiff_pl.data.synthetic.looks import FEMININE, MASCULINE, Face
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import atomic_path
 from invdiff_pl.utils.progress import track

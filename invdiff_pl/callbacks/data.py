@@ -1,0 +1,21 @@
+"""The data set that a callback measures on."""
+
+import pytorch_lightning as pl
+
+from invdiff_pl.data.base import BiasedDataModule
+from invdiff_pl.utils.errors import InvDiffError
+
+
+def data_module(trainer: pl.Trainer) -> BiasedDataModule:
+    """The DataModule of a data set that a trainer runs on.
+
+    Raises:
+        ValueError: if the trainer was given a loader instead, or another DataModule.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, BiasedDataModule):
+        raise InvDiffError(
+            "the callbacks that score samples or estimate what a run takes need a data set: run on "
+            "a BiasedDataModule, such as TableDataModule, or leave them out."
+        )
+    return data

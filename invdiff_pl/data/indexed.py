@@ -1,0 +1,146 @@
+"""A data set's images, prompts and labels, before any pixel of them is read."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+
+from invdiff_pl.data.broken import describe_broken, readable_rows
+from invdiff_pl.data.index import ImageIndex
+from invdiff_pl.data.scarce import without_rare_prompts
+from invdiff_pl.data.training import LatentDataModule
+from invdiff_pl.utils.errors import InvDiffError
+
+Split = Literal["train", "val", "test"]
+
+
+class IndexedDataModule(LatentDataModule, ABC):
+    """Images of a folder with prompts and splits and, for scoring only, an attribute.
+
+    Args:
+        root: folder of the data set.
+        broken: what becomes of an image that cannot be read: ``fail`` names it and stops;
+            ``skip`` leaves it out, named and counted, in all stages alike. It is never replaced.
+        links: what becomes of an image that is a link to something outside ``root``: ``refuse``
+            reads nothing there; ``follow`` does, as in a snapshot of the Hugging Face hub's cache.
+        min_images_per_prompt: a prompt with fewer images in the train split is left out, named, in
+            all stages alike; where that would be most images, nothing is run.
+        cache_dir: where caches live; they are shared by all runs.
+        settings: as of :class:`~invdiff_pl.data.training.LatentDataModule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        broken: Literal["fail", "skip"] = "fail",
+        links: Literal["refuse", "follow"] = "refuse",
+        min_images_per_prompt: int = 1,
+        cache_dir: str = ".cache/invdiff",
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        self.root = Path(root)
+        self.cache_dir = Path(cache_dir)
+        self.broken = broken
+        self.links = links
+        if min_images_per_prompt < 1:
+            raise InvDiffError(
+                f"min_images_per_prompt={min_images_per_prompt}: expected 1 or more.",
+                "min_images_per_prompt",
+            )
+        self.min_images_per_prompt = min_images_per_prompt
+        self._index: ImageIndex | None = None
+        self._kept: Tensor | None = None
+
+    attribute = "attribute"  # what figures of it are called
+
+    @property
+    @abstractmethod
+    def attribute_names(self) -> Sequence[str]:
+        """The attribute's classes in the order of their codes."""
+
+    @abstractmethod
+    def read_index(self) -> ImageIndex:
+        """Read files, prompts and splits."""
+
+    @abstractmethod
+    def read_attributes(self) -> Tensor | None:
+        """Attribute class of each image, int64 ``[N]``, for scoring only.
+
+        ``None`` where the data set has no such labels.
+        """
+
+    @property
+    def index(self) -> ImageIndex:
+        """The index, read once."""
+        if self._index is None:
+            if not self.root.is_dir():
+                raise InvDiffError(
+                    f"data folder {self.root} does not exist: give the data set's folder with "
+                    "root= (or, of make, DATA=).",
+                    "root",
+                )
+            self._index = self._usable(self.read_index())
+        return self._index
+
+    @property
+    def told(self) -> list[str]:
+        """What was read from where and what was left out, for people; nothing by default."""
+        return []
+
+    @property
+    def follow_links(self) -> bool:
+        """Whether images are read that lie outside the root."""
+        return self.links == "follow"
+
+    def _usable(self, index: ImageIndex) -> ImageIndex:
+        """The index without broken images, if they are to be left out, and without rare prompts."""
+        kept = torch.arange(len(index))
+        if self.broken == "skip":
+            kept, listed = readable_rows(
+                index, self.cache_dir / "broken", follow_links=self.follow_links
+            )
+            if listed is not None:
+                index = index.subset(kept)
+                rank_zero_only(print)(describe_broken(listed))
+        index, rows, told = without_rare_prompts(index, self.min_images_per_prompt)
+        if told is not None:
+            rank_zero_only(print)(told)
+        self._kept = kept[rows]
+        return index
+
+    def attributes(self) -> Tensor | None:
+        """Attribute class of each image of :attr:`index`, int64 ``[N]``, for scoring only."""
+        attributes = self.read_attributes()
+        if attributes is None:
+            return None
+        _ = self.index  # finds out which images are left out
+        return attributes if self._kept is None else attributes[self._kept]
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The distinct prompts; batches hold numbers into them."""
+        return self.index.prompts
+
+    def train_prompts(self) -> Tensor:
+        """The prompt of each image of the train split, int64 ``[N]``."""
+        return self._prompts("train")
+
+    @property
+    def why_not_scored(self) -> str:
+        """What to tell where figures are missing because there are no attribute labels."""
+        return f"{self.root} has no attribute labels to score samples with"
+
+    def labels(self, split: Split) -> tuple[Tensor, Tensor | None]:
+        """Prompt and attribute of each image of a split, for scoring only."""
+        rows = self.index.rows(split)
+        attributes = self.attributes()
+        return self.index.prompt_ids[rows], None if attributes is None else attributes[rows]
+
+    def _prompts(self, split: Split) -> Tensor:
+        return self.index.prompt_ids[self.index.rows(split)]
