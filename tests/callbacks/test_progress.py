@@ -32,7 +32,7 @@ def test_training_that_is_counted_in_steps_has_no_number_of_epochs(limit: str, s
 
 
 class _Stage(BoringModel):
-    output = "runs/birds/adapter"
+    stage = "adapter"
 
 
 def test_lines_tell_of_training_and_of_prediction(tmp_path, monkeypatch) -> None:

@@ -23,9 +23,10 @@ FAULT = 5
 class _Model(pl.LightningModule):
     """Three weights; at one step its loss or a gradient is not finite."""
 
-    def __init__(self, output: Path, fault: str = "none", at: int = FAULT) -> None:
+    stage = "adapter"
+
+    def __init__(self, fault: str = "none", at: int = FAULT) -> None:
         super().__init__()
-        self.output = str(output)
         self.fault = fault
         self.at = at
         self.weights = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
@@ -75,7 +76,7 @@ def _weights(checkpoint: Path) -> torch.Tensor:
 def test_divergence_is_told_with_stage_step_and_last_good_checkpoint(
     fault: str, named: str, tmp_path: Path
 ) -> None:
-    model = _Model(tmp_path / "adapter", fault)
+    model = _Model(fault)
     with pytest.raises(InvDiffError) as stopped:
         _train(tmp_path, model)
     checkpoint = tmp_path / "adapter" / "checkpoints" / "last.ckpt"
@@ -101,7 +102,7 @@ def test_a_look_that_comes_later_still_finds_the_weights_of_before_the_fault(tmp
         def on_train_batch_end(self, trainer, pl_module, *unused) -> None:
             weights[trainer.global_step] = pl_module.weights.detach().clone()
 
-    model = _Fused(tmp_path / "adapter", "gradient")
+    model = _Fused("gradient")
     callbacks = [StopOnDivergence(deferred=True), Keep()]
     # Step 5 is spoilt, the host looks at step 8.
     trainer = quiet_trainer(tmp_path, max_steps=10, log_every_n_steps=4, callbacks=callbacks)
@@ -114,7 +115,7 @@ def test_a_look_that_comes_later_still_finds_the_weights_of_before_the_fault(tmp
 
 
 def test_no_checkpoint_is_written_after_a_fault_that_nobody_has_looked_at(tmp_path) -> None:
-    model = _Fused(tmp_path / "adapter", "gradient")
+    model = _Fused("gradient")
     checkpoints = ModelCheckpoint(tmp_path, "step", every_n_train_steps=7, save_last=True)
     callbacks = [StopOnDivergence(deferred=True), checkpoints]
     settings = {"log_every_n_steps": 100, "enable_checkpointing": True}
@@ -126,28 +127,28 @@ def test_no_checkpoint_is_written_after_a_fault_that_nobody_has_looked_at(tmp_pa
 
 
 def test_the_checkpoint_from_before_the_fault_goes_on_to_the_healthy_result(tmp_path) -> None:
-    healthy = _Model(tmp_path / "healthy" / "adapter")
+    healthy = _Model()
     _train(tmp_path / "healthy", healthy)
     with pytest.raises(InvDiffError):
-        _train(tmp_path, _Model(tmp_path / "adapter", "gradient"))
-    mended = _Model(tmp_path / "adapter")
+        _train(tmp_path, _Model("gradient"))
+    mended = _Model()
     _train(tmp_path, mended, tmp_path / "adapter" / "checkpoints" / "last.ckpt")
     assert torch.equal(mended.weights, healthy.weights)
 
 
 def test_a_fault_before_the_first_checkpoint_says_that_there_is_none(tmp_path) -> None:
     with pytest.raises(InvDiffError, match="there is no checkpoint yet"):
-        _train(tmp_path, _Model(tmp_path / "adapter", "loss", at=0))
+        _train(tmp_path, _Model("loss", at=0))
 
 
 def test_sigterm_saves_the_step_it_arrived_in_and_a_resumed_run_writes_to_the_same_file(
     tmp_path,
 ) -> None:
     with processes.raising_on_sigterm(), pytest.raises(SIGTERMException):
-        _train(tmp_path, _Model(tmp_path / "adapter", "signal", at=0))
+        _train(tmp_path, _Model("signal", at=0))
     checkpoint = tmp_path / "adapter" / "checkpoints" / "last.ckpt"
     assert SafeCheckpointIO().load_checkpoint(checkpoint)["global_step"] == 1
-    _train(tmp_path, _Model(tmp_path / "adapter"), checkpoint)
+    _train(tmp_path, _Model(), checkpoint)
     assert SafeCheckpointIO().load_checkpoint(checkpoint)["global_step"] == 10
     assert not list(checkpoint.parent.glob("last-*"))
 

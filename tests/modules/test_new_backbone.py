@@ -15,6 +15,7 @@ from trainers import quiet_trainer
 from invdiff_pl.backbones.architecture import TINY
 from invdiff_pl.backbones.draws import generator, logit_normal_timesteps
 from invdiff_pl.backbones.pipeline import load_pipeline
+from invdiff_pl.callbacks import LatentScale, SavePipeline
 from invdiff_pl.modules import Autoencoder, Backbone
 from invdiff_pl.utils.errors import InvDiffError
 
@@ -33,9 +34,10 @@ class _Record(pl.Callback):
 def start(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the autoencoder stage leaves."""
     folder = tmp_path_factory.mktemp("autoencoder")
-    module = Autoencoder(str(folder), replace(TINY, family="sana"))
+    module = Autoencoder(architecture=replace(TINY, family="sana"))
     data = birds_data(birds, Path(), folder / "cache", content="images")
-    quiet_trainer(folder, max_steps=2).fit(module, datamodule=data)
+    files = [LatentScale(), SavePipeline(str(folder))]
+    quiet_trainer(folder, max_steps=2, callbacks=files).fit(module, datamodule=data)
     return folder / "pipeline"
 
 
@@ -44,16 +46,11 @@ def trained(
     birds: Path, start: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, _Record]:
     folder = tmp_path_factory.mktemp("backbone")
-    module = Backbone(
-        str(start),
-        str(folder),
-        warmup_steps=1,
-        timestep_density="logit_normal",
-        half_precision=False,
-    )
+    module = Backbone(str(start), warmup_steps=1, timestep_density="logit_normal")
     data = birds_data(birds, start, folder / "cache")
     record = _Record()
-    quiet_trainer(folder, max_steps=2, callbacks=[record]).fit(module, datamodule=data)
+    watching = [record, SavePipeline(str(folder))]
+    quiet_trainer(folder, max_steps=2, callbacks=watching).fit(module, datamodule=data)
     return folder / "pipeline", record
 
 
@@ -121,17 +118,18 @@ def _instruction() -> list[str]:
     return words
 
 
-def test_a_density_that_is_not_known_is_named(start: Path, tmp_path: Path) -> None:
+def test_a_density_that_is_not_known_is_named(start: Path) -> None:
     with pytest.raises(InvDiffError, match="timestep_density=cosine: expected one of power"):
-        Backbone(str(start), str(tmp_path), timestep_density="cosine")
+        Backbone(str(start), timestep_density="cosine")
 
 
 def test_low_rank_updates_of_a_transformer_are_added_to_its_weights(
     birds: Path, start: Path, tmp_path: Path
 ) -> None:
-    module = Backbone(str(start), str(tmp_path), warmup_steps=1, lora_rank=2, half_precision=False)
+    module = Backbone(str(start), warmup_steps=1, lora_rank=2)
     data = birds_data(birds, start, tmp_path / "cache")
-    quiet_trainer(tmp_path, max_steps=2).fit(module, datamodule=data)
+    save = SavePipeline(str(tmp_path))
+    quiet_trainer(tmp_path, max_steps=2, callbacks=[save]).fit(module, datamodule=data)
     before = load_pipeline(str(start)).transformer.state_dict()
     after = SanaPipeline.from_pretrained(tmp_path / "pipeline").transformer.state_dict()
     changed = {name for name, value in before.items() if not torch.equal(after[name], value)}
