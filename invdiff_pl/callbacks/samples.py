@@ -16,8 +16,8 @@ FACTS = "generation.json"
 class SaveSamples(pl.Callback):
     """Writes samples as PNG files while they are drawn, and then ``manifest.jsonl``.
 
-    Samples that an interrupted run left are not drawn again. Of
-    :class:`~invdiff_pl.modules.ImageGeneration` it also writes ``generation.json``.
+    Samples that an interrupted run left are not drawn again. What ``ImageGeneration`` drew is told
+    in ``generation.json``, too.
 
     Args:
         output: folder, created where it is missing.

@@ -69,8 +69,7 @@ def audit(
     Example:
         >>> import invdiff_pl as inv
         >>> from invdiff_pl.backbones.architecture import tiny_pipeline
-        >>> from invdiff_pl.metrics.audit_counts import AFTER, BEFORE, Cell
-    from invdiff_pl.metrics.readers import FunctionReader
+        >>> from invdiff_pl.metrics.readers import FunctionReader
         >>> def bright(images):  # uint8 [B, 3, H, W] to class numbers [B]
         ...     return (images.float().mean((1, 2, 3)) > 255).long()
         >>> light = FunctionReader(bright, ["dark", "bright"], name="light")

@@ -268,7 +268,7 @@ def test_without_a_reader_environments_are_inferred_and_counted(pipe, monkeypatc
         noise = torch.randn(len(images), 6, generator=torch.Generator().manual_seed(start))
         return noise + 8 * hidden[:, None] * torch.eye(6)[0] + (rows >= 120)[:, None]
 
-    monkeypatch.setattr("invdiff_pl.workflow.audit.BlockFeatures", lambda *given: features)
+    monkeypatch.setattr("invdiff_pl.workflow.audit_drawing.BlockFeatures", lambda *given: features)
     few = HiddenAttributeSettings(starts=10, resamples=19, values=())
     found = inv.audit(
         pipe, PROMPTS, discovery=few, per_prompt=120, steps=1, progress=False, batch_size=60

@@ -194,7 +194,8 @@ def test_a_wrong_name_in_a_file_is_refused_before_any_stage_runs(
 ) -> None:
     monkeypatch.setattr(runner, "run_stage", lambda *_: pytest.fail("a stage ran"))
     file = workspace / "experiments" / "stages" / "environments.yaml"
-    file.write_text(file.read_text().replace("inference: mixture", "inference: mixtur"))
+    wrong = "init_args:\n    inference: mixtur\n"
+    file.write_text(file.read_text().replace("init_args:\n", wrong, 1))
     assert main(["train", "--experiment", "waterbirds", "--backbone", "pipeline"]) == 2
     message = capsys.readouterr().err
     assert "stage environments: --model.inference=mixtur: expected one of mixture" in message
