@@ -112,7 +112,8 @@ class Guide:
         """Log probability that each sample is in its assigned cluster, ``[B]``."""
         seen = middle_activations(self.denoiser, latents, timestep, self.condition)
         weights, biases = (
-            each[self.prompts, step].to(seen) for each in (self.readings.weights, self.readings.biases)
+            each[self.prompts, step].to(seen)
+            for each in (self.readings.weights, self.readings.biases)
         )
         logits = (weights @ seen[:, :, None]).squeeze(2) + biases
         return log_softmax(logits, 1).gather(1, self.assigned.to(seen.device)[:, None]).squeeze(1)
