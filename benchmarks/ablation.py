@@ -178,9 +178,10 @@ def train_adapter(
     for callback in built.trainer.callbacks:  # type: ignore[attr-defined]
         if hasattr(callback, "output"):
             callback.output = str(folder)
-    started = time.monotonic()
+    clocks = time.monotonic, time.process_time
+    started = [clock() for clock in clocks]
     built.trainer.fit(built.model, datamodule=built.datamodule)
-    seconds = time.monotonic() - started
+    seconds, processor = (clock() - start for clock, start in zip(clocks, started, strict=True))
     facts = read_json(folder / "adapter" / "adapter.json")
     held_out = folder / "heldout.json"
     chosen = read_json(held_out).get("selection", {}) if held_out.is_file() else {}
@@ -188,6 +189,7 @@ def train_adapter(
     return {
         "adapter": {name: facts[name] for name in ("kind", "settings", "parameters", "share")},
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(processor, 1),
         "chosen_step": chosen.get("chosen_step"),
         "scale": read_json(calibrated)["scale"] if calibrated.is_file() else 1.0,
     }

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_measure import CLOCKS, interleaved
-from peers_rows import PEERS, Harness, Made, NotRun, Peer
+from bench_measure import interleaved
+from peers_harness import Harness, NotRun
+from peers_rows import PEERS, Made, Peer, nothing
 
 from invdiff_pl.cli.sweep import score_samples
 from invdiff_pl.data.samples import sample_file
@@ -147,11 +148,14 @@ def _cost(made: Made, harness: Harness) -> float:
     """Time of a sample, as a multiple of the backbone's."""
     if made.stock:
         return 1.0
-    stock = harness.nothing(harness.output)
+    stock = nothing(harness, harness.output)
     indices = torch.arange(min(TIMED, harness.count))
-    clock = CLOCKS["cpu" if harness.device.type == "cpu" else "wall"]
     compared = interleaved(
-        lambda: made.images(indices), lambda: stock.images(indices), ROUNDS, clock, harness.device
+        lambda: made.images(indices),
+        lambda: stock.images(indices),
+        ROUNDS,
+        harness.clock,
+        harness.device,
     )
     return round(compared.ratios()[1], 2)
 
@@ -179,12 +183,19 @@ def _cells(result: dict[str, Any]) -> tuple[str, ...]:
     return (
         *first,
         f"{result['parameters']:,}" if "parameters" in result else "–",
-        f"{result['seconds']:.0f}" if "seconds" in result else "–",
+        _seconds(result),
         f"{result['cost']:.2f}",
         f"{bias['mean']:.3f} [{bias['interval'][0]:.3f}, {bias['interval'][1]:.3f}]",
         f"{100 * accuracy['mean']:.1f} % [{low:.1f}, {high:.1f}]",
         f"{distance:.1f}" if isinstance(distance, float) else "–",
     )
+
+
+def _seconds(result: dict[str, Any]) -> str:
+    """Of the processor where rows were trained here, by the clock where the run was."""
+    if "wall_seconds" in result:
+        return f"{result['wall_seconds']:.0f} (wall)"
+    return f"{result['seconds']:.0f}" if "seconds" in result else "–"
 
 
 if __name__ == "__main__":
