@@ -30,7 +30,7 @@ from invdiff_pl.utils.progress import track
 from invdiff_pl.utils.quiet import silence
 
 # Drawn to time a method against the backbone, and how often.
-TIMED, ROUNDS = 32, 3
+TIMED, ROUNDS = 8, 3
 HEADER = (
     "method",
     "needs",
