@@ -37,7 +37,7 @@ OPTIONS = $(NAMED) --run-dir $(call quote,$(RUN_DIR)) \
   $(WHERE) --seed_everything=$(SEED) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train augment compare docs backbone check-data sweep export ablation evidence bench tensorboard verify replay test test-slow soak lint format type clean
+.PHONY: help setup train augment compare docs backbone check-data sweep export ablation evidence peers bench tensorboard verify replay test test-slow soak lint format type clean
 
 help: ## list the targets and variables
 	@echo "targets:"
@@ -93,6 +93,9 @@ ablation: setup ## what each part of the method is worth, on the run in RUN_DIR 
 
 evidence: setup ## make every figure of README and docs anew, in ./evidence (days); goes on where it stopped
 	$(PYTHON) benchmarks/evidence.py $(ARGS)
+
+peers: setup ## other methods on the run in RUN_DIR; ARGS=--prompts-run=RUN adds those from prompts alone
+	$(PYTHON) benchmarks/peers.py $(call quote,$(RUN_DIR)) $(ARGS)
 
 bench: setup ## every stage against the reference's recipe, in one run; DEVICE=cuda on a GPU
 	HF_HUB_OFFLINE=1 $(PYTHON) benchmarks/bench.py --device $(DEVICE) $(ARGS)

@@ -118,7 +118,10 @@ def _run_row(row: Row, options: argparse.Namespace, configs: dict[str, Path], ou
         return
     print(f"{row.name}: {row.says}", flush=True)
     folder = output / "work" / f"{row.name}-{key[:8]}"
-    trained = {} if row.untrained else _train(row, options, configs["fit"], groups, folder)
+    trained: dict[str, Any] = {}
+    if not row.untrained:
+        settings = {"steps": options.steps, "precision": options.precision}
+        trained = train_adapter(row, configs["fit"], groups, folder, **settings)
     scale = 0.0 if row.untrained else 1.0
     flags = [f"--model.invariant_scales=[{scale}]"]
     if not row.untrained:
@@ -131,10 +134,28 @@ def _run_row(row: Row, options: argparse.Namespace, configs: dict[str, Path], ou
     write_json(record, {**told, **trained, **figures})
 
 
-def _train(
-    row: Row, options: argparse.Namespace, config: Path, groups: Path, folder: Path
+def train_adapter(
+    row: Row,
+    config: Path,
+    groups: Path,
+    folder: Path,
+    *,
+    steps: int | None = None,
+    precision: str | None = None,
 ) -> dict[str, Any]:
-    """Train a row's adapter; its size and the time it took."""
+    """Train a row's adapter.
+
+    Args:
+        row: what is changed.
+        config: a run's adapter stage, resolved.
+        groups: folder of the environments.
+        folder: the adapter is written to its ``adapter`` folder.
+        steps: of the optimizer; the run's if not given.
+        precision: the run's if not given.
+
+    Returns:
+        its size, the time it took, and the scale it was calibrated to, JSON-ready.
+    """
     flags = [
         f"--data.environments={groups}",
         # What is compared is the training, also where the inference would have advised against.
@@ -144,10 +165,10 @@ def _train(
         f"--trainer.default_root_dir={folder}",
         *row.flags(),
     ]
-    if options.precision:
-        flags.append(f"--trainer.precision={options.precision}")
-    if options.steps:
-        flags.append(f"--trainer.max_steps={options.steps}")
+    if precision:
+        flags.append(f"--trainer.precision={precision}")
+    if steps:
+        flags.append(f"--trainer.max_steps={steps}")
     built = build(["fit", f"--config={config}", *flags])
     kept: tuple[type, ...] = ExponentialMovingAverage, HeldOutSelection, SaveAdapter
     if row.calibrated:
@@ -157,9 +178,10 @@ def _train(
     for callback in built.trainer.callbacks:  # type: ignore[attr-defined]
         if hasattr(callback, "output"):
             callback.output = str(folder)
-    started = time.monotonic()
+    clocks = time.monotonic, time.process_time
+    started = [clock() for clock in clocks]
     built.trainer.fit(built.model, datamodule=built.datamodule)
-    seconds = time.monotonic() - started
+    seconds, processor = (clock() - start for clock, start in zip(clocks, started, strict=True))
     facts = read_json(folder / "adapter" / "adapter.json")
     held_out = folder / "heldout.json"
     chosen = read_json(held_out).get("selection", {}) if held_out.is_file() else {}
@@ -167,6 +189,7 @@ def _train(
     return {
         "adapter": {name: facts[name] for name in ("kind", "settings", "parameters", "share")},
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(processor, 1),
         "chosen_step": chosen.get("chosen_step"),
         "scale": read_json(calibrated)["scale"] if calibrated.is_file() else 1.0,
     }

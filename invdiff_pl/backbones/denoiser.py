@@ -271,6 +271,7 @@ class FrozenDenoiser(ABC):
         steps: int,
         guidance_scale: float,
         output_type: str = "pt",
+        **options: Any,
     ) -> Tensor:
         """What the stock pipeline call makes of starting noise.
 
@@ -282,6 +283,7 @@ class FrozenDenoiser(ABC):
             steps: denoising steps.
             guidance_scale: 1 switches guidance off.
             output_type: ``pt`` for images in [0, 1], ``[B, 3, H, W]``; ``latent``.
+            options: further ones of the pipeline's call, such as ``callback_on_step_end``.
         """
         device = self.pipe._execution_device
         given = {name: value.to(device) for name, value in condition.items()}
@@ -296,6 +298,7 @@ class FrozenDenoiser(ABC):
             height=self.resolution,
             width=self.resolution,
             output_type=output_type,
+            **options,
         ).images
         return self._unpacked(drawn) if output_type == "latent" else drawn
 

@@ -225,6 +225,7 @@ def sample_images(
     steps: int,
     guidance_scale: float,
     resolution: int | None = None,
+    **options: Any,
 ) -> Tensor:
     """Classifier-free-guided samples, through the stock pipeline call.
 
@@ -237,6 +238,7 @@ def sample_images(
         steps: denoising steps.
         guidance_scale: 1 switches guidance off.
         resolution: side of the images in pixels; the pipeline's own if not given.
+        options: further ones of the pipeline's call, such as ``callback_on_step_end``.
 
     Returns:
         uint8 images ``[B, 3, H, W]`` on the CPU.
@@ -251,6 +253,7 @@ def sample_images(
         *denoiser.initial_noise(indices, seed),
         steps=steps,
         guidance_scale=guidance_scale,
+        **options,
     )
     finite = images.isfinite().flatten(1).all(1).tolist()
     if not all(finite):

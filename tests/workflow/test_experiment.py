@@ -153,6 +153,28 @@ def test_the_ablation_runs_its_rows_once_and_prints_the_table(finished) -> None:
     assert second.stdout.count("up to date") == len(rows)
 
 
+@pytest.mark.slow
+def test_peers_run_their_rows_once_and_say_which_cannot_be_run(finished) -> None:
+    folder, _ = finished
+    script = EXPERIMENTS.parent / "benchmarks" / "peers.py"
+    rows = ["nothing", "rewriting", "clusters_0.2", "self_reweighted", "ours", "fine_tuned"]
+    words = [sys.executable, str(script), "run", "--prompts-run", "run", "--rows", *rows]
+    words += ["--steps", "2", "--samples-per-prompt", "2", "--pilot", "8"]
+    first = subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True)
+    assert "| prompt rewriting | words of the attribute | – |" in first.stdout
+    assert "the tokenizer has no token for 'land', 'water'" in first.stdout
+    results = read_json(folder / "run" / "peers" / "peers.json")
+    assert set(results) == set(rows)
+    assert results["nothing"]["cost"] == 1
+    assert results["clusters_0.2"]["cost"] > 1
+    assert results["fine_tuned"]["share"] == 1
+    # The run's own adapter draws what the run drew, of which these are the first.
+    drawn = next((folder / "run" / "peers" / "work").glob("ours-*/samples/scale-0.00/000000.png"))
+    assert drawn.read_bytes() == (folder / "run/samples/scale-1.00/000000.png").read_bytes()
+    second = subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True)
+    assert second.stdout.count("up to date") == len(rows)
+
+
 def test_every_file_of_the_finished_run_is_as_recorded(finished, monkeypatch, capsys) -> None:
     monkeypatch.chdir(finished[0])
     assert main(["verify", "run"]) == 0
