@@ -16,7 +16,7 @@ from torch import Tensor
 from invdiff_pl.adapters import load_adapter
 from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.prompts import Conditions
-from invdiff_pl.callbacks import ExponentialMovingAverage
+from invdiff_pl.callbacks import ExponentialMovingAverage, SavePipeline
 from invdiff_pl.cli.lightning import build
 from invdiff_pl.modules import Backbone
 from invdiff_pl.utils.files import read_json, write_json
@@ -162,18 +162,12 @@ def _fine_tune(harness: Harness, folder: Path) -> dict[str, Any]:
     if harness.steps:
         flags.append(f"--trainer.max_steps={harness.steps}")
     built = build(["fit", f"--config={harness.fit}", *flags])
-    averaging = [
-        callback
-        for callback in built.trainer.callbacks  # type: ignore[attr-defined]
-        if isinstance(callback, ExponentialMovingAverage)
-    ]
-    built.trainer.callbacks = averaging  # type: ignore[attr-defined]
+    averaging = [c for c in built.trainer.callbacks if isinstance(c, ExponentialMovingAverage)]  # type: ignore[attr-defined]
+    built.trainer.callbacks = [*averaging, SavePipeline(str(folder))]  # type: ignore[attr-defined]
     backbone = Backbone(
         harness.chosen.backbone,
-        str(folder),
         learning_rate=FINE_TUNING_RATE,
         warmup_steps=int(built.model.hparams["warmup_steps"]),
-        half_precision=False,
         seed=harness.chosen.seed,
     )
     started = harness.clock()
