@@ -19,12 +19,13 @@ from invdiff_pl.callbacks import (
     ScaleCalibration,
     StopOnDivergence,
 )
+from invdiff_pl.callbacks.progress import progress_callback
 from invdiff_pl.data.environments import Environments, HasEnvironments
 from invdiff_pl.data.in_memory import LatentsInMemory
 from invdiff_pl.data.prompted import PromptedImages
 from invdiff_pl.modules import InvariantAdapter
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.utils.progress import untold
+from invdiff_pl.utils.progress import shows_bars, untold
 
 
 def debias(
@@ -66,7 +67,8 @@ def debias(
         trainer: one of your own; its steps, devices, precision, loggers and callbacks hold, and
             callbacks are added.
         seed: of everything random.
-        progress: show a progress bar, where no trainer is given, and tell of what is measured.
+        progress: show a progress bar, or lines where output is no terminal, unless a trainer is
+            given, and tell of what is measured.
         settings: further ones of :class:`~invdiff_pl.modules.InvariantAdapter`, such as
             ``adapter_settings={"rank": 8}`` or ``objective="group_dro"``.
 
@@ -137,10 +139,10 @@ def _trainer(
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=progress,
+        enable_progress_bar=progress and shows_bars(),
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
-        callbacks=callbacks,
+        callbacks=[*callbacks, progress_callback()] if progress else callbacks,
     )
 
 

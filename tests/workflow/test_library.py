@@ -21,6 +21,7 @@ from invdiff_pl.data.latents import encoded
 from invdiff_pl.environments.hidden_attribute import HiddenAttributeSettings
 from invdiff_pl.environments.page import discovery_page
 from invdiff_pl.utils.files import read_json
+from invdiff_pl.utils.progress import Lines
 
 PROMPTS = ("a photo of a mallard", "a photo of a raven")
 FILE = "pytorch_lora_weights.safetensors"
@@ -139,6 +140,20 @@ def test_loaders_that_lack_something_are_refused_by_name(
     trainer = _stock_trainer(tmp_path, max_steps=1, **settings)
     with pytest.raises(ValueError, match=message):
         trainer.fit(inv.InvariantAdapter(pipe), DataLoader([batch], batch_size=None))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_training_is_told_of_in_lines_where_output_is_no_terminal(
+    pipe, monkeypatch, progress
+) -> None:
+    told: list[str] = []
+    lines = Lines(every=0, soon=0, write=told.append)
+    monkeypatch.setattr("invdiff_pl.utils.progress._lines", lines)
+    images, environments = _images()
+    few = {"steps": 2, "batch_size": 8, "calibration_samples": 0}
+    inv.debias(pipe, images, environments, progress=progress, **few)
+    steps = [line for line in told if line.startswith("adapter: step")]
+    assert len(steps) == (2 if progress else 0)
 
 
 def test_debiasing_gives_the_pipeline_back_as_it_was_and_an_adapter_to_keep(pipe, tmp_path) -> None:
