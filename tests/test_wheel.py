@@ -22,7 +22,6 @@ TINY = [
     "--scale.calibration_samples=0",
     "--scale.sampling_steps=2",
     "--scale.samples_per_prompt=2",
-    "--environments.model.timesteps=1",
     "--model.train_without_bias=true",
 ]
 

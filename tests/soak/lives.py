@@ -49,7 +49,6 @@ TRAIN = (
     "--scale.calibration_steps=2",
     "--scale.adapter_batch=12",
     "--scale.scoring_batch=16",
-    "--environments.model.timesteps=2",
 )
 _ARCHITECTURE = {
     "vae_channels": "[8,8]",
