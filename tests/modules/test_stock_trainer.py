@@ -46,6 +46,14 @@ def _trainer(*callbacks: pl.Callback, **settings: Any) -> pl.Trainer:
     )
 
 
+def _loader(rows: Any, **settings: Any) -> DataLoader[Any]:
+    return DataLoader(rows, **settings)
+
+
+def _predicted(trainer: pl.Trainer, module: pl.LightningModule, loader: DataLoader[Any]) -> Any:
+    return trainer.predict(module, loader)
+
+
 def _images(count: int = 16) -> torch.Tensor:
     pixels = torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     return (255 * pixels).byte()
@@ -54,7 +62,9 @@ def _images(count: int = 16) -> torch.Tensor:
 def _labelled(count: int = 16) -> list[dict[str, Any]]:
     """Images whose brightness tells the attribute and whose colour tells the prompt."""
     images = _images(count) // 4
-    rows = [{"images": images[n], "prompt": n % 2, "attribute": n // 2 % 2} for n in range(count)]
+    rows: list[dict[str, Any]] = [
+        {"images": images[n], "prompt": n % 2, "attribute": n // 2 % 2} for n in range(count)
+    ]
     for row in rows:
         row["images"][row["prompt"]] += 60
         row["images"] += 100 * row["attribute"]
@@ -65,17 +75,18 @@ def _labelled(count: int = 16) -> list[dict[str, Any]]:
 def test_samples_are_those_of_the_pipeline_at_the_same_indices(texts: bool, tmp_path) -> None:
     pipe = tiny_pipeline(PROMPTS)
     numbers = [0, 0, 1, 1, 0]
-    rows = [
+    rows: list[Any] = [
         {"prompt": PROMPTS[n] if texts else n, "index": index}
         for index, n in zip((4, 1, 2, 3, 0), numbers, strict=True)
     ]
     module = ConditionalSampler(pipe, prompts=PROMPTS, steps=2, seed=5)
-    batches = _trainer(SaveSamples(str(tmp_path))).predict(module, DataLoader(rows, batch_size=2))
+    trainer = _trainer(SaveSamples(str(tmp_path)))
+    batches = _predicted(trainer, module, _loader(rows, batch_size=2))
     conditions = module.known.conditions()
     expected = {
         row["index"]: sample_images(
             pipe,
-            conditions[[number]],
+            conditions[torch.tensor([number])],
             conditions.null,
             [row["index"]],
             seed=5,
@@ -100,7 +111,7 @@ def test_without_a_callback_nothing_is_written(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = [{"prompt": text} for text in PROMPTS]
     module = ImageGeneration(tiny_pipeline(PROMPTS), steps=1, least_rare=0)
-    (batch,) = _trainer().predict(module, DataLoader(rows, batch_size=2))
+    (batch,) = _predicted(_trainer(), module, _loader(rows, batch_size=2))
     assert batch["images"][0.0].shape == (2, 3, 32, 32)
     assert module.drawn == dict(enumerate(PROMPTS))
     assert module.facts["counts"] == [1, 1]
@@ -128,7 +139,7 @@ def test_a_backbone_trains_to_the_weights_that_its_datamodule_gives(lora_rank, t
         for batch in drawn
     ]
     module = Backbone(pipe, **settings)
-    loader = DataLoader(rows, batch_size=None)
+    loader = _loader(rows, batch_size=None)
     _trainer(SavePipeline(str(tmp_path / "other")), max_steps=3).fit(module, loader)
     one, other = (
         load_pipeline(str(tmp_path / name / "pipeline")).unet for name in ("one", "other")
@@ -140,7 +151,7 @@ def test_a_backbone_trains_to_the_weights_that_its_datamodule_gives(lora_rank, t
 
 
 def test_a_classifier_learns_what_a_plain_loader_shows_it(tmp_path) -> None:
-    loader = DataLoader(_labelled(), batch_size=8, shuffle=True)
+    loader = _loader(_labelled(), batch_size=8, shuffle=True)
     module = AttributeClassifier(PROMPTS, ("dark", "bright"), learning_rate=0.01)
     _trainer(SaveClassifier(str(tmp_path)), max_steps=40).fit(module, loader, loader)
     assert module.confusion.sum(1).tolist() == [8, 8]
@@ -159,19 +170,19 @@ def test_a_classifier_learns_what_a_plain_loader_shows_it(tmp_path) -> None:
 
 def test_classes_that_nobody_names_are_asked_for() -> None:
     with pytest.raises(InvDiffError, match="attributes: none are named"):
-        _trainer(max_steps=1).fit(AttributeClassifier(PROMPTS), DataLoader(_labelled()))
+        _trainer(max_steps=1).fit(AttributeClassifier(PROMPTS), _loader(_labelled()))
 
 
 def test_two_classifiers_train_on_images_and_samples_in_memory() -> None:
     rows = [{name: row[name] for name in ("images", "prompt")} for row in _labelled()]
     samples = PromptedImages(_images(4), list(PROMPTS) * 2)
     module = AugmentedClassifier(samples, PROMPTS, generated_share=0.25)
-    _trainer(max_steps=3).fit(module, DataLoader(rows, batch_size=8))
+    _trainer(max_steps=3).fit(module, _loader(rows, batch_size=8))
     assert module.networks is not None
     real, augmented = (module.networks[name].state_dict() for name in ("real", "augmented"))
     assert any(not torch.equal(real[name], value) for name, value in augmented.items())
     with pytest.raises(InvDiffError, match="samples of 'a photo of a pilot', which is none of"):
-        _trainer(max_steps=1).fit(AugmentedClassifier(samples, PROMPTS[:1]), DataLoader(rows))
+        _trainer(max_steps=1).fit(AugmentedClassifier(samples, PROMPTS[:1]), _loader(rows))
 
 
 def test_an_autoencoder_is_written_with_the_scale_of_its_latents(tmp_path) -> None:
@@ -179,12 +190,12 @@ def test_an_autoencoder_is_written_with_the_scale_of_its_latents(tmp_path) -> No
     sizes = Architecture()
     module = Autoencoder(PROMPTS, sizes)
     save = SavePipeline(str(tmp_path))
-    loader = DataLoader([{"images": image} for image in images], batch_size=8)
+    loader = _loader([{"images": image} for image in images], batch_size=8)
     _trainer(LatentScale(images), save, max_steps=2).fit(module, loader)
     pipeline = load_pipeline(str(tmp_path / "pipeline"))
     with torch.no_grad():
         latents = pipeline.vae.encode(images.float() / 127.5 - 1).latent_dist.mean
     assert pipeline.vae.config.scaling_factor == pytest.approx(float(1 / latents.std()), rel=1e-4)
-    small = DataLoader([{"images": image[:, :16, :16]} for image in images], batch_size=8)
+    small = _loader([{"images": image[:, :16, :16]} for image in images], batch_size=8)
     with pytest.raises(InvDiffError, match="resolution=16 of the data and architecture"):
         _trainer(max_steps=1).fit(Autoencoder(PROMPTS, sizes), small)

@@ -150,7 +150,7 @@ def test_training_is_told_of_in_lines_where_output_is_no_terminal(
     lines = Lines(every=0, soon=0, write=told.append)
     monkeypatch.setattr("invdiff_pl.utils.progress._lines", lines)
     images, environments = _images()
-    few = {"steps": 2, "batch_size": 8, "calibration_samples": 0}
+    few: dict[str, Any] = {"steps": 2, "batch_size": 8, "calibration_samples": 0}
     inv.debias(pipe, images, environments, progress=progress, **few)
     steps = [line for line in told if line.startswith("adapter: step")]
     assert len(steps) == (2 if progress else 0)
