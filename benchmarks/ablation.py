@@ -16,6 +16,7 @@ to labels.
 import argparse
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,27 +52,36 @@ HEADER = (
 
 def main() -> int:
     """Run the rows that are not there yet, and print the table."""
-    options = _parser().parse_args()
+    return run_rows(_run, _parser().parse_args())
+
+
+def run_rows(run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
+    """Run a table's rows; what is refused is one line, and exit status 2."""
     silence()
     try:
-        _run(options)
+        run(options)
     except InvDiffError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("run_dir", type=Path, help="finished run folder")
+def add_rows(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """The choice of a table's rows."""
     parser.add_argument(
         "--rows",
         nargs="+",
-        choices=list(ROWS),
-        default=list(ROWS),
+        choices=list(names),
+        default=list(names),
         metavar="ROW",
-        help=f"all otherwise; of: {', '.join(ROWS)}",
+        help=f"all otherwise; of: {', '.join(names)}",
     )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("run_dir", type=Path, help="finished run folder")
+    add_rows(parser, list(ROWS))
     parser.add_argument("--steps", type=int, help="optimizer steps; the run's otherwise")
     parser.add_argument("--samples-per-prompt", type=int, help="the run's otherwise")
     parser.add_argument("--precision", help="of training, such as bf16-mixed; the run's otherwise")

@@ -9,7 +9,6 @@ so that nothing but the frozen model is needed, as by the other methods in the c
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from invdiff_pl.backbones.denoiser import Condition, FrozenDenoiser
 from invdiff_pl.backbones.draws import generator
 from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.prompts import Conditions
-from invdiff_pl.environments.features import BlockFeatures
+from invdiff_pl.environments.features import BlockFeatures, block_output
 from invdiff_pl.environments.shared_values import kmeans_memberships, prompt_means
 
 # Samples of numbers that no run draws for its figures.
@@ -32,10 +31,6 @@ CLUSTERS, STARTS = (2, 3, 4, 5), 4
 GUIDED = 0.6
 # Of readings, against the mean variance of activations within clusters.
 RIDGE = 0.1
-
-
-class _Reached(Exception):  # noqa: N818 - no error, it ends a forward pass
-    """The middle block has given its output."""
 
 
 @dataclass(frozen=True)
@@ -123,19 +118,11 @@ def middle_activations(
     denoiser: FrozenDenoiser, latents: Tensor, timestep: Tensor, condition: Condition
 ) -> Tensor:
     """A UNet's middle block at a step, averaged over quarters: float32 ``[B, 4 M]``."""
-    kept: list[Tensor] = []
-
-    def keep(block: nn.Module, given: Any, output: Tensor) -> None:
-        kept.append(output)
-        raise _Reached
-
-    handle = denoiser.network.mid_block.register_forward_hook(keep)
-    try:
-        with suppress(_Reached):
-            denoiser.predict(latents, timestep.long().expand(len(latents)), condition)
-    finally:
-        handle.remove()
-    return adaptive_avg_pool2d(kept[0].float(), 2).flatten(1)
+    timesteps = timestep.long().expand(len(latents))
+    output = block_output(
+        denoiser.network.mid_block, lambda: denoiser.predict(latents, timesteps, condition)
+    )
+    return adaptive_avg_pool2d(output.float(), 2).flatten(1)
 
 
 @torch.no_grad()

@@ -17,17 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ablation import add_rows, run_rows
 from bench_measure import interleaved
 from peers_harness import Harness, NotRun
 from peers_rows import PEERS, Made, Peer, nothing
 
 from invdiff_pl.cli.sweep import score_samples
 from invdiff_pl.data.samples import sample_file
-from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import digest_json, read_json, write_json, write_text
 from invdiff_pl.utils.images import ImageWriter
 from invdiff_pl.utils.progress import track
-from invdiff_pl.utils.quiet import silence
 
 # Drawn to time a method against the backbone, and how often.
 TIMED, ROUNDS = 8, 3
@@ -45,14 +44,7 @@ HEADER = (
 
 def main() -> int:
     """Run the rows that are not there yet, and print the table."""
-    options = _parser().parse_args()
-    silence()
-    try:
-        _run(options)
-    except InvDiffError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_rows(_run, _parser().parse_args())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,14 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--prompts-run", type=Path, help="finished run from prompts alone, on the same backbone"
     )
-    parser.add_argument(
-        "--rows",
-        nargs="+",
-        choices=list(PEERS),
-        default=list(PEERS),
-        metavar="ROW",
-        help=f"all otherwise; of: {', '.join(PEERS)}",
-    )
+    add_rows(parser, list(PEERS))
     parser.add_argument("--samples-per-prompt", type=int, help="the run's otherwise")
     parser.add_argument(
         "--pilot", type=int, default=256, help="samples of each prompt that clusters are found in"

@@ -44,7 +44,6 @@ class SaveAdapter(pl.Callback):
         }
         if pl_module.withheld is not None:
             facts["reason"] = UNTRAINED.format(why=pl_module.withheld)
-        Path(self.output).mkdir(parents=True, exist_ok=True)
         with atomic_path(Path(self.output) / "adapter") as partial:
             pl_module.adapter.save(partial, **facts)
 
@@ -70,7 +69,6 @@ class SavePipeline(pl.Callback):
         if not trainer.is_global_zero:
             return
         dtype = torch.float16 if self.half_precision else torch.float32
-        Path(self.output).mkdir(parents=True, exist_ok=True)
         with atomic_path(Path(self.output) / "pipeline") as partial:
             save_pipeline(pl_module.result().to(dtype), partial)
 
@@ -138,7 +136,6 @@ class SaveClassifier(pl.Callback):
             "held_out_images": int(pl_module.confusion.sum()),
         }
         assert pl_module.network is not None
-        folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder) as partial:
             partial.mkdir()
             pl_module.network.save(partial, facts)

@@ -16,8 +16,12 @@ _NULL_IMAGES = 1500
 
 
 def by_chance(space: Space, judged: list[Judged], settings: HiddenAttributeSettings) -> list[float]:
-    """How often shares would differ as much as each candidate's where all prompts are alike."""
-    tested = [each for each in judged if uneven(each, settings)]
+    """How often shares would differ as much as each candidate's where all prompts are alike.
+
+    1 for a candidate whose shares hardly differ.
+    """
+    differ = [uneven(each, settings) for each in judged]
+    tested = [each for each, differs in zip(judged, differ, strict=True) if differs]
     if int(space.prompts.max()) == 0 or not tested:
         return [1.0] * len(judged)
     wanted = {each.values for each in tested}
@@ -35,9 +39,9 @@ def by_chance(space: Space, judged: list[Judged], settings: HiddenAttributeSetti
     return [
         float((null[each.values] >= _strength(each, space, settings)).sum() + 1)
         / (settings.resamples + 1)
-        if uneven(each, settings)
+        if differs
         else 1.0
-        for each in judged
+        for each, differs in zip(judged, differ, strict=True)
     ]
 
 

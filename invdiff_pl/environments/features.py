@@ -1,7 +1,7 @@
 """What a frozen denoiser sees in images: one vector an image, in one streaming pass."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from invdiff_pl.utils.errors import InvDiffError
 LEVELS = (0.26, -2.84)
 # Sides of the grids that a block's output is averaged over: the whole and quarters.
 _GRIDS = (1, 2)
-# Features of each channel of a block at a level.
 # Of losses: timesteps in the noisier part, where layout is decided, and noises at each.
 TIMESTEPS, EARLIEST, LATEST = 4, 0.72, 0.96
 NOISES = 8
@@ -121,25 +120,41 @@ class BlockFeatures:
         return torch.cat(found, dim=1)
 
     def _output(self, noisy: Tensor, timesteps: Tensor) -> Any:
-        kept: list[Any] = []
+        null = repeated(self._null, len(noisy), noisy.device)
+        return block_output(
+            self._block,
+            lambda: self._denoiser.predict(noisy, timesteps, null, self._network),
+        )
 
-        def keep(block: nn.Module, given: Any, output: Any) -> None:
-            kept.append(output)
-            raise _ReachedBlock
 
-        handle = self._block.register_forward_hook(keep)
-        try:
-            # A compiled denoiser would not notice the hook.
-            with torch.compiler.set_stance("force_eager"):
-                null = repeated(self._null, len(noisy), noisy.device)
-                self._denoiser.predict(noisy, timesteps, null, self._network)
-        except _ReachedBlock:
-            pass
-        finally:
-            handle.remove()
-        if not kept:
-            raise ValueError("the block takes no part in the denoiser's forward pass")
-        return kept[0]
+def block_output(block: nn.Module, predict: Callable[[], object]) -> Any:
+    """A block's output in a forward pass, which ends there.
+
+    Args:
+        block: of the denoiser.
+        predict: the pass.
+
+    Raises:
+        ValueError: if the pass does not reach the block.
+    """
+    kept: list[Any] = []
+
+    def keep(block: nn.Module, given: Any, output: Any) -> None:
+        kept.append(output)
+        raise _ReachedBlock
+
+    handle = block.register_forward_hook(keep)
+    try:
+        # A compiled denoiser would not notice the hook.
+        with torch.compiler.set_stance("force_eager"):
+            predict()
+    except _ReachedBlock:
+        pass
+    finally:
+        handle.remove()
+    if not kept:
+        raise ValueError("the block takes no part in the denoiser's forward pass")
+    return kept[0]
 
 
 def _pooled(output: Any, latents: Sequence[int]) -> Tensor:

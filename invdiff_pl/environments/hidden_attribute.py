@@ -156,9 +156,7 @@ def find_hidden_attributes(
     judged = _ranked(judged, space, settings)[: settings.candidates]
     chances = by_chance(space, judged, settings)
     # Whether shares differ tells nothing of alignment, so only those that do are tested for it.
-    tested = sum(
-        uneven(e, settings) and p <= settings.alpha for e, p in zip(judged, chances, strict=True)
-    )
+    tested = sum(p_shares <= settings.alpha for p_shares in chances)
     values = space.of(features, prompts)
     comparable = int(parts_of(numbers).max()) > 0
     return [
