@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from invdiff_pl.backbones.architecture import Architecture, new_pipeline
+from invdiff_pl.backbones.architecture import Architecture
 from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.new_pipeline import new_pipeline
 from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.data.images import read_images, to_float
 

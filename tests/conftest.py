@@ -42,7 +42,7 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory, birds: Path) -> Path:
     """A pipeline folder with random weights; not to be changed."""
-    from invdiff_pl.backbones.architecture import tiny_pipeline
+    from invdiff_pl.backbones.new_pipeline import tiny_pipeline
 
     folder = tmp_path_factory.mktemp("backbone") / "pipeline"
     names = sorted(path.name for path in birds.iterdir() if path.is_dir())
@@ -128,7 +128,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, Dinov2Config, Dinov2Model
 
-    from invdiff_pl.backbones.architecture import tiny_pipeline
+    from invdiff_pl.backbones.new_pipeline import tiny_pipeline
 
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)

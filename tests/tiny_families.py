@@ -35,7 +35,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from invdiff_pl.backbones.architecture import prompt_tokenizer, tiny_pipeline
+from invdiff_pl.backbones.new_pipeline import prompt_tokenizer, tiny_pipeline
 
 PROMPTS = ["a photo of a nurse", "a photo of a pilot"]
 WIDTH = 16

@@ -199,7 +199,7 @@ class InvDiffPipeline(CarriesAdapter, StableDiffusionPipeline):
     Example:
         >>> import tempfile
         >>> from invdiff_pl.adapters import build_adapter
-        >>> from invdiff_pl.backbones.architecture import tiny_pipeline
+        >>> from invdiff_pl.backbones.new_pipeline import tiny_pipeline
         >>> trained = build_adapter("lora", tiny_pipeline(["a photo of a mallard"]).unet)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     trained.save(Path(folder) / "even-birds")

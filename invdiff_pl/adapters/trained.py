@@ -28,7 +28,7 @@ class TrainedAdapter:
 
     Example:
         >>> from invdiff_pl.adapters import build_adapter
-        >>> from invdiff_pl.backbones.architecture import tiny_pipeline
+        >>> from invdiff_pl.backbones.new_pipeline import tiny_pipeline
         >>> adapter = build_adapter("lora", tiny_pipeline(["a photo of a nurse"]).unet)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     adapter.save(Path(folder) / "even-nurses")

@@ -200,7 +200,7 @@ def frozen_denoiser(pipe: Any, resolution: int | None = None) -> FrozenDenoiser:
         InvDiffError: if its family is not supported.
 
     Example:
-        >>> from invdiff_pl.backbones.architecture import tiny_pipeline
+        >>> from invdiff_pl.backbones.new_pipeline import tiny_pipeline
         >>> denoiser = frozen_denoiser(tiny_pipeline(["a photo of a nurse"]))
         >>> noise, _ = denoiser.initial_noise([0, 1], seed=0)
         >>> given = denoiser.condition(["a photo of a nurse", ""])

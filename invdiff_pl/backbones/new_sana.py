@@ -4,8 +4,6 @@ Sana (Xie et al., arXiv 2410.10629): linear attention, depthwise convolutions in
 layers, a causal language model as the text encoder.
 """
 
-from typing import TYPE_CHECKING
-
 from diffusers import (
     AutoencoderDC,
     DPMSolverMultistepScheduler,
@@ -14,14 +12,13 @@ from diffusers import (
 )
 from transformers import CLIPTokenizer, Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
-if TYPE_CHECKING:
-    from invdiff_pl.backbones.architecture import Architecture
+from invdiff_pl.backbones.architecture import Architecture
 
 # Tokens of a prompt that the pipeline's call takes.
 _MAX_TOKENS = 300
 
 
-def new_sana(architecture: "Architecture", tokenizer: CLIPTokenizer) -> SanaPipeline:
+def new_sana(architecture: Architecture, tokenizer: CLIPTokenizer) -> SanaPipeline:
     """Build the pipeline, with weights drawn from torch's random state.
 
     Args:
@@ -51,7 +48,7 @@ def _tokenizer(tokenizer: CLIPTokenizer) -> PreTrainedTokenizerFast:
     )
 
 
-def _text_encoder(architecture: "Architecture", tokenizer: CLIPTokenizer) -> Gemma2Model:
+def _text_encoder(architecture: Architecture, tokenizer: CLIPTokenizer) -> Gemma2Model:
     width = architecture.text_width
     config = Gemma2Config(
         vocab_size=len(tokenizer),
@@ -70,7 +67,7 @@ def _text_encoder(architecture: "Architecture", tokenizer: CLIPTokenizer) -> Gem
     return Gemma2Model(config)
 
 
-def _autoencoder(architecture: "Architecture") -> AutoencoderDC:
+def _autoencoder(architecture: Architecture) -> AutoencoderDC:
     channels = architecture.vae_channels
     levels = len(channels)
     return AutoencoderDC(
@@ -92,7 +89,7 @@ def _autoencoder(architecture: "Architecture") -> AutoencoderDC:
     )
 
 
-def _transformer(architecture: "Architecture") -> SanaTransformer2DModel:
+def _transformer(architecture: Architecture) -> SanaTransformer2DModel:
     width, heads = architecture.transformer_width, architecture.heads
     return SanaTransformer2DModel(
         sample_size=architecture.latent_side,

@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from invdiff_pl.backbones.architecture import prompt_tokenizer
+from invdiff_pl.backbones.new_pipeline import prompt_tokenizer
 
 # Side of the images and of their latents, channels of the latents, tokens of a prompt, text width.
 RESOLUTION = 512

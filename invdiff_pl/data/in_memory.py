@@ -101,7 +101,7 @@ class LatentsInMemory(LatentDataModule):
 
         Example:
             >>> from invdiff_pl import PromptedImages
-            >>> from invdiff_pl.backbones.architecture import tiny_pipeline
+            >>> from invdiff_pl.backbones.new_pipeline import tiny_pipeline
             >>> images = PromptedImages(torch.rand(4, 3, 32, 32), ["a nurse", "a pilot"] * 2)
             >>> pipe = tiny_pipeline(images.prompts)
             >>> data = LatentsInMemory.from_images(pipe, images, progress=False)

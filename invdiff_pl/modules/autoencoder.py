@@ -10,8 +10,9 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from invdiff_pl.backbones.architecture import Architecture, new_pipeline
+from invdiff_pl.backbones.architecture import Architecture
 from invdiff_pl.backbones.draws import generator
+from invdiff_pl.backbones.new_pipeline import new_pipeline
 from invdiff_pl.data.images import to_float
 from invdiff_pl.data.training import Labels
 from invdiff_pl.modules.batches import shared_draws

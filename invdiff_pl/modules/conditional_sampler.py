@@ -55,7 +55,7 @@ class ConditionalSampler(OnPipeline):
     Example:
         >>> import pytorch_lightning as pl
         >>> from torch.utils.data import DataLoader
-        >>> from invdiff_pl.backbones.architecture import tiny_pipeline
+        >>> from invdiff_pl.backbones.new_pipeline import tiny_pipeline
         >>> rows = [{"prompt": "a nurse"}, {"prompt": "a pilot"}]
         >>> module = ConditionalSampler(tiny_pipeline(["a nurse", "a pilot"]), steps=1)
         >>> trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)

@@ -101,7 +101,7 @@ class InvariantAdapter(OnPipeline):
     Example:
         >>> import pytorch_lightning as pl
         >>> from torch.utils.data import DataLoader
-        >>> from invdiff_pl.backbones.architecture import tiny_pipeline
+        >>> from invdiff_pl.backbones.new_pipeline import tiny_pipeline
         >>> rows = [
         ...     {"latents": torch.randn(4, 16, 16), "prompt": "a nurse", "environment": n % 2}
         ...     for n in range(8)

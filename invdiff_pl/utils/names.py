@@ -8,7 +8,7 @@ from invdiff_pl.utils.errors import InvDiffError
 ADAPTERS = ("bottleneck", "lora", "small_unet", "unet_copy")
 OBJECTIVES = ("variance", "population_variance", "group_dro", "reweighting", "empirical_risk")
 DENSITIES = ("uniform", "high_noise")
-# Families that small pipelines are built of, see `invdiff_pl.backbones.architecture`.
+# Families that small pipelines are built of, see `invdiff_pl.backbones.new_pipeline`.
 NEW_FAMILIES = ("sd", "sana")
 BACKBONE_DENSITIES = ("power", "logit_normal")
 WEIGHTINGS = ("none", "min_snr")

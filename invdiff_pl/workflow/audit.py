@@ -68,7 +68,7 @@ def audit(
 
     Example:
         >>> import invdiff_pl as inv
-        >>> from invdiff_pl.backbones.architecture import tiny_pipeline
+        >>> from invdiff_pl.backbones.new_pipeline import tiny_pipeline
         >>> from invdiff_pl.metrics.readers import FunctionReader
         >>> def bright(images):  # uint8 [B, 3, H, W] to class numbers [B]
         ...     return (images.float().mean((1, 2, 3)) > 255).long()

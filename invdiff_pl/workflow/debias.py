@@ -78,7 +78,7 @@ def debias(
     Example:
         >>> import torch
         >>> import invdiff_pl as inv
-        >>> from invdiff_pl.backbones.architecture import tiny_pipeline
+        >>> from invdiff_pl.backbones.new_pipeline import tiny_pipeline
         >>> prompts = ["a photo of a nurse", "a photo of a pilot"]
         >>> images = inv.PromptedImages(torch.rand(16, 3, 32, 32), prompts * 8)
         >>> environments = torch.arange(16) // 2 % 2  # or a candidate that discover found

@@ -61,7 +61,7 @@ def discover(
     Example:
         >>> import torch
         >>> import invdiff_pl as inv
-        >>> from invdiff_pl.backbones.architecture import tiny_pipeline
+        >>> from invdiff_pl.backbones.new_pipeline import tiny_pipeline
         >>> from invdiff_pl.environments.hidden_attribute import HiddenAttributeSettings
         >>> prompts = ["a photo of a nurse", "a photo of a pilot"]
         >>> images = inv.PromptedImages(torch.rand(16, 3, 32, 32), prompts * 8)

@@ -48,7 +48,7 @@ def generate(
 
     Example:
         >>> import invdiff_pl as inv
-        >>> from invdiff_pl.backbones.architecture import tiny_pipeline
+        >>> from invdiff_pl.backbones.new_pipeline import tiny_pipeline
         >>> prompts = ["a photo of a nurse", "a photo of a pilot"]
         >>> pipe = tiny_pipeline(prompts)
         >>> images = inv.generate(pipe, prompts, per_prompt=2, steps=1, progress=False)

@@ -8,10 +8,11 @@ import torch
 from diffusers import DiffusionPipeline, SanaPipeline
 from tiny_families import made
 
-from invdiff_pl.backbones.architecture import TINY, Architecture, new_pipeline
+from invdiff_pl.backbones.architecture import TINY, Architecture
 from invdiff_pl.backbones.check import check_backbone
 from invdiff_pl.backbones.denoiser import without_padding
 from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.new_pipeline import new_pipeline
 from invdiff_pl.backbones.pipeline import save_pipeline
 from invdiff_pl.utils.errors import InvDiffError
 

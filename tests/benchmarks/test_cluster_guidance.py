@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff_pl.backbones.architecture import tiny_pipeline
 from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.new_pipeline import tiny_pipeline
 from invdiff_pl.backbones.pipeline import frozen, sample_images
 from invdiff_pl.backbones.prompts import Conditions, KnownPrompts
 

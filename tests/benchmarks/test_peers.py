@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from invdiff_pl.backbones.architecture import tiny_pipeline
 from invdiff_pl.backbones.assets import resolve_backbone
 from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.new_pipeline import tiny_pipeline
 from invdiff_pl.backbones.pipeline import frozen
 
 PROMPTS = ("a photo of a mallard", "a photo of a raven")

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from invdiff_pl.backbones.architecture import Architecture, new_pipeline
+from invdiff_pl.backbones.architecture import Architecture
+from invdiff_pl.backbones.new_pipeline import new_pipeline
 from invdiff_pl.metrics.clip import ClipEncoder, ClipScore
 from invdiff_pl.utils.errors import InvDiffError
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from trainers import QUICK
 
-from invdiff_pl.backbones.architecture import tiny_pipeline
+from invdiff_pl.backbones.new_pipeline import tiny_pipeline
 from invdiff_pl.callbacks import SaveEnvironments
 from invdiff_pl.data.prompted import PromptedImages
 from invdiff_pl.environments.features import DenoisingLosses, image_features

@@ -8,7 +8,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from invdiff_pl import PromptedImages
-from invdiff_pl.backbones.architecture import Architecture, tiny_pipeline
+from invdiff_pl.backbones.architecture import Architecture
+from invdiff_pl.backbones.new_pipeline import tiny_pipeline
 from invdiff_pl.backbones.pipeline import load_pipeline, sample_images
 from invdiff_pl.callbacks import (
     LatentScale,

@@ -17,8 +17,9 @@ from torch import Tensor
 import invdiff_pl as inv
 from invdiff_pl.adapters import build_adapter
 from invdiff_pl.adapters.stack import carrying
-from invdiff_pl.backbones.architecture import TINY, new_pipeline
+from invdiff_pl.backbones.architecture import TINY
 from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.new_pipeline import new_pipeline
 from invdiff_pl.backbones.pipeline import sample_images
 from invdiff_pl.backbones.prompts import Conditions
 from invdiff_pl.environments.hidden_attribute import HiddenAttributeSettings
