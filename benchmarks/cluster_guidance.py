@@ -21,7 +21,8 @@ from invdiff_pl.backbones.draws import generator
 from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.prompts import Conditions
 from invdiff_pl.environments.features import BlockFeatures, block_output
-from invdiff_pl.environments.shared_values import kmeans_memberships, prompt_means
+from invdiff_pl.environments.shared_values import kmeans_memberships
+from invdiff_pl.environments.space import prompt_means
 
 # Samples of numbers that no run draws for its figures.
 FIRST_PILOT = 2**30

@@ -9,7 +9,8 @@ from torch import Tensor
 from invdiff_pl.backbones.draws import generator
 from invdiff_pl.environments.judging import PART_IMAGES, Judged, judge, parts_of, search
 from invdiff_pl.environments.settings import HiddenAttributeSettings
-from invdiff_pl.environments.shared_values import Space, fit_values
+from invdiff_pl.environments.shared_values import fit_values
+from invdiff_pl.environments.space import Space
 
 # Images of a resample: under the null, ratios hardly depend on how many there are (Wilks).
 _NULL_IMAGES = 1500

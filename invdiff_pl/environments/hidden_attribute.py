@@ -76,7 +76,8 @@ from invdiff_pl.environments.judging import (
 )
 from invdiff_pl.environments.looks import shares_over_looks
 from invdiff_pl.environments.settings import HiddenAttributeSettings
-from invdiff_pl.environments.shared_values import Space, memberships_of, whiten
+from invdiff_pl.environments.shared_values import memberships_of
+from invdiff_pl.environments.space import Space, whiten
 
 __all__ = ["HiddenAttribute", "HiddenAttributeSettings", "Verdict", "find_hidden_attributes"]
 

@@ -13,12 +13,11 @@ from torch.nn.functional import cosine_similarity
 from invdiff_pl.backbones.draws import generator
 from invdiff_pl.environments.shared_values import (
     Fit,
-    Space,
     fit_values,
     kmeans_memberships,
     log_likelihood_ratio,
-    prompt_means,
 )
+from invdiff_pl.environments.space import Space, prompt_means
 from invdiff_pl.environments.two_values import two_value_fits
 
 # Prompts with fewer images are judged together, in parts of at least as many images.

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from invdiff_pl.environments.shared_values import prompt_means
+from invdiff_pl.environments.space import prompt_means
 
 _HEAPS = (2, 3, 4, 5)
 _STEPS = 200

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from invdiff_pl.environments.shared_values import prompt_means
+from invdiff_pl.environments.space import prompt_means
 
 # Words that are tried where neither a list nor captions are given.
 WORDS = (

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from invdiff_pl.environments.hidden_attribute import HiddenAttribute
-from invdiff_pl.environments.shared_values import prompt_means
+from invdiff_pl.environments.space import prompt_means
 
 # Least share of a prompt's images in either environment.
 LEAST_SHARE = 0.01

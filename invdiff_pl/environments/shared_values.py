@@ -1,4 +1,4 @@
-"""Values that all prompts share, in shares of each prompt's own: whitening and fitting.
+"""Values that all prompts share, in shares of each prompt's own: how they are fitted.
 
 The model and its derivation are in :mod:`invdiff_pl.environments.hidden_attribute`.
 """
@@ -10,136 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from invdiff_pl.backbones.draws import generator
+from invdiff_pl.environments.space import CHUNK, Space, prompt_means
 
 ROUNDS = 60
-# Images that are read at once where all are turned into components.
-_CHUNK = 16384
-_MULTIPLIED_PROMPTS = 64
-# Features of which all components are computed; of more, the leading ones only.
-_FEW_FEATURES = 1024
-_SUBSPACE_ROUNDS = 12
-_SUBSPACE_MARGIN = 30
 _WIDTH_ROUNDS = 10
 # Images of the mean share that each prompt's own shares are drawn towards.
 _PRIOR_IMAGES = 1.0
 _LEAST_SHARE = 1e-4
 # Least variance of the noise in any direction, where z has variance 1.
 _LEAST_VARIANCE = 0.02
-
-
-def prompt_means(values: Tensor, prompts: Tensor, count: int | None = None) -> Tensor:
-    """Mean of each prompt's rows ``[P, ...]``; 0 for a prompt without any."""
-    count = int(prompts.max()) + 1 if count is None else count
-    sizes = prompts.bincount(minlength=count).clamp(min=1).to(values)
-    rows = values.reshape(len(values), -1)
-    sums = values.new_zeros(count, rows.shape[1])
-    if count <= _MULTIPLIED_PROMPTS:  # a product of matrices is faster than sums by index
-        for part, some in zip(rows.split(_CHUNK), prompts.split(_CHUNK), strict=True):
-            belongs = values.new_zeros(count, len(some)).scatter_(0, some[None], 1.0)
-            sums += belongs @ part
-    else:
-        sums.index_add_(0, prompts, rows)
-    return (sums / sizes[:, None]).reshape(count, *values.shape[1:])
-
-
-@dataclass(frozen=True)
-class Space:
-    """Images on the leading principal components of what varies within prompts.
-
-    Attributes:
-        values: float64 ``[N, D]``, of mean 0 in each prompt and covariance I within prompts.
-        prompts: int64 ``[N]``, without gaps.
-        offsets: of the prompts' means from the mean of all, float64 ``[P, D]``.
-        axes: of the components, float64 ``[F, D]``: ``(features - prompt's mean) @ axes``.
-    """
-
-    values: Tensor
-    prompts: Tensor
-    offsets: Tensor
-    axes: Tensor
-
-    @property
-    def uncentred(self) -> Tensor:
-        """Values with what prompts differ in, ``[N, D]``."""
-        return self.values + self.offsets[self.prompts]
-
-    def rows(self, chosen: Tensor) -> "Space":
-        """Some of the images, centred by themselves."""
-        prompts, numbers = self.prompts[chosen].unique(return_inverse=True)
-        values = self.values[chosen]
-        values = values - prompt_means(values, numbers)[numbers]
-        return Space(values, numbers, self.offsets[prompts], self.axes)
-
-    def dealt(self, source: torch.Generator, places: Tensor) -> "Space":
-        """Images as if prompts differed in their places only: residuals dealt over prompts anew.
-
-        Args:
-            source: of the order.
-            places: of the prompts, as fitted, float64 ``[P, D]``.
-        """
-        sizes = self.prompts.bincount().clamp(min=2).double()
-        # Residuals of a small prompt are too short, since its mean is its own images'.
-        residuals = self.values * (sizes / (sizes - 1)).sqrt()[self.prompts][:, None]
-        residuals = residuals - places[self.prompts]
-        residuals = residuals[torch.randperm(len(residuals), generator=source)]
-        found = whiten(residuals, self.prompts, residuals.shape[1], standardise=False)
-        if found is None:
-            return self
-        return Space(found.values, self.prompts, self.offsets @ found.axes, found.axes)
-
-    def of(self, features: Tensor, prompts: Tensor) -> Tensor:
-        """Components of all images, centred by prompt: ``[N, D]`` of ``features`` ``[N, F]``."""
-        values = torch.cat([part.double() @ self.axes for part in features.split(_CHUNK)])
-        return values.sub_(prompt_means(values, prompts)[prompts])
-
-
-def whiten(
-    features: Tensor, prompts: Tensor, components: int, standardise: bool = True
-) -> Space | None:
-    """The space of the leading components of features that are centred by prompt.
-
-    Args:
-        features: ``[N, F]``.
-        prompts: int64 ``[N]``, without gaps.
-        components: D, at most.
-        standardise: give all features the same variance within prompts first.
-
-    Returns:
-        ``None`` where features do not vary within prompts.
-    """
-    centred = features.double()
-    means = prompt_means(centred, prompts)
-    middle = centred.mean(0)
-    centred = centred - means[prompts]
-    free = max(len(centred) - len(means), 1)
-    deviations = (centred.square().sum(0) / free).sqrt()
-    scale = torch.where(deviations > 1e-9, 1 / deviations.clamp(min=1e-9), 0.0)
-    if not standardise:
-        scale = torch.ones_like(scale)
-    variances, axes = _principal(centred * scale, min(components, free), free)
-    kept = int((variances > 1e-9 * variances.max().clamp(min=1e-9)).sum())
-    if kept == 0 or variances.max() <= 1e-9:
-        return None
-    axes = scale[:, None] * axes[:, :kept] / variances[:kept].sqrt()
-    return Space(centred @ axes, prompts, (means - middle) @ axes, axes)
-
-
-def _principal(centred: Tensor, count: int, free: int) -> tuple[Tensor, Tensor]:
-    """Largest variances ``[C]`` of the columns' covariance and their axes ``[F, C]``."""
-    if centred.shape[1] <= _FEW_FEATURES:
-        variances, axes = torch.linalg.eigh(centred.T @ centred / free)
-        return variances.flip(0)[:count], axes.flip(1)[:, :count]
-    # Subspace iteration: all components of many features would take hours.
-    width = min(count + _SUBSPACE_MARGIN, *centred.shape)
-    axes = torch.randn(
-        centred.shape[1], width, dtype=centred.dtype, generator=generator(0, "components")
-    )
-    for _ in range(_SUBSPACE_ROUNDS):
-        axes = torch.linalg.qr(centred.T @ (centred @ axes)).Q
-    reduced = centred @ axes
-    variances, turns = torch.linalg.eigh(reduced.T @ reduced / free)
-    return variances.flip(0)[:count], (axes @ turns.flip(1))[:, :count]
 
 
 @dataclass(frozen=True)
@@ -322,7 +201,7 @@ def fit_shares(
     now = Reading(shares, -shares @ fit.delta, expected)
     for _ in range(rounds):
         means = shares.new_zeros(shares.shape)
-        for rows, some in zip(values.split(_CHUNK), prompts.split(_CHUNK), strict=True):
+        for rows, some in zip(values.split(CHUNK), prompts.split(CHUNK), strict=True):
             members = now.memberships(fit, rows, some)
             means += prompt_means(members, some, count) * some.bincount(minlength=count)[:, None]
         means = means / sizes
@@ -350,7 +229,7 @@ def memberships_of(fit: Fit, values: Tensor, prompts: Tensor) -> tuple[Tensor, T
     members = torch.cat(
         [
             reading.memberships(fit, rows, some)
-            for rows, some in zip(values.split(_CHUNK), numbers.split(_CHUNK), strict=True)
+            for rows, some in zip(values.split(CHUNK), numbers.split(CHUNK), strict=True)
         ]
     )
     shares = members.new_full((int(prompts.max()) + 1, members.shape[1]), float("nan"))

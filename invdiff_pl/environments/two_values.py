@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from invdiff_pl.environments.shared_values import Fit, Space, fit_values, prompt_means
+from invdiff_pl.environments.shared_values import Fit, fit_values
+from invdiff_pl.environments.space import Space, prompt_means
 
 _CLIMBING_STEPS = 20
 _FIRST_ROUNDS = 12

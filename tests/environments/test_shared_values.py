@@ -7,15 +7,13 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.environments.shared_values import (
-    Space,
     fit_shares,
     fit_values,
     kmeans_memberships,
     log_likelihood_ratio,
     memberships_of,
-    prompt_means,
-    whiten,
 )
+from invdiff_pl.environments.space import Space, prompt_means, whiten
 from invdiff_pl.environments.two_values import two_value_fits
 
 
