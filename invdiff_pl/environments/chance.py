@@ -3,11 +3,21 @@
 The test is described in :mod:`invdiff_pl.environments.hidden_attribute`.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
 from invdiff_pl.backbones.draws import generator
-from invdiff_pl.environments.judging import PART_IMAGES, Judged, judge, parts_of, search
+from invdiff_pl.environments.judging import (
+    PART_IMAGES,
+    Judged,
+    aligned,
+    judge,
+    parts_of,
+    same_direction,
+    search,
+)
 from invdiff_pl.environments.settings import HiddenAttributeSettings
 from invdiff_pl.environments.shared_values import fit_values
 from invdiff_pl.environments.space import Space
@@ -34,8 +44,8 @@ def by_chance(space: Space, judged: list[Judged], settings: HiddenAttributeSetti
         alike = space.rows(rows).dealt(source, tested[0].fit.places[space.prompts[rows].unique()])
         found = search(alike, settings.starts, more, settings.quantile, settings.seed)
         for groups in wanted:
-            strengths = [each.strength for each in found if each.possible and each.values == groups]
-            largest[groups].append(max(strengths, default=0.0))
+            those = [each for each in found if each.values == groups]
+            largest[groups].append(_strongest(those, alike, settings))
     null = {groups: torch.tensor(strengths) for groups, strengths in largest.items()}
     return [
         float((null[each.values] >= _strength(each, space, settings)).sum() + 1)
@@ -44,6 +54,27 @@ def by_chance(space: Space, judged: list[Judged], settings: HiddenAttributeSetti
         else 1.0
         for each, differs in zip(judged, differ, strict=True)
     ]
+
+
+def _strongest(found: list[Judged], space: Space, settings: HiddenAttributeSettings) -> float:
+    """The largest strength of what would be taken for an attribute that prompts share."""
+
+    @cache
+    def alike(number: int) -> bool:
+        judged = aligned(found[number], space, settings.seed)
+        return judged.possible and judged.p_alignment <= settings.each_alpha
+
+    def taken(number: int) -> bool:
+        each = found[number]
+        return not any(
+            other.explained > each.explained and same_direction(each, other) and alike(rival)
+            for rival, other in enumerate(found)
+            if each.values == other.values == 2
+        )
+
+    # Most are not asked, for what is stronger is.
+    order = sorted(range(len(found)), key=lambda number: found[number].strength, reverse=True)
+    return next((found[n].strength for n in order if alike(n) and taken(n)), 0.0)
 
 
 def _small(prompts: Tensor) -> bool:

@@ -71,6 +71,7 @@ from invdiff_pl.environments.judging import (
     SHARED,
     Judged,
     aligned,
+    distinct,
     parts_of,
     search,
 )
@@ -178,7 +179,8 @@ def _ranked(judged: list[Judged], space: Space, settings: HiddenAttributeSetting
         strength = each.strength if alike else each.gain
         return uneven(each, settings), alike, each.possible, strength
 
-    two = sorted((each for each in judged if each.values == 2), key=order, reverse=True)
+    two = [each for each in judged if each.values == 2]
+    two = sorted(distinct(two, settings.each_alpha), key=order, reverse=True)
     many = [each for each in judged if each.values > 2 and _alike(each, settings)]
     if many:
         best = max(many, key=lambda each: each.evidence)
@@ -206,7 +208,7 @@ def _by_shares(each: Judged, space: Space) -> bool:
 
 def _alike(each: Judged, settings: HiddenAttributeSettings) -> bool:
     """Whether it is aligned, were all candidates tested for it."""
-    return each.possible and each.p_alignment <= settings.alpha / settings.candidates
+    return each.possible and each.p_alignment <= settings.each_alpha
 
 
 def _check(features: Tensor, prompts: Tensor) -> None:

@@ -25,7 +25,7 @@ PART_IMAGES = 50
 _MOST_PARTS = 20
 # Rounds in which a part refits its groups alone: enough to leave a direction that is not its own.
 _ALONE_ROUNDS = 10
-_ROTATIONS = 999
+_ROTATIONS, _ROTATIONS_TOGETHER = 999, 111
 # A part has a value from this share of its images on; a value is shared if it is not one that
 # more than `quantile` of the parts lack; an attribute is, if this much of all images has such.
 _LEAST_SHARE = 0.003
@@ -67,6 +67,11 @@ class Judged:
         return self.gain > 0 and self.shared >= SHARED
 
     @property
+    def explained(self) -> float:
+        """Log-likelihood of an image, and what its value tells of its prompt, in nats."""
+        return float(self.fit.log_likelihood.mean()) + self.evidence
+
+    @property
     def strength(self) -> float:
         """Of two values how clear times how uneven; of more, whose gain says little, how uneven."""
         clear = max(self.gain, 0.0) if self.values == 2 else 1.0
@@ -104,7 +109,6 @@ def search(
     source = generator(seed, "starts")
     parts = parts_of(space.prompts)
     found = [judge(fit, space, parts, quantile) for fit in two_value_fits(space, starts, source)]
-    found = _unlike(found)
     for groups in values:
         if len(space.values) < 20 * groups:
             continue
@@ -113,19 +117,32 @@ def search(
     return found
 
 
-def _unlike(found: list[Judged]) -> list[Judged]:
-    """Without those of two values that lie as much in the direction of a clearer one.
+def distinct(found: list[Judged], level: float) -> list[Judged]:
+    """Of those that lie in the same direction only the aligned one that explains most.
 
-    Independent attributes lie at right angles in whitened features. What does not is the same one,
-    with some prompts' places mistaken.
+    Independent attributes lie at right angles in whitened features. What does not is the same one
+    with some prompts' places mistaken, which makes images less likely, or a part of it, which tells
+    less of the prompts.
+
+    Args:
+        found: of two values.
+        level: p-value up to which one is aligned.
     """
+
+    def order(each: Judged) -> tuple[bool, bool, float]:
+        return each.possible and each.p_alignment <= level, each.possible, each.explained
+
     kept: list[Judged] = []
-    for each in sorted(found, key=lambda each: -each.gain):
-        apart = [other.fit.delta[1] - other.fit.delta[0] for other in (each, *kept)]
-        cosines = [cosine_similarity(apart[0], other, dim=0).abs() for other in apart[1:]]
-        if all(cosine < _SAME_ATTRIBUTE for cosine in cosines):
+    for each in sorted(found, key=order, reverse=True):
+        if not any(same_direction(each, other) for other in kept):
             kept.append(each)
     return kept
+
+
+def same_direction(one: Judged, other: Judged) -> bool:
+    """Whether two of two values lie in the same direction, or in opposite ones."""
+    apart = [each.fit.delta[1] - each.fit.delta[0] for each in (one, other)]
+    return float(cosine_similarity(*apart, dim=0).abs()) >= _SAME_ATTRIBUTE
 
 
 def judge(fit: Fit, space: Space, parts: Tensor, quantile: float) -> Judged:
@@ -145,7 +162,12 @@ def judge(fit: Fit, space: Space, parts: Tensor, quantile: float) -> Judged:
 
 
 def aligned(each: Judged, space: Space, seed: int) -> Judged:
-    """With its alignment and how often unrelated parts would be as aligned."""
+    """With its alignment and how often unrelated parts would be as aligned.
+
+    Unrelated differences point anywhere in whitened features. How alike two are is told in features
+    of variance 1, whose leading components are what images differ in most: the others, where
+    differences are a matter of detail, are many and would drown them.
+    """
     parts = parts_of(space.prompts)
     count = int(parts.max()) + 1
     if count < 2 or not each.possible:
@@ -157,13 +179,23 @@ def aligned(each: Judged, space: Space, seed: int) -> Judged:
         rows = parts == part
         alone = fit_values(space.rows(rows), each.fit.memberships[rows], _ALONE_ROUNDS)
         masses[part], centroids[part] = alone.memberships.mean(0), alone.delta
-    alignment = _mean_cosine(centroids[None], masses)
+    alignment = _mean_cosine((centroids * space.deviations)[None], masses)
     source = generator(seed, "rotations")
-    shape = (_ROTATIONS, count, centroids.shape[2], centroids.shape[2])
-    turns = torch.linalg.qr(torch.randn(shape, dtype=torch.float64, generator=source)).Q
-    unrelated = _mean_cosine(torch.einsum("pkd,rpde->rpke", centroids, turns), masses)
-    p_value = float((unrelated >= alignment).sum() + 1) / (_ROTATIONS + 1)
+    as_large = 0
+    for number in [_ROTATIONS_TOGETHER] * (_ROTATIONS // _ROTATIONS_TOGETHER):
+        turned = _turned(centroids, number, source) * space.deviations
+        as_large += int((_mean_cosine(turned, masses) >= alignment).sum())
+    p_value = (as_large + 1) / (_ROTATIONS + 1)
     return replace(each, alignment=float(alignment), p_alignment=p_value)
+
+
+def _turned(centroids: Tensor, number: int, source: torch.Generator) -> Tensor:
+    """Parts' centroids ``[P, K, D]``, each part's turned at random: ``[R, P, K, D]``."""
+    # What spans them is turned: of two values two dimensions, however many components there are.
+    left, lengths, _ = torch.linalg.svd(centroids, full_matrices=False)
+    shape = (number, len(centroids), centroids.shape[2], lengths.shape[1])
+    axes = torch.linalg.qr(torch.randn(shape, dtype=torch.float64, generator=source)).Q
+    return torch.einsum("pkj,rpdj->rpkd", left * lengths[:, None], axes)
 
 
 def _mean_cosine(centroids: Tensor, masses: Tensor) -> Tensor:

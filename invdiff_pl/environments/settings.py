@@ -30,7 +30,7 @@ class HiddenAttributeSettings:
             ``1 / (resamples + 1)``.
     """
 
-    components: int = 10
+    components: int = 40
     starts: int = 60
     values: Sequence[int] = (4, 8, 16, 32)
     candidates: int = 5
@@ -40,6 +40,11 @@ class HiddenAttributeSettings:
     quantile: float = 0.3
     most_images: int = 5000
     seed: int = 0
+
+    @property
+    def each_alpha(self) -> float:
+        """Level of a test of each candidate that keeps to ``alpha`` for all (Bonferroni)."""
+        return self.alpha / self.candidates
 
     def __post_init__(self) -> None:
         """Refuse a level that the test cannot reach."""

@@ -1,6 +1,6 @@
 """The space that hidden attributes are looked for in: leading components within prompts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,12 +40,15 @@ class Space:
         prompts: int64 ``[N]``, without gaps.
         offsets: of the prompts' means from the mean of all, float64 ``[P, D]``.
         axes: of the components, float64 ``[F, D]``: ``(features - prompt's mean) @ axes``.
+        deviations: of the components in features of variance 1, float64 ``[D]``, falling: what
+            whitening divides by.
     """
 
     values: Tensor
     prompts: Tensor
     offsets: Tensor
     axes: Tensor
+    deviations: Tensor
 
     @property
     def uncentred(self) -> Tensor:
@@ -57,7 +60,13 @@ class Space:
         prompts, numbers = self.prompts[chosen].unique(return_inverse=True)
         values = self.values[chosen]
         values = values - prompt_means(values, numbers)[numbers]
-        return Space(values, numbers, self.offsets[prompts], self.axes)
+        return replace(self, values=values, prompts=numbers, offsets=self.offsets[prompts])
+
+    def leading(self, components: int) -> "Space":
+        """The first of the components."""
+        few = slice(components)
+        values, offsets = self.values[:, few].contiguous(), self.offsets[:, few]
+        return Space(values, self.prompts, offsets, self.axes[:, few], self.deviations[few])
 
     def dealt(self, source: torch.Generator, places: Tensor) -> "Space":
         """Images as if prompts differed in their places only: residuals dealt over prompts anew.
@@ -71,10 +80,12 @@ class Space:
         residuals = self.values * (sizes / (sizes - 1)).sqrt()[self.prompts][:, None]
         residuals = residuals - places[self.prompts]
         residuals = residuals[torch.randperm(len(residuals), generator=source)]
-        found = whiten(residuals, self.prompts, residuals.shape[1], standardise=False)
-        if found is None:
-            return self
-        return Space(found.values, self.prompts, self.offsets @ found.axes, found.axes)
+        residuals = residuals - prompt_means(residuals, self.prompts)[self.prompts]
+        free = max(len(residuals) - int(self.prompts.max()) - 1, 1)
+        variances, axes = torch.linalg.eigh(residuals.T @ residuals / free)
+        # Whitened in place, not turned, so that leading components stay the leading ones.
+        whitening = (axes / variances.clamp(min=1e-9).sqrt()) @ axes.T
+        return replace(self, values=residuals @ whitening, offsets=self.offsets @ whitening)
 
     def of(self, features: Tensor, prompts: Tensor) -> Tensor:
         """Components of all images, centred by prompt: ``[N, D]`` of ``features`` ``[N, F]``."""
@@ -82,16 +93,13 @@ class Space:
         return values.sub_(prompt_means(values, prompts)[prompts])
 
 
-def whiten(
-    features: Tensor, prompts: Tensor, components: int, standardise: bool = True
-) -> Space | None:
-    """The space of the leading components of features that are centred by prompt.
+def whiten(features: Tensor, prompts: Tensor, components: int) -> Space | None:
+    """The space of the leading components of features of mean 0 and variance 1 in each prompt.
 
     Args:
         features: ``[N, F]``.
         prompts: int64 ``[N]``, without gaps.
         components: D, at most.
-        standardise: give all features the same variance within prompts first.
 
     Returns:
         ``None`` where features do not vary within prompts.
@@ -103,14 +111,13 @@ def whiten(
     free = max(len(centred) - len(means), 1)
     deviations = (centred.square().sum(0) / free).sqrt()
     scale = torch.where(deviations > 1e-9, 1 / deviations.clamp(min=1e-9), 0.0)
-    if not standardise:
-        scale = torch.ones_like(scale)
     variances, axes = _principal(centred * scale, min(components, free), free)
     kept = int((variances > 1e-9 * variances.max().clamp(min=1e-9)).sum())
     if kept == 0 or variances.max() <= 1e-9:
         return None
-    axes = scale[:, None] * axes[:, :kept] / variances[:kept].sqrt()
-    return Space(centred @ axes, prompts, (means - middle) @ axes, axes)
+    spread = variances[:kept].sqrt()
+    axes = scale[:, None] * axes[:, :kept] / spread
+    return Space(centred @ axes, prompts, (means - middle) @ axes, axes, spread)
 
 
 def _principal(centred: Tensor, count: int, free: int) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,9 @@ from torch import Tensor
 from invdiff_pl.environments.shared_values import Fit, fit_values
 from invdiff_pl.environments.space import Space, prompt_means
 
+# Components, of the leading ones, that starts are climbed in before all: what varies much is found
+# among few, and what varies little only among many.
+_FEW_COMPONENTS = (10, 20)
 _CLIMBING_STEPS = 20
 _FIRST_ROUNDS = 12
 _ROUNDS = 60
@@ -49,14 +52,23 @@ def two_value_fits(space: Space, starts: int, source: torch.Generator) -> list[F
 
     Args:
         space: of the images.
-        starts: number of starting points.
+        starts: number of starting points, each among few, more and all components.
         source: of random directions.
     """
-    half = max(starts // 2, 1)
-    dimensions = space.values.shape[1]
     # In single precision, which finds the way; the last rounds are in double.
     single = replace(space, values=space.values.float())
-    drawn = torch.randn(dimensions, 2 * half, generator=source)
+    dimensions = space.values.shape[1]
+    few = [count for count in _FEW_COMPONENTS if count < dimensions]
+    spaces = [*map(single.leading, few), single]
+    members = torch.cat([_started(each, starts, source) for each in spaces], dim=1)
+    members = _settled(single, members).double() if few else members.double()
+    return [fit_values(space, torch.stack([1 - each, each], dim=1), rounds=2) for each in members.T]
+
+
+def _started(single: Space, starts: int, source: torch.Generator) -> Tensor:
+    """Memberships ``[N, S]`` of the distinct fixed points that starts lead to."""
+    half = max(starts // 2, 1)
+    drawn = torch.randn(single.values.shape[1], 2 * half, generator=source)
     drawn = drawn / drawn.norm(dim=0)
     directions = torch.cat([_skewed(single, drawn[:, :half]), drawn[:, half:]], dim=1)
     members = _first_memberships(single, directions)
@@ -65,11 +77,14 @@ def two_value_fits(space: Space, starts: int, source: torch.Generator) -> list[F
     members = climbed.members[:, _distinct(climbed, _STILL_SAME)]
     climbed = _climb(single, members, _FIRST_ROUNDS)
     climbed = _climb(single, _reread(single, climbed), _FIRST_ROUNDS)
-    members = climbed.members[:, _distinct(climbed, _STILL_SAME)]
+    return _settled(single, climbed.members[:, _distinct(climbed, _STILL_SAME)])
+
+
+def _settled(single: Space, members: Tensor) -> Tensor:
+    """Memberships ``[N, S]`` of the distinct fixed points that these lead to."""
     climbed = _climb(single, members, _ROUNDS)
     climbed = _climb(single, _reread(single, climbed), _FIRST_ROUNDS)
-    members = climbed.members[:, _distinct(climbed, _SAME)].double()
-    return [fit_values(space, torch.stack([1 - each, each], dim=1), rounds=2) for each in members.T]
+    return climbed.members[:, _distinct(climbed, _SAME)]
 
 
 def _skewed(space: Space, directions: Tensor) -> Tensor:
