@@ -59,7 +59,6 @@ of nothing holds it is reported in at most ``alpha`` of data sets.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -68,7 +67,6 @@ from invdiff_pl.backbones.draws import generator
 from invdiff_pl.environments.chance import by_chance, difference_of, uneven
 from invdiff_pl.environments.judging import (
     PART_IMAGES,
-    SHARED,
     Judged,
     aligned,
     parts_of,
@@ -77,10 +75,9 @@ from invdiff_pl.environments.judging import (
 from invdiff_pl.environments.looks import shares_over_looks
 from invdiff_pl.environments.settings import HiddenAttributeSettings
 from invdiff_pl.environments.shared_values import Space, memberships_of, whiten
+from invdiff_pl.environments.verdict import Verdict, verdict_on
 
 __all__ = ["HiddenAttribute", "HiddenAttributeSettings", "Verdict", "find_hidden_attributes"]
-
-Verdict = Literal["bias", "no bias", "unaligned", "untestable"]
 
 
 @dataclass(frozen=True)
@@ -239,7 +236,7 @@ def _candidate(
     verdict: Verdict = "untestable"
     reason = "there are too few prompts or images to compare prompts."
     if comparable:
-        verdict, reason = _verdict(each, difference_of(shares), p_shares, p_alignment, settings)
+        verdict, reason = verdict_on(each, difference_of(shares), p_shares, p_alignment, settings)
     return HiddenAttribute(
         memberships=memberships,
         shares=shares,
@@ -251,31 +248,3 @@ def _candidate(
         verdict=verdict,
         reason=reason,
     )
-
-
-def _verdict(
-    each: Judged,
-    difference: float,
-    p_shares: float,
-    p_alignment: float,
-    settings: HiddenAttributeSettings,
-) -> tuple[Verdict, str]:
-    """The verdict on a candidate of prompts that can be compared, and why."""
-    told = f"alignment {each.alignment:.2f}, p = {p_alignment:.2g}"
-    chance = f"p = {p_shares:.2g}"
-    if each.gain <= 0:
-        reason = "images fall into groups in few prompts only."
-    elif each.shared < SHARED:
-        reason = f"only {each.shared:.0%} of the images have values that most prompts show."
-    elif difference < settings.least_difference:
-        reason = f"shares differ between prompts by {difference:.2f} only."
-    elif p_shares > settings.alpha:
-        reason = f"shares differ between prompts by no more than chance ({chance})."
-    elif p_alignment > settings.alpha:
-        return "unaligned", f"what differs between groups is not the same in all prompts ({told})."
-    else:
-        return "bias", (
-            f"groups that look the same in all prompts differ in their shares by {difference:.2f} "
-            f"({chance}; {told})."
-        )
-    return "no bias", reason
