@@ -46,6 +46,13 @@ is not in the data. *Many values* tell a little of what is named, too. They come
 they tell more than two do and these differ in looks rather than in shares: what prompts name may
 make the same two values look different (:mod:`invdiff_pl.environments.looks`).
 
+Several at once
+---------------
+A second attribute lies along the first one's difference, too, wherever the same images show both,
+and the first one's heaps are no normal ``e``. So where the first candidate is a bias of two values,
+the search is repeated on what that leaves unexplained, ``z_i - sum_k r_ik delta_k``, whitened
+anew, and its candidates come next; and so on while the first of them is a bias.
+
 The test
 --------
 ``p_value`` is the larger of two, both by resampling. *Shares*: residuals from the first
@@ -122,8 +129,8 @@ def find_hidden_attributes(
 
     Returns:
         those whose shares differ between prompts first; of these the aligned ones, the clearest
-        and most uneven ahead, then the others, by how clear they are. Empty where features do not
-        vary.
+        and most uneven ahead, then the others, by how clear they are. After a bias of two values
+        those that are found in what it does not explain. Empty where features do not vary.
 
     Raises:
         ValueError: if shapes do not match, or features are not finite.
@@ -148,16 +155,43 @@ def find_hidden_attributes(
     space = whiten(features[rows], numbers, settings.components)
     if space is None:
         return []
+    values = space.of(features, prompts)
+    found: list[HiddenAttribute] = []
+    while True:
+        judged, candidates = _searched(space, values, prompts, settings)
+        found += candidates[:1]
+        first = judged[0].fit if judged else None
+        again = first is not None and len(first.delta) == 2 and candidates[0].verdict == "bias"
+        if first is None or not again or len(found) == settings.candidates:
+            return [*found, *candidates[1:]][: settings.candidates]
+        left = space.uncentred - first.memberships @ first.delta
+        rest = whiten(left, space.prompts, left.shape[1], standardise=False)
+        if rest is None:
+            return found
+        memberships, _ = memberships_of(first, values, prompts)
+        space, values = rest, rest.of(values - memberships @ first.delta, prompts)
+
+
+def _searched(
+    space: Space, values: Tensor, prompts: Tensor, settings: HiddenAttributeSettings
+) -> tuple[list[Judged], list[HiddenAttribute]]:
+    """Attributes that a space shows, the first ahead, and as those of all images.
+
+    Args:
+        space: of the images that are searched.
+        values: of all images in it, ``[N, D]``.
+        prompts: of all images.
+        settings: how.
+    """
     found = search(space, settings.starts, settings.values, settings.quantile, settings.seed)
     judged = [aligned(each, space, settings.seed) for each in found]
     judged = _ranked(judged, space, settings)[: settings.candidates]
     chances = by_chance(space, judged, settings)
     # Whether shares differ tells nothing of alignment, so only those that do are tested for it.
-    tested = sum(p_shares <= settings.alpha for p_shares in chances)
-    values = space.of(features, prompts)
-    comparable = int(parts_of(numbers).max()) > 0
-    return [
-        _candidate(each, values, prompts, comparable, p_shares, max(tested, 1), settings)
+    tested = max(sum(p_shares <= settings.alpha for p_shares in chances), 1)
+    comparable = int(parts_of(space.prompts).max()) > 0
+    return judged, [
+        _candidate(each, values, prompts, comparable, p_shares, tested, settings)
         for each, p_shares in zip(judged, chances, strict=True)
     ]
 
