@@ -1,7 +1,7 @@
 """How well hidden attributes are found in one pass, and how often where there are none.
 
     python benchmarks/discovery.py --cache DIR [--experiments …] [--seeds 0 1] [--halves 100]
-    python benchmarks/discovery.py --cache DIR --photographs data/waterbirds_photos
+    python benchmarks/discovery.py --cache DIR --photographs data/waterbirds_photos data/things
     python benchmarks/discovery.py --cache DIR --two-biases 0.95:0.8 0.8:0.95 [--seeds 0 1]
 
 For each rendered data set and seed a pool is drawn, and the features of all its pictures are taken
@@ -24,6 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--images", type=int, default=2400, help="of each split")
     parser.add_argument("--halves", type=int, default=0, help="of data without a bias")
-    parser.add_argument("--photographs", type=Path, help="a folder in the layout of Waterbirds")
+    parser.add_argument("--photographs", type=Path, nargs="+", help="folders of docs/real_photos")
     parser.add_argument("--backbone", help="of the photographs; the shipped ones if not given")
     parser.add_argument("--two-biases", nargs="+", metavar="PLACE:LIGHT", help="their strengths")
     options = parser.parse_args(arguments)
@@ -105,8 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("| data set | strength | seed |", " | ".join(COLUMNS), "| alarms |")
     print("| --- " * (len(COLUMNS) + 4) + "|")
     if options.photographs is not None:
-        for backbone in [options.backbone] if options.backbone else ["waterbirds", "celeba"]:
-            show(photographs(options.photographs, backbone, options.cache))
+        for root in options.photographs:
+            for backbone in [options.backbone] if options.backbone else ["waterbirds", "fairface"]:
+                show(photographs(root, backbone, options.cache))
         return
     for seed in options.seeds:
         for experiment in options.experiments:
@@ -312,18 +314,27 @@ POOLS = {"waterbirds": birds, "celeba": celeba, "fairface": fairface}
 
 def photographs(root: Path, backbone: str, cache: Path) -> dict[str, Any]:
     """The row of a folder of photographs, by a backbone: an asset's name or a pipeline folder."""
-    table = read_table(root / "metadata.csv", ["img_filename", "y", "place", "split"])
-    table = table[table["split"].astype(int) == 0]
-    codes = [torch.from_numpy(check_codes(table[name], name, 2, root)) for name in ("y", "place")]
+    paths, prompts, attributes = pictures_of(root)
     source = f"asset:{backbone}" if backbone in RATIOS else backbone
     key = digest_json([str(root.resolve()), digest_file(root / "metadata.csv"), source])[:8]
     file = cache / "photographs" / f"{key}.safetensors"
     if not file.is_file():
-        paths = [root / name for name in table["img_filename"]]
         write_tensors(file, {"features": features_of(paths, source, 0)})
     features = read_tensors(file, "delete it")["features"]
     row = {"experiment": root.name, "strength": backbone, "seed": 0, "halves": 0, "alarms": 0}
-    return row | figures(features, codes[0], codes[1], HiddenAttributeSettings())
+    return row | figures(features, prompts, attributes, HiddenAttributeSettings())
+
+
+def pictures_of(root: Path) -> Pool:
+    """Training pictures of a folder that a script of docs/real_photos has built."""
+    table = pd.read_csv(root / "metadata.csv", dtype=str)
+    if "img_filename" in table:  # as Waterbirds has it, prompted by kind
+        table = table.rename(columns={"img_filename": "file_name", "y": "text", "place": "hidden"})
+    else:
+        table = table.rename(columns={table.columns[3]: "hidden"})
+    table = table[table["split"].isin(("0", "train"))]
+    codes = [torch.from_numpy(table[name].factorize(sort=True)[0]) for name in ("text", "hidden")]
+    return [root / name for name in table["file_name"]], codes[0], codes[1]
 
 
 if __name__ == "__main__":

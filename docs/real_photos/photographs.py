@@ -1,13 +1,11 @@
-"""Which photographs show what: bird cut-outs and scenes of Debian packages, and how to get them."""
+"""Which photographs show what: cut-outs and scenes of Debian packages, by data set."""
 
-import subprocess
-import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-LABELS = ("land", "water")  # of birds (y) and of scenes (place), by their code
-BIRD_PACKAGE = "tuxpaint-stamps-default"
+STAMP_PACKAGE = "tuxpaint-stamps-default"
+
+# Of birds (y) and of scenes (place), by their code.
+LABELS = ("land", "water")
 
 # Class, then stamp=species. Left out: albino_peahen (grass in the cut-out), crowned_crane (a crane
 # is of neither class).
@@ -57,21 +55,63 @@ tuxpaint-data water tuxpaint/templates/ocean_splash.jpg 0 0 100 100
 tuxpaint-data water tuxpaint/templates/ocean_waves.jpg 0 0 100 100
 """
 
+# What the prompts name, and the surface that each kind mostly lies or stands on.
+KINDS = ("fruit", "vegetable", "hoofed animal", "furry animal")
+SURFACES = ("bare", "plants")
+HOMES = ("bare", "bare", "plants", "plants")
 
-class UserError(Exception):
-    """What the user can mend, in one sentence."""
+# Folder of the stamps, kind, stamps. Left out: drawings, and stamps with ground beneath them.
+THINGS = """
+food/fruit fruit apple_fuji apple_granny_smith apple_green apple_red apple_sierra_beauty apricot
+food/fruit fruit Apricot_whole avocado banana cherimoya Cherry_Stella grapes kiwi lemon mandarine
+food/fruit fruit mango orange orange_seville pear pineapple pomegranate raspberry sliced_lime
+food/fruit fruit sliced_orange strawberry Strawberry2
+food/vegetables vegetable broccoli carrot chilepepper corn eggplant garlic garlics lettuce mushroom
+food/vegetables vegetable onion pattypan_squash pepper potato pumpkin_small redlettuce tomato yam
+food/vegetables vegetable yellowpepper
+bovines hoofed_animal bison bull cow cow_white gnu-baby gnu-baby-stand gnu-stand goat mountaingoat
+bovines hoofed_animal ram sheep sheep_lamb yak zebu
+camel hoofed_animal camel dromedary
+deer hoofed_animal caribou deer doe wapiti
+equines hoofed_animal donkey donkey_eating horse zebra
+mammals hoofed_animal giraffe
+aquatic furry_animal otter
+bears furry_animal bear european-bear
+cats furry_animal lion-2 tiger
+dogs furry_animal dingo dog
+mammals furry_animal badger ferret rabbit_little
+rodents furry_animal beaver capybara marmot mouse rabbit rabbit-2 rat squirrel
+"""
 
-
-class Source(NamedTuple):
-    """A photograph: the name it has in the tables, its class and where it lies."""
-
-    key: str
-    label: int
-    path: Path
+# As SCENES, with the surface in place of the place.
+GROUNDS = """
+lomiri-wallpapers-16.04 plants backgrounds/Dragonfly_by_Bolly.jpg 0 0 100 100
+lomiri-wallpapers-16.04 plants backgrounds/seeding_by_Clements_Engelhardt.jpg 0 0 100 100
+lomiri-wallpapers-20.04 bare backgrounds/Kleiber_by_Lukas_Baubkus.jpg 15 0 40 100
+lxqt-themes plants lxqt/wallpapers/flowers.png 0 0 100 100
+mate-backgrounds bare mate/nature/Wood.jpg 0 0 100 100
+mate-backgrounds plants mate/nature/Blinds.jpg 0 0 100 100
+mate-backgrounds plants mate/nature/GreenMeadow.jpg 0 0 100 100
+mate-backgrounds plants mate/nature/RainDrops.jpg 0 0 100 100
+plasma-workspace-wallpapers bare BytheWater/contents/images/2560x1600.jpg 0 50 100 100
+plasma-workspace-wallpapers bare ColdRipple/contents/images/2560x1600.jpg 20 60 80 100
+plasma-workspace-wallpapers plants OneStandsOut/contents/images/2560x1600.jpg 0 0 100 100
+tuxpaint-data bare tuxpaint/templates/burnt_bark.jpg 0 0 100 100
+tuxpaint-data bare tuxpaint/templates/cliff.jpg 15 30 85 100
+tuxpaint-data bare tuxpaint/templates/lighthouse.jpg 30 62 75 100
+tuxpaint-data bare tuxpaint/templates/mudstone.jpg 0 0 100 100
+tuxpaint-data bare tuxpaint/templates/rocks.jpg 0 0 100 100
+tuxpaint-data bare tuxpaint/templates/wool_mill_machine.jpg 0 0 100 100
+tuxpaint-data plants tuxpaint/templates/corn_maze.jpg 0 0 100 100
+tuxpaint-data plants tuxpaint/templates/mossy_log.jpg 0 0 100 100
+tuxpaint-data plants tuxpaint/templates/redwoods_above.jpg 0 0 100 100
+tuxpaint-data plants tuxpaint/templates/sun_behind_leaves.jpg 0 0 100 100
+tuxpaint-data plants tuxpaint/templates/trees_above.jpg 0 0 100 100
+"""
 
 
 class Scene(NamedTuple):
-    """A row of the table of scenes; ``region`` in hundredths of width and height."""
+    """A row of a table of scenes; ``region`` in hundredths of width and height."""
 
     package: str
     label: int
@@ -79,61 +119,26 @@ class Scene(NamedTuple):
 
 
 def bird_table() -> dict[str, tuple[int, str]]:
-    """Class and species of each stamp, by file name."""
+    """Class and species of each bird, by file name."""
     lines = [line.split() for line in BIRDS.split("\n") if line]
     pairs = [(kind, *bird.split("=")) for kind, *birds in lines for bird in birds]
     return {f"{stamp}.png": (LABELS.index(kind), species) for kind, stamp, species in pairs}
 
 
-def scene_table() -> dict[str, Scene]:
+def thing_table() -> dict[str, int]:
+    """Kind of each thing, by the end of its path."""
+    lines = [line.split() for line in THINGS.split("\n") if line]
+    return {
+        f"{folder}/{stamp}.png": KINDS.index(kind.replace("_", " "))
+        for folder, kind, *stamps in lines
+        for stamp in stamps
+    }
+
+
+def scene_table(scenes: str, labels: tuple[str, ...]) -> dict[str, Scene]:
     """Package, class and region of each photograph, by the end of its path."""
     table = {}
-    for package, place, key, *edges in (line.split() for line in SCENES.split("\n") if line):
+    for package, place, key, *edges in (line.split() for line in scenes.split("\n") if line):
         left, top, right, bottom = map(int, edges)
-        table[key] = Scene(package, LABELS.index(place), (left, top, right, bottom))
+        table[key] = Scene(package, labels.index(place), (left, top, right, bottom))
     return table
-
-
-def find_sources(labels: dict[str, int], folders: Sequence[Path], flag: str) -> list[Source]:
-    """The photographs of a table that lie anywhere under ``folders``, by name."""
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"{flag} {folder} is not a folder: name one that is, or use --fetch.")
-    files = sorted(path.as_posix() for folder in folders for path in folder.resolve().rglob("*.*"))
-    found = {key: path for key in labels for path in files if path.endswith(f"/{key}")}
-    sources = [Source(key, labels[key], Path(found[key])) for key in sorted(found)]
-    for label, name in enumerate(LABELS):
-        if not any(source.label == label for source in sources):
-            raise UserError(
-                f"{flag} holds none of the {name} photographs that this script knows: add the "
-                "folders of the packages it lists, or use --fetch."
-            )
-    if missing := sorted(labels.keys() - found.keys()):
-        print(f"not found under {flag}, left out: {', '.join(missing)}", file=sys.stderr)
-    return sources
-
-
-def fetch(folder: Path) -> None:
-    """Download the Debian packages and unpack them into ``folder``; nothing is installed."""
-    for package in (BIRD_PACKAGE, *sorted({scene.package for scene in scene_table().values()})):
-        print(f"fetching {package}", file=sys.stderr)
-        unsandboxed = ["-o", "APT::Sandbox::User=root"]  # or apt warns when root runs this
-        _run(["apt-get", *unsandboxed, "-qq", "download", package], folder)
-        for archive in folder.glob("*.deb"):
-            _run(["dpkg", "-x", archive.name, package], folder)
-            archive.unlink()
-
-
-def _run(command: list[str], folder: Path) -> None:
-    try:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise UserError(
-            f"--fetch needs {command[0]}, which is not here: use it on Debian, or unpack the "
-            "packages elsewhere and name them with --birds and --scenes."
-        ) from None
-    except subprocess.CalledProcessError as error:
-        reason = " ".join(error.stderr.split())
-        raise UserError(
-            f"'{' '.join(command)}' failed ({reason}): `apt-get update` may help."
-        ) from None

@@ -46,6 +46,13 @@ is not in the data. *Many values* tell a little of what is named, too. They come
 they tell more than two do and these differ in looks rather than in shares: what prompts name may
 make the same two values look different (:mod:`invdiff_pl.environments.looks`).
 
+Several at once
+---------------
+A second attribute lies along the first one's difference, too, wherever the same images show both,
+and the first one's heaps are no normal ``e``. So where the first candidate is a bias of two values,
+the search is repeated on what that leaves unexplained, ``z_i - sum_k r_ik delta_k``, whitened
+anew, and its candidates come next; and so on while the first of them is a bias.
+
 The test
 --------
 ``p_value`` is the larger of two, both by resampling. *Shares*: residuals from the first
@@ -59,7 +66,6 @@ of nothing holds it is reported in at most ``alpha`` of data sets.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -68,7 +74,6 @@ from invdiff_pl.backbones.draws import generator
 from invdiff_pl.environments.chance import by_chance, difference_of, uneven
 from invdiff_pl.environments.judging import (
     PART_IMAGES,
-    SHARED,
     Judged,
     aligned,
     distinct,
@@ -78,11 +83,10 @@ from invdiff_pl.environments.judging import (
 from invdiff_pl.environments.looks import shares_over_looks
 from invdiff_pl.environments.settings import HiddenAttributeSettings
 from invdiff_pl.environments.shared_values import memberships_of
-from invdiff_pl.environments.space import Space, whiten
+from invdiff_pl.environments.space import Space, prompt_means, whiten
+from invdiff_pl.environments.verdict import Verdict, verdict_on
 
 __all__ = ["HiddenAttribute", "HiddenAttributeSettings", "Verdict", "find_hidden_attributes"]
-
-Verdict = Literal["bias", "no bias", "unaligned", "untestable"]
 
 
 @dataclass(frozen=True)
@@ -127,8 +131,8 @@ def find_hidden_attributes(
 
     Returns:
         those whose shares differ between prompts first; of these the aligned ones, the clearest
-        and most uneven ahead, then the others, by how clear they are. Empty where features do not
-        vary.
+        and most uneven ahead, then the others, by how clear they are. After a bias of two values
+        those that are found in what it does not explain. Empty where features do not vary.
 
     Raises:
         ValueError: if shapes do not match, or features are not finite.
@@ -153,16 +157,41 @@ def find_hidden_attributes(
     space = whiten(features[rows], numbers, settings.components)
     if space is None:
         return []
+    values = space.of(features, prompts)
+    found: list[HiddenAttribute] = []
+    while True:
+        judged, candidates = _searched(space, values, prompts, settings)
+        found += candidates[:1]
+        first = judged[0].fit if judged else None
+        again = first is not None and len(first.delta) == 2 and candidates[0].verdict == "bias"
+        if first is None or not again or len(found) == settings.candidates:
+            return [*found, *candidates[1:]][: settings.candidates]
+        memberships, _ = memberships_of(first, values, prompts)
+        space, whitening = space.of_values(space.values - first.memberships @ first.delta)
+        values = values - memberships @ first.delta
+        values = (values - prompt_means(values, prompts)[prompts]) @ whitening
+
+
+def _searched(
+    space: Space, values: Tensor, prompts: Tensor, settings: HiddenAttributeSettings
+) -> tuple[list[Judged], list[HiddenAttribute]]:
+    """Attributes that a space shows, the first ahead, and as those of all images.
+
+    Args:
+        space: of the images that are searched.
+        values: of all images in it, ``[N, D]``.
+        prompts: of all images.
+        settings: how.
+    """
     found = search(space, settings.starts, settings.values, settings.quantile, settings.seed)
     judged = [aligned(each, space, settings.seed) for each in found]
     judged = _ranked(judged, space, settings)[: settings.candidates]
     chances = by_chance(space, judged, settings)
     # Whether shares differ tells nothing of alignment, so only those that do are tested for it.
-    tested = sum(p_shares <= settings.alpha for p_shares in chances)
-    values = space.of(features, prompts)
-    comparable = int(parts_of(numbers).max()) > 0
-    return [
-        _candidate(each, values, prompts, comparable, p_shares, max(tested, 1), settings)
+    tested = max(sum(p_shares <= settings.alpha for p_shares in chances), 1)
+    comparable = int(parts_of(space.prompts).max()) > 0
+    return judged, [
+        _candidate(each, values, prompts, comparable, p_shares, tested, settings)
         for each, p_shares in zip(judged, chances, strict=True)
     ]
 
@@ -242,7 +271,7 @@ def _candidate(
     verdict: Verdict = "untestable"
     reason = "there are too few prompts or images to compare prompts."
     if comparable:
-        verdict, reason = _verdict(each, difference_of(shares), p_shares, p_alignment, settings)
+        verdict, reason = verdict_on(each, difference_of(shares), p_shares, p_alignment, settings)
     return HiddenAttribute(
         memberships=memberships,
         shares=shares,
@@ -254,31 +283,3 @@ def _candidate(
         verdict=verdict,
         reason=reason,
     )
-
-
-def _verdict(
-    each: Judged,
-    difference: float,
-    p_shares: float,
-    p_alignment: float,
-    settings: HiddenAttributeSettings,
-) -> tuple[Verdict, str]:
-    """The verdict on a candidate of prompts that can be compared, and why."""
-    told = f"alignment {each.alignment:.2f}, p = {p_alignment:.2g}"
-    chance = f"p = {p_shares:.2g}"
-    if each.gain <= 0:
-        reason = "images fall into groups in few prompts only."
-    elif each.shared < SHARED:
-        reason = f"only {each.shared:.0%} of the images have values that most prompts show."
-    elif difference < settings.least_difference:
-        reason = f"shares differ between prompts by {difference:.2f} only."
-    elif p_shares > settings.alpha:
-        reason = f"shares differ between prompts by no more than chance ({chance})."
-    elif p_alignment > settings.alpha:
-        return "unaligned", f"what differs between groups is not the same in all prompts ({told})."
-    else:
-        return "bias", (
-            f"groups that look the same in all prompts differ in their shares by {difference:.2f} "
-            f"({chance}; {told})."
-        )
-    return "no bias", reason

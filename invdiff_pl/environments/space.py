@@ -80,12 +80,17 @@ class Space:
         residuals = self.values * (sizes / (sizes - 1)).sqrt()[self.prompts][:, None]
         residuals = residuals - places[self.prompts]
         residuals = residuals[torch.randperm(len(residuals), generator=source)]
-        residuals = residuals - prompt_means(residuals, self.prompts)[self.prompts]
-        free = max(len(residuals) - int(self.prompts.max()) - 1, 1)
-        variances, axes = torch.linalg.eigh(residuals.T @ residuals / free)
+        return self.of_values(residuals)[0]
+
+    def of_values(self, values: Tensor) -> tuple["Space", Tensor]:
+        """Other values of the same images, centred and whitened, and by what: ``[D, D]``."""
+        values = values - prompt_means(values, self.prompts)[self.prompts]
+        free = max(len(values) - int(self.prompts.max()) - 1, 1)
+        variances, axes = torch.linalg.eigh(values.T @ values / free)
         # Whitened in place, not turned, so that leading components stay the leading ones.
         whitening = (axes / variances.clamp(min=1e-9).sqrt()) @ axes.T
-        return replace(self, values=residuals @ whitening, offsets=self.offsets @ whitening)
+        offsets, axes = self.offsets @ whitening, self.axes @ whitening
+        return replace(self, values=values @ whitening, offsets=offsets, axes=axes), whitening
 
     def of(self, features: Tensor, prompts: Tensor) -> Tensor:
         """Components of all images, centred by prompt: ``[N, D]`` of ``features`` ``[N, F]``."""

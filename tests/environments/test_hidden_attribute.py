@@ -60,6 +60,20 @@ def test_conflict_is_higher_of_every_image_against_the_bias() -> None:
     assert mean == pytest.approx(float(expected), abs=0.05)
 
 
+def test_two_biases_at_once_are_the_first_two_candidates() -> None:
+    source = torch.Generator().manual_seed(1)
+    prompts = torch.arange(1200) % 2
+    usual = torch.tensor([[0.05, 0.95], [0.2, 0.8]])[:, prompts]
+    both = (torch.rand(2, 1200, generator=source) < usual).long()
+    features = torch.randn(1200, 8, generator=source)
+    features[:, :2] += 5.0 * both.T
+    first, second = find_hidden_attributes(features, prompts, QUICK)[:2]
+    assert (first.verdict, second.verdict) == ("bias", "bias")
+    found = [[_agreement(each.memberships, one) for one in both] for each in (first, second)]
+    right = max((found[0][0], found[1][1]), (found[0][1], found[1][0]), key=sum)
+    assert min(right) > 0.97
+
+
 def test_an_attribute_in_equal_shares_is_no_bias() -> None:
     features, prompts, _ = _images(600, [0.5, 0.5])
     assert all(each.verdict != "bias" for each in find_hidden_attributes(features, prompts, QUICK))
