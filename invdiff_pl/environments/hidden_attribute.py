@@ -30,7 +30,9 @@ Where to start
 The third cumulant of a minority of share pi is ``pi (1 - pi) (1 - 2 pi)`` times the distance
 cubed: it changes its sign where another prompt has the mirrored share, which covariances cannot
 tell. Half of the starts climb the spread over prompts of a bounded skewness, ``mean tanh(y /
-sd)``; the others are random directions, for attributes that are not skewed. An attribute of many
+sd)``; the others are random directions, for attributes that are not skewed. They are climbed among
+few leading components first, where what varies much is found soon, then among all: a rare value
+varies little, and shows in details. An attribute of many
 values (a place that is one of twenty scenes) has no such direction: there K values start from
 k-means of features that are *not* centred by prompt, and the fit finds the ``m_p``.
 
@@ -41,8 +43,10 @@ width, in all but the ``quantile`` least clear prompts. *Shared*: values that (n
 have; what one prompt alone shows cannot go along with prompts. *Informative*: the log-likelihood
 ratio of own over equal shares, in nats an image, less what chance adds (half its degrees of
 freedom): ``evidence``. *Aligned*: each prompt refits its groups alone, and their differences must
-point the same way in all prompts; otherwise which group of one prompt answers to which of another
-is not in the data. *Many values* tell a little of what is named, too. They come first only where
+point the same way in all prompts, in features of variance 1; otherwise which group of one prompt
+answers to which of another is not in the data. *One reading*: of those in the same direction the
+one with most log-likelihood and evidence together. Where a prompt's place is mistaken, images are
+less likely; a part of an attribute (beards, of gender) tells less. *Many values* tell a little of what is named, too. They come first only where
 they tell more than two do and these differ in looks rather than in shares: what prompts name may
 make the same two values look different (:mod:`invdiff_pl.environments.looks`).
 
@@ -57,8 +61,8 @@ The test
 --------
 ``p_value`` is the larger of two, both by resampling. *Shares*: residuals from the first
 candidate's ``m_p`` are dealt anew over prompts, which makes all prompts alike but for ``m_p``, and
-the whole search is repeated (whitening and starts included); the largest strength found, clear
-times the root of the ratio, is what chance does. *Alignment*: the differences
+the whole search is repeated (whitening and starts included); the largest strength of what would be
+taken for an aligned attribute, clear times the root of the ratio, is what chance does. *Alignment*: the differences
 between groups of each prompt are turned by random rotations, which makes prompts unrelated, and the
 p-value is multiplied by the number of candidates whose shares differ (Bonferroni), which is
 independent of alignment. A bias is reported where both are at most ``alpha``, so where either kind

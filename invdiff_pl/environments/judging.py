@@ -141,8 +141,8 @@ def distinct(found: list[Judged], level: float) -> list[Judged]:
 
 def same_direction(one: Judged, other: Judged) -> bool:
     """Whether two of two values lie in the same direction, or in opposite ones."""
-    apart = [each.fit.delta[1] - each.fit.delta[0] for each in (one, other)]
-    return float(cosine_similarity(*apart, dim=0).abs()) >= _SAME_ATTRIBUTE
+    first, second = (each.fit.delta[1] - each.fit.delta[0] for each in (one, other))
+    return float(cosine_similarity(first, second, dim=0).abs()) >= _SAME_ATTRIBUTE
 
 
 def judge(fit: Fit, space: Space, parts: Tensor, quantile: float) -> Judged:
