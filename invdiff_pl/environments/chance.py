@@ -37,11 +37,13 @@ def by_chance(space: Space, judged: list[Judged], settings: HiddenAttributeSetti
         return [1.0] * len(judged)
     wanted = {each.values for each in tested}
     more = sorted(wanted - {2})
+    places = torch.zeros_like(space.offsets)
+    places[:, : tested[0].fit.components] = tested[0].fit.places
     largest: dict[int, list[float]] = {groups: [] for groups in wanted}
     for number in range(settings.resamples):
         source = generator(settings.seed, "resample", number)
         rows = _resampled(space.prompts, source)
-        alike = space.rows(rows).dealt(source, tested[0].fit.places[space.prompts[rows].unique()])
+        alike = space.rows(rows).dealt(source, places[space.prompts[rows].unique()])
         found = search(alike, settings.starts, more, settings.quantile, settings.seed)
         for groups in wanted:
             those = [each for each in found if each.values == groups]
@@ -87,7 +89,7 @@ def _strength(each: Judged, space: Space, settings: HiddenAttributeSettings) -> 
     if not _small(space.prompts):
         return each.strength
     rows = _resampled(space.prompts, generator(settings.seed, "observed"))
-    some = space.rows(rows)
+    some = space.rows(rows).leading(each.fit.components)
     fit = fit_values(some, each.fit.memberships[rows])
     return judge(fit, some, parts_of(some.prompts), settings.quantile).strength
 

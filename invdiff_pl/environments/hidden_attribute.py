@@ -46,9 +46,10 @@ freedom): ``evidence``. *Aligned*: each prompt refits its groups alone, and thei
 point the same way in all prompts, in features of variance 1; otherwise which group of one prompt
 answers to which of another is not in the data. *One reading*: of those in the same direction the
 one with most log-likelihood and evidence together. Where a prompt's place is mistaken, images are
-less likely; a part of an attribute (beards, of gender) tells less. *Many values* tell a little of what is named, too. They come first only where
-they tell more than two do and these differ in looks rather than in shares: what prompts name may
-make the same two values look different (:mod:`invdiff_pl.environments.looks`).
+less likely; a part of an attribute (beards, of gender) tells less. *Many values* tell a little of
+what is named, too. They come first only where they tell more than two do and these differ in looks
+rather than in shares: what prompts name may make the same two values look different
+(:mod:`invdiff_pl.environments.looks`).
 
 Several at once
 ---------------
@@ -59,14 +60,14 @@ anew, and its candidates come next; and so on while the first of them is a bias.
 
 The test
 --------
-``p_value`` is the larger of two, both by resampling. *Shares*: residuals from the first
-candidate's ``m_p`` are dealt anew over prompts, which makes all prompts alike but for ``m_p``, and
-the whole search is repeated (whitening and starts included); the largest strength of what would be
-taken for an aligned attribute, clear times the root of the ratio, is what chance does. *Alignment*: the differences
-between groups of each prompt are turned by random rotations, which makes prompts unrelated, and the
-p-value is multiplied by the number of candidates whose shares differ (Bonferroni), which is
-independent of alignment. A bias is reported where both are at most ``alpha``, so where either kind
-of nothing holds it is reported in at most ``alpha`` of data sets.
+``p_value`` is the larger of two, both by resampling. *Shares*: residuals from the first candidate's
+``m_p`` are dealt anew over prompts, which makes all prompts alike but for ``m_p``, and the whole
+search is repeated (whitening and starts included); the largest strength of what would be taken for
+an aligned attribute, clear times the root of the ratio, is what chance does. *Alignment*: the
+differences between groups of each prompt are turned by random rotations, which makes prompts
+unrelated, and the p-value is multiplied by the number of candidates whose shares differ
+(Bonferroni), which is independent of alignment. A bias is reported where both are at most
+``alpha``, so where either kind of nothing holds it is reported in at most ``alpha`` of data sets.
 """
 
 from dataclasses import dataclass
@@ -266,7 +267,7 @@ def _candidate(
     settings: HiddenAttributeSettings,
 ) -> HiddenAttribute:
     """A hidden attribute of all images."""
-    memberships, shares = memberships_of(each.fit, values, prompts)
+    memberships, shares = memberships_of(each.fit, values[:, : each.fit.components], prompts)
     order = memberships.sum(0).argsort(descending=True)
     memberships, shares = memberships[:, order], shares[:, order]
     usual = shares.nanmean(0)

@@ -30,6 +30,8 @@ _ROTATIONS, _ROTATIONS_TOGETHER = 999, 111
 # more than `quantile` of the parts lack; an attribute is, if this much of all images has such.
 _LEAST_SHARE = 0.003
 SHARED = 0.8
+# Components that many values are looked for in: among more, distances hardly tell clusters.
+_CLUSTERED = 10
 # Cosine from which on two attributes of two values are one.
 _SAME_ATTRIBUTE = 0.5
 
@@ -112,8 +114,9 @@ def search(
     for groups in values:
         if len(space.values) < 20 * groups:
             continue
-        start = kmeans_memberships(space.uncentred, groups, source)
-        found.append(judge(fit_values(space, start), space, parts, quantile))
+        few = space.leading(_CLUSTERED)
+        start = kmeans_memberships(few.uncentred, groups, source)
+        found.append(judge(fit_values(few, start), few, parts, quantile))
     return found
 
 
@@ -168,6 +171,7 @@ def aligned(each: Judged, space: Space, seed: int) -> Judged:
     of variance 1, whose leading components are what images differ in most: the others, where
     differences are a matter of detail, are many and would drown them.
     """
+    space = space.leading(each.fit.components)
     parts = parts_of(space.prompts)
     count = int(parts.max()) + 1
     if count < 2 or not each.possible:

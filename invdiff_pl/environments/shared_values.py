@@ -41,6 +41,11 @@ class Fit:
     precision: Tensor
     log_likelihood: Tensor
 
+    @property
+    def components(self) -> int:
+        """Leading components that it is fitted in."""
+        return self.delta.shape[1]
+
     def gains(self, space: Space, parts: Tensor) -> Tensor:
         """Log-likelihood an image of the groups over one, part by part, ``[parts]``.
 

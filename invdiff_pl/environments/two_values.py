@@ -15,8 +15,7 @@ from torch import Tensor
 from invdiff_pl.environments.shared_values import Fit, fit_values
 from invdiff_pl.environments.space import Space, prompt_means
 
-# Components, of the leading ones, that starts are climbed in before all: what varies much is found
-# among few, and what varies little only among many.
+# Leading components that starts are climbed among before all: what varies much is found among few.
 _FEW_COMPONENTS = (10, 20)
 _CLIMBING_STEPS = 20
 _FIRST_ROUNDS = 12
