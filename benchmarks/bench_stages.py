@@ -219,7 +219,7 @@ def as_peft_trains(adapter: Adapter) -> None:
     """Let a LoRA's layers compute their updates beside the weights in training, too."""
     for layer in adapter.network.modules():
         if isinstance(layer, FoldedLinear | FoldedConv2d):
-            (layer.__class__,) = type(layer).__bases__  # type: ignore[assignment]
+            (layer.__class__,) = type(layer).__bases__
 
 
 class Training:
