@@ -111,6 +111,8 @@ def training_rungs(work: Work, compiled: bool) -> Iterator[Rung]:
     steps, plain = Steps(work), Training(work, "lora")
     variants = {"channels_last": Training(work, "lora")}
     variants["channels_last"].theirs.adapter.network.to(memory_format=torch.channels_last)
+    variants["updates folded"] = Training(work, "lora")
+    variants["updates folded"].theirs.adapter.prepare_training()
     if compiled:
         variants["torch.compile"] = Training(work, "lora")
         variants["torch.compile"].theirs.adapter.network.compile()

@@ -6,13 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from invdiff_pl.utils.processes import peak_memory
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -96,12 +96,8 @@ def peak_mib(device: torch.device) -> float:
     """Peak memory of this process so far: allocated on a GPU, else resident, in MiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    # On Linux getrusage's peak is handed down by the parent, even to another program.
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_memory() or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20
 
 
 def peak_of_child(script: str, arguments: Sequence[str]) -> float:

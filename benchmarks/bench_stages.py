@@ -17,6 +17,8 @@ from metrics import CLASSES, stand_ins
 from PIL import Image
 from torch import Tensor
 
+from invdiff_pl.adapters import Adapter
+from invdiff_pl.adapters.low_rank import FoldedConv2d, FoldedLinear
 from invdiff_pl.backbones.denoiser import scaled_latents
 from invdiff_pl.backbones.draws import generator, stratified_timesteps
 from invdiff_pl.backbones.families import frozen_denoiser
@@ -213,6 +215,13 @@ def partition(work: Work, _: bool = False, images: int = 4795) -> Stage:
     return Stage("partition", "images", reference, ours, (images, images), parity)
 
 
+def as_peft_trains(adapter: Adapter) -> None:
+    """Let a LoRA's layers compute their updates beside the weights in training, too."""
+    for layer in adapter.network.modules():
+        if isinstance(layer, FoldedLinear | FoldedConv2d):
+            (layer.__class__,) = type(layer).__bases__
+
+
 class Training:
     """Steps of adapter training, with the same adapter on both sides."""
 
@@ -222,6 +231,7 @@ class Training:
         self.theirs, self.ours_module = (
             InvariantAdapter(work.backbone, adapter=adapter).to(work.device) for _ in range(2)
         )
+        as_peft_trains(self.theirs.adapter)
         if work.compiled:
             self.ours_module.denoiser.compile()
         embeddings = text_embeddings(self.inputs.pipeline, [*PROMPTS, ""])

@@ -21,13 +21,13 @@ def stages_in_this_process() -> Iterator[None]:
     """Run the stages that Lightning runs here; torch alone takes a new process seconds."""
     in_processes = processes.call
 
-    def call(command: Sequence[str], lock: int, *, tied: bool) -> int:
+    def call(command: Sequence[str], lock: int, *, tied: bool) -> processes.Ended:
         words = command[command.index("invdiff_pl") + 1 :]
         if words[0] not in ("fit", "predict"):
             return in_processes(command, lock, tied=tied)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(processes.LOCKED, "1")
-            return main(words)
+            return processes.Ended(main(words))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(processes, "call", call)

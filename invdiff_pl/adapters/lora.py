@@ -16,6 +16,7 @@ from torch import nn
 
 from invdiff_pl.adapters.base import Adapter, register
 from invdiff_pl.adapters.lora_files import plain_config, scaled, stored_alpha
+from invdiff_pl.adapters.low_rank import train_folded
 from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import sort_safetensors_header
@@ -116,9 +117,14 @@ class LoraAdapter(Adapter):
         }
 
     def prepare_training(self) -> None:
-        """Hold the updates in single precision, beside whatever the network is held in."""
+        """Hold the updates in single precision, beside whatever the network is held in.
+
+        Where that is single precision, too, they are trained folded into the weights.
+        """
         for parameter in self.parameters().values():
             parameter.data = parameter.data.float()  # half precision would lose small steps
+        for layer in self._layers().values():
+            train_folded(layer)
 
     def settings(self) -> dict[str, Any]:
         """Rank, layers, and the alpha of saved files, which is the rank."""

@@ -12,6 +12,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from invdiff_pl.callbacks.data import data_module
 from invdiff_pl.data.samples import require_few_samples
@@ -88,11 +89,14 @@ class ResourceEstimate(pl.Callback):
 
     Attributes:
         parts: bytes by what holds them, once told.
+        operations: of the denoiser's matrix products, convolutions and attention that a device
+            computes in a stage that trains or draws, once told.
     """
 
     def __init__(self, max_samples: int | None = None) -> None:
         self.max_samples = max_samples
         self.parts: dict[str, int] = {}
+        self.operations = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure, tell, and refuse what cannot fit."""
@@ -115,6 +119,9 @@ class ResourceEstimate(pl.Callback):
         room = "unknown" if free is None else in_units(free)
         lines = [f"stage {folder.name} on {device}: {in_units(total)} of {room} are needed"]
         lines += [f"  {name:<28}{in_units(size):>12}" for name, size in self.parts.items() if size]
+        self.operations = _operations(trainer, pl_module, trained)
+        if self.operations:
+            lines.append(f"  {'operations, a device':<28}{self.operations / 1e12:>9,.1f} TFLOP")
         rank_zero_only(print)("\n".join(lines), flush=True)
         if free is not None and total > free:
             *_, (name, peak) = self.parts.items()
@@ -156,7 +163,27 @@ def _parts(trainer: pl.Trainer, module: Any, trained: list[Tensor]) -> dict[str,
     }
 
 
-def _pass(trainer: pl.Trainer, module: Any, trained: list[Tensor], count: int) -> None:
+def _operations(trainer: pl.Trainer, module: Any, trained: list[Tensor]) -> int:
+    """Of a sample's pass, times a device's samples and steps; 0 where nothing is trained or drawn.
+
+    What accumulation adds for the penalty, and what callbacks draw and measure, is left out.
+    """
+    data, draws = data_module(trainer), isinstance(module, ConditionalSampler)
+    if trained:
+        samples = max(0, trainer.max_steps) * data.batch_size
+    elif draws:
+        sizes = len(data.prompts), data.samples_per_prompt, len(module.scales), module.steps
+        samples = prod(sizes)
+    else:
+        return 0
+    with FlopCounterMode(display=False) as counter:
+        _pass(trainer, module, trained, 1, decodes=False)
+    return int(counter.get_total_flops() * samples / trainer.world_size)
+
+
+def _pass(
+    trainer: pl.Trainer, module: Any, trained: list[Tensor], count: int, decodes: bool = True
+) -> None:
     """A pass over so many empty samples: forward, and backward where there is one."""
     data, frozen = data_module(trainer), module.frozen
     draws = isinstance(module, ConditionalSampler)
@@ -174,5 +201,5 @@ def _pass(trainer: pl.Trainer, module: Any, trained: list[Tensor], count: int) -
         if trained:
             # Unlike backward() it touches neither .grad nor what listens to it.
             torch.autograd.grad(prediction.float().square().mean(), trained, allow_unused=True)
-        elif draws:
+        elif draws and decodes:
             module.vae.decode(noisy[:count].to(module.vae.dtype))

@@ -1,15 +1,20 @@
 """Stages as child processes: signals are passed on, and no child outlives its parent."""
 
+import atexit
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
-# Names the pipe whose far end the parent holds; a stage of a killed run ends when it closes.
+# Names the socket whose other end the parent holds; a stage of a killed run ends when it closes,
+# and one that ends by itself tells its peak memory on it.
 _LIFELINE = "INVDIFF_LIFELINE"
 # Says that the parent holds the run folder's lock.
 LOCKED = "INVDIFF_RUN_LOCKED"
@@ -27,6 +32,7 @@ _ALLOCATOR = {
     )
 }
 _GRACE_SECONDS = 60.0
+_STATUS = Path("/proc/self/status")
 
 
 class Terminated(SystemExit):
@@ -69,7 +75,32 @@ def defer_sigterm(deferred: bool) -> None:
     _handler.deferred = deferred
 
 
-def call(command: Sequence[str], lock: int, *, tied: bool) -> int:
+@dataclass(frozen=True)
+class Ended:
+    """How a stage's process ended.
+
+    Attributes:
+        status: exit status; negative for a signal.
+        peak_memory: most bytes that were resident at once; ``None`` where that is not known.
+    """
+
+    status: int
+    peak_memory: int | None = None
+
+
+def peak_memory() -> int | None:
+    """Most bytes of this process that were resident at once so far; ``None`` but on Linux.
+
+    ``getrusage`` would begin with the parent's, which is handed down even to another program.
+    """
+    with suppress(OSError):
+        for line in _STATUS.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    return None
+
+
+def call(command: Sequence[str], lock: int, *, tied: bool) -> Ended:
     """Run a stage and wait for it.
 
     SIGTERM is passed on, and the stage killed if it has not ended a minute later. Ctrl-C reaches it
@@ -83,21 +114,21 @@ def call(command: Sequence[str], lock: int, *, tied: bool) -> int:
             machine that calls :func:`end_with_parent`.
 
     Returns:
-        exit status; negative for a signal.
+        exit status, and the peak memory of a child that is tied.
 
     Raises:
         Terminated: once the stage has ended, if SIGTERM arrived meanwhile.
     """
-    far, near = os.pipe()
+    near, far = socket.socketpair()
     environment = {**_ALLOCATOR, **os.environ, "PYTHONUNBUFFERED": "1", LOCKED: "1"}
     if tied:
-        environment[_LIFELINE] = str(far)
+        environment[_LIFELINE] = str(far.fileno())
     received = threading.Event()
     try:
         process = subprocess.Popen(
-            command, env=environment, pass_fds=(lock, far) if tied else (lock,)
+            command, env=environment, pass_fds=(lock, far.fileno()) if tied else (lock,)
         )
-        os.close(far)
+        far.close()
 
         def pass_on(number: int, frame: FrameType | None) -> None:
             received.set()
@@ -111,11 +142,19 @@ def call(command: Sequence[str], lock: int, *, tied: bool) -> int:
             raise
         finally:
             signal.signal(signal.SIGTERM, previous)
+        told = _received(near)
     finally:
-        os.close(near)
+        near.close()
     if received.is_set():
         raise Terminated
-    return status
+    return Ended(status, int(told) if told.isdigit() else None)
+
+
+def _received(near: socket.socket) -> bytes:
+    near.setblocking(False)
+    with suppress(OSError):
+        return near.recv(64)
+    return b""
 
 
 def hide_idle_slurm(devices: int) -> None:
@@ -148,7 +187,7 @@ def _wait(process: subprocess.Popen, received: threading.Event) -> int:
 
 
 def end_with_parent() -> None:
-    """End this process when the one that called :func:`call` is gone.
+    """End this process when the one that called :func:`call` is gone, and tell it the peak memory.
 
     First as SIGTERM would, so that it can tidy up; after a minute for good.
     """
@@ -163,4 +202,9 @@ def end_with_parent() -> None:
         time.sleep(_GRACE_SECONDS)
         os._exit(TERMINATED)
 
+    def tell() -> None:
+        with suppress(OSError):  # the parent is gone
+            os.write(int(descriptor), str(peak_memory()).encode())
+
+    atexit.register(tell)
     threading.Thread(target=watch, daemon=True, name="parent").start()

@@ -89,16 +89,17 @@ def run_stage(
     spread = bool(launcher) and stage.command in LIGHTNING and not stage.one_device
     command = [*(launcher if spread else ()), sys.executable, "-m", "invdiff_pl", *arguments]
     try:
-        status = processes.call(command, lock, tied=not spread)
+        ended = processes.call(command, lock, tied=not spread)
     except OSError as error:
         raise InvDiffError(f"{command[0]} cannot be started ({error.strerror}).") from None
-    if status != 0:
+    if ended.status != 0:
         raise InvDiffError(
-            f"stage {stage.name} failed (status {status}); mend what it says and run the same "
-            "command again: finished stages are kept."
+            f"stage {stage.name} failed (status {ended.status}); mend what it says and run the "
+            "same command again: finished stages are kept."
         )
     facts = {
         "seconds": round(time.monotonic() - started, 1),
+        "peak_memory": ended.peak_memory,
         "command": ["python", "-m", "invdiff_pl", *arguments],
         "replay": replay_command(experiment.run_dir),
         **provenance(),

@@ -11,6 +11,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 from trainers import QUICK
 
 from invdiff_pl.adapters import build_adapter, load_adapter
@@ -254,6 +255,33 @@ def test_the_estimate_of_training_counts_what_is_there_and_is_told_first(
         value.grad is None or bool(value.grad.isfinite().all())
         for value in module.trainable_parameters().values()
     )
+
+
+def test_the_estimate_of_a_stage_counts_the_operations_of_all_its_passes(
+    module_of, tiny_backbone, environments, tmp_path, capsys
+) -> None:
+    module = InvariantAdapter(str(tiny_backbone), "small_unet", {"ratio": 0.5})
+    text = module.frozen.condition([""])["prompt_embeds"]
+    given = torch.zeros(1, 4, 16, 16), torch.zeros(1, dtype=torch.int64), text
+    with FlopCounterMode(display=False) as counter:
+        predict(module.adapter.denoiser, *given).square().mean().backward()
+    data = module_of(environments=str(environments), batch_size=12)
+    training = ResourceEstimate()
+    _trainer(tmp_path, callbacks=[training]).fit(module, datamodule=data)
+    assert training.operations == 2 * 12 * counter.get_total_flops() > 0  # two steps
+
+    # Guidance takes two passes a step.
+    sampler = ConditionalSampler(str(tiny_backbone), steps=3, guidance_scale=2.0)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        predict(sampler.denoiser, *given)
+    data = module_of(content="prompts", samples_per_prompt=2, batch_size=4)
+    drawing = ResourceEstimate()
+    _trainer(tmp_path, callbacks=[drawing]).predict(
+        sampler, datamodule=data, return_predictions=False
+    )
+    drawn = 2 * len(data.prompts)
+    assert drawing.operations == 3 * 2 * drawn * counter.get_total_flops()
+    assert f"{drawing.operations / 1e12:,.1f} TFLOP" in capsys.readouterr().out
 
 
 def test_training_is_the_same_with_and_without_an_estimate(

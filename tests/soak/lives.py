@@ -89,9 +89,9 @@ def _live(
     from invdiff_pl.cli.main import main
     from invdiff_pl.utils import processes
 
-    def in_process(command: Sequence[str], lock: int, *, tied: bool) -> int:
+    def in_process(command: Sequence[str], lock: int, *, tied: bool) -> processes.Ended:
         os.environ[processes.LOCKED] = "1"
-        return main(command[command.index("invdiff_pl") + 1 :])
+        return processes.Ended(main(command[command.index("invdiff_pl") + 1 :]))
 
     processes.call = in_process
     torch.set_num_threads(1)

@@ -76,9 +76,32 @@ def test_a_stage_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
 def test_a_status_is_handed_on(tmp_path: Path) -> None:
     lock = os.open(tmp_path, os.O_RDONLY)
     command = [sys.executable, "-c", "raise SystemExit(7)"]
-    assert processes.call(command, lock, tied=False) == 7
+    assert processes.call(command, lock, tied=False).status == 7
     killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
-    assert processes.call(killed, lock, tied=True) == -signal.SIGKILL
+    assert processes.call(killed, lock, tied=True).status == -signal.SIGKILL
+
+
+HELD = """
+import sys
+from invdiff_pl.utils.processes import end_with_parent
+end_with_parent()
+held = bytearray(b"1") * (200 << 20)
+del held
+sys.exit(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="reads /proc")
+@pytest.mark.parametrize("status", ["0", "2"])
+def test_a_stage_tells_the_peak_of_its_own_memory(tmp_path: Path, status: str) -> None:
+    lock = os.open(tmp_path, os.O_RDONLY)
+    kept = bytearray(b"1") * (800 << 20)  # the parent's does not count
+    ended = processes.call([sys.executable, "-c", HELD, status], lock, tied=True)
+    assert ended.status == int(status)
+    assert ended.peak_memory is not None
+    assert 200 << 20 < ended.peak_memory < 300 << 20
+    del kept
+    assert processes.call(["true"], lock, tied=False).peak_memory is None
 
 
 # Pages that the kernel had to hand out while 8 MiB were taken and freed a hundred times.
@@ -96,7 +119,7 @@ pathlib.Path(sys.argv[1]).write_text(str(after - before))
 def _faults(folder: Path) -> int:
     lock = os.open(folder, os.O_RDONLY)
     command = [sys.executable, "-c", FAULTS, str(folder / "faults")]
-    assert processes.call(command, lock, tied=False) == 0
+    assert processes.call(command, lock, tied=False).status == 0
     return int((folder / "faults").read_text())
 
 
