@@ -143,18 +143,22 @@ class ConditionalSampler(OnPipeline):
         self.drawn |= dict(zip(indices, texts, strict=True))
         if self.folder is not None and (kept := self.folder.read(scale, indices)) is not None:
             return kept
-        if self.adapter is not None:
-            self.adapter.prepare_sampling(self.pipeline, scale)
-        images = sample_images(
-            self.pipeline,
-            self.conditions[batch["prompt"]],
-            self.conditions.null,
-            indices,
-            seed=self.seed,
-            steps=self.steps,
-            guidance_scale=self.guidance_scale,
-            resolution=side,
-        )
+        images = self._sampled(batch, scale)
         if self.folder is not None:
             self.folder.write(scale, indices, images)
         return images
+
+    def _sampled(self, batch: PromptBatch, scale: float) -> Tensor:
+        """Samples of a batch that are not kept yet, of the same form."""
+        if self.adapter is not None:
+            self.adapter.prepare_sampling(self.pipeline, scale)
+        return sample_images(
+            self.pipeline,
+            self.conditions[batch["prompt"]],
+            self.conditions.null,
+            batch["index"].tolist(),
+            seed=self.seed,
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            resolution=self.frozen.resolution,
+        )

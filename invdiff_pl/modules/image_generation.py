@@ -9,6 +9,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from invdiff_pl.backbones.denoiser import encoded_moments
+from invdiff_pl.backbones.draws import generator
+from invdiff_pl.backbones.redrawing import redrawn
 from invdiff_pl.data.datasets import PromptBatch
 from invdiff_pl.data.images import to_float
 from invdiff_pl.environments.features import BlockFeatures
@@ -31,12 +33,19 @@ class ImageGeneration(ConditionalSampler):
     fewer than ``least_rare`` images more are drawn, as many as the shares so far call for. Ranks
     share out the batches.
 
+    A model draws a rarer group worse: it has seen few such images. So every image is noised to half
+    of the process and drawn from there anew under ``clearer``, a guidance scale, see
+    :func:`~invdiff_pl.backbones.redrawing.redrawn`. Guidance from the start would make the
+    rarer group rarer still.
+
     Args:
         backbone: a loaded pipeline, or a pipeline folder, hub id or ``asset:NAME``.
         prompts: that numbers in batches stand for, where no DataModule tells them.
         scheduler: class name of a diffusers scheduler; the backbone's own if not given.
         steps: denoising steps.
         guidance_scale: of classifier-free guidance; 1 is none.
+        clearer: guidance scale of the second half of the process; where it is no larger than
+            ``guidance_scale``, such as 1, images stay as they were drawn first.
         seed: of the noises, which are others than those of samples with the same seed.
         least_rare: images that the rarer group of each prompt should have; 0 never draws more.
         most_per_prompt: the most images of a prompt.
@@ -57,6 +66,7 @@ class ImageGeneration(ConditionalSampler):
         scheduler: str | None = None,
         steps: int = 20,
         guidance_scale: float = 1.0,
+        clearer: float = 3.0,
         seed: int = 0,
         least_rare: int = 32,
         most_per_prompt: int = 4096,
@@ -73,6 +83,7 @@ class ImageGeneration(ConditionalSampler):
             seed=-1 - seed,
             resolution=resolution,
         )
+        self.clearer = clearer
         self.least_rare = least_rare
         self.most_per_prompt = most_per_prompt
         self.batch_size = batch_size
@@ -105,6 +116,24 @@ class ImageGeneration(ConditionalSampler):
                 self._take_features(batch, self.draw(batch, 0.0))
         if self.trainer.is_global_zero:
             self._tell(told)
+
+    def _sampled(self, batch: PromptBatch, scale: float) -> Tensor:
+        """Samples of a batch, drawn more clearly."""
+        images = super()._sampled(batch, scale)
+        if self.clearer <= self.guidance_scale:
+            return images
+        shape = self.frozen.latent_shape
+        sources = (generator(self.seed, "clearer", index) for index in batch["index"].tolist())
+        pixels = redrawn(
+            self.frozen,
+            to_float(images),
+            self.conditions[batch["prompt"]],
+            self.conditions.null,
+            torch.stack([torch.randn(shape, generator=source) for source in sources]),
+            steps=self.steps,
+            guidance_scale=self.clearer,
+        )
+        return ((pixels + 1) * 127.5).round().to(torch.uint8)
 
     def _own_batches(self, first: int, numbers: Sequence[int]) -> list[PromptBatch]:
         """This rank's batches of images from index ``first`` on, of the prompt of each."""

@@ -87,6 +87,24 @@ def test_images_of_each_prompt_are_drawn_and_read_as_a_data_set(tiny_backbone, t
     assert {sample.seed for sample in drawn} == {-1}  # no noise is that of a sample to be scored
 
 
+def test_images_are_drawn_more_clearly_unless_guidance_was_as_strong_from_the_start(
+    tiny_backbone, tmp_path
+) -> None:
+    settings = {
+        "plain": (1.0, 1.0),
+        "clearer": (1.0, 3.0),
+        "guided": (3.0, 1.0),
+        "both": (3.0, 3.0),
+    }
+    drawn = {}
+    for name, (guidance_scale, clearer) in settings.items():
+        chosen = {"guidance_scale": guidance_scale, "clearer": clearer}
+        data = generate(tiny_backbone, tmp_path / name, per_prompt=1, least_rare=0, **chosen)
+        drawn[name] = [(data.root / file).read_bytes() for file in data.index.files]
+    assert all(a != b for a, b in zip(drawn["plain"], drawn["clearer"], strict=True))
+    assert drawn["guided"] == drawn["both"]
+
+
 def test_no_classifier_is_trained_on_images_that_nobody_has_labelled(
     tiny_backbone, tmp_path
 ) -> None:
