@@ -17,6 +17,7 @@ from torch import nn
 from invdiff_pl.adapters.base import Adapter, register
 from invdiff_pl.adapters.lora_files import plain_config, scaled, stored_alpha
 from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.quantized import is_quantized
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import sort_safetensors_header
 from invdiff_pl.utils.tensors import read_tensors
@@ -256,7 +257,8 @@ class LoraAdapter(Adapter):
             return
         self._unfuse()
         self._fused_scale = None
-        if set(active_adapters(self.network)) - {NAME}:  # whose layers would not be computed
+        # Others' layers would not be computed, and what is quantised takes no small updates.
+        if set(active_adapters(self.network)) - {NAME} or is_quantized(self.network):
             self.set_scale(scale)
             return
         self.set_scale(0.0 if scale == 0 else 1.0)

@@ -286,6 +286,9 @@ class FrozenDenoiser(ABC):
             options: further ones of the pipeline's call, such as ``callback_on_step_end``.
         """
         device = self.pipe._execution_device
+        if not torch.is_autocast_enabled(device.type):
+            condition = in_precision(condition, self.network.dtype)
+            null = in_precision(null, self.network.dtype)
         given = {name: value.to(device) for name, value in condition.items()}
         nothing = repeated(null, len(noise), device)
         given |= {f"negative_{name}": value for name, value in nothing.items()}
