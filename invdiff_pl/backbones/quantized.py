@@ -38,7 +38,7 @@ def _quantized(layer: nn.Linear, weights: str) -> nn.Module:
         made.weight = bits.Params4bit(
             layer.weight.data, requires_grad=False, quant_type="nf4", module=made
         )
-        # On some CPUs weights would be laid out anew at the first pass, which fails for small layers.
+        # Some CPUs would have weights laid out anew at the first pass, which small layers cannot.
         made.support_avx512bf16_for_cpu = False
     made.bias = layer.bias
     rounded: nn.Module = made.to(layer.weight.device)  # which is what rounds them
