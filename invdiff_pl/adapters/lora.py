@@ -30,9 +30,13 @@ _SPATIAL = r"conv1|conv2|downsamplers\.0\.conv|upsamplers\.0\.conv"
 LAYERS = {
     "attention": (
         r"to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out"
+        r"|to_qkv_mlp_proj|single_transformer_blocks\.\d+\.attn\.to_out"  # of FLUX.2
         r"|attentions\..*(proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2)"  # of a UNet
     ),
-    "feed_forward": r"(ff|ff_context)\.net\.0\.proj|(ff|ff_context)\.net\.2|proj_mlp",
+    "feed_forward": (
+        r"(ff|ff_context)\.net\.(0\.proj|2)|proj_mlp|(ff|ff_context)\.linear_(in|out)"
+        r"|feed_forward\.(linear_[123]|w[123])"
+    ),
     "spatial": _SPATIAL,
     "convolution": rf"{_SPATIAL}|conv_shortcut",
     "time": r"time_emb_proj|time_embedding\.linear_1|time_embedding\.linear_2",

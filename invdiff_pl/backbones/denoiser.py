@@ -168,6 +168,10 @@ class FrozenDenoiser(ABC):
         patch = self.network.config.get("patch_size", 1) or 1
         return int(height // patch * (width // patch))
 
+    def image_tokens(self, output: Any) -> Any:
+        """A block's output less the text's tokens, where a family has both in one sequence."""
+        return output
+
     def latents(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents as the denoiser takes them, see :func:`scaled_latents`."""
         return scaled_latents(self.pipe.vae.config, moments, noise)
@@ -294,10 +298,10 @@ class FrozenDenoiser(ABC):
         given |= {f"negative_{name}": value for name, value in nothing.items()}
         drawn: Tensor = self.pipe(
             **self._drawing(given),
+            **self._guidance(guidance_scale),
             latents=self._packed(noise).to(device, condition["prompt_embeds"].dtype),
             generator=list(generators),
             num_inference_steps=steps,
-            guidance_scale=guidance_scale,
             height=self.resolution,
             width=self.resolution,
             output_type=output_type,
@@ -308,6 +312,10 @@ class FrozenDenoiser(ABC):
     def _drawing(self, given: dict[str, Tensor]) -> dict[str, Any]:
         """Arguments of the pipeline's call, of those that all families could take."""
         return given
+
+    def _guidance(self, scale: float) -> dict[str, float]:
+        """Arguments of the pipeline's call that stand for a guidance scale; at 1 there is none."""
+        return {"guidance_scale": scale}
 
     def _packed(self, latents: Tensor) -> Tensor:
         """Latents as the pipeline's call takes them."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from invdiff_pl.backbones.check import FAMILIES as SUPPORTED
 from invdiff_pl.backbones.denoiser import Condition, FrozenDenoiser
 from invdiff_pl.backbones.draws import on_device
-from invdiff_pl.backbones.flux import Flux
-from invdiff_pl.backbones.masked import PixArtSigma, Sana
+from invdiff_pl.backbones.flux import Flux, Flux2
+from invdiff_pl.backbones.masked import Lumina2, PixArtSigma, Sana, ZImage
 from invdiff_pl.backbones.noising import predict
 from invdiff_pl.utils.errors import InvDiffError
 
@@ -75,8 +75,11 @@ FAMILIES: tuple[type[FrozenDenoiser], ...] = (
     StableDiffusionXL,
     StableDiffusion3,
     Flux,
+    Flux2,
     PixArtSigma,
     Sana,
+    Lumina2,
+    ZImage,
 )
 
 

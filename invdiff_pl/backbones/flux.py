@@ -1,12 +1,15 @@
 """FLUX: latents packed two by two, and positions of tokens."""
 
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from torch import Tensor, nn
 
-from invdiff_pl.backbones.denoiser import Condition, FrozenDenoiser
+from invdiff_pl.backbones.denoiser import Condition, FrozenDenoiser, scaled_latents
 from invdiff_pl.backbones.draws import on_device
+from invdiff_pl.backbones.noising import NoiseProcess, noise_process
 
 
 class Flux(FrozenDenoiser):
@@ -17,7 +20,11 @@ class Flux(FrozenDenoiser):
 
     pipelines = ("FluxPipeline",)
     architecture = "flux-1-dev"
-    encoded = ("prompt_embeds", "pooled_prompt_embeds", "_text_ids")
+    encoded: ClassVar[tuple[str, ...]] = (
+        "prompt_embeds",
+        "pooled_prompt_embeds",
+        "_text_ids",
+    )
 
     @property
     def own_resolution(self) -> int:
@@ -67,6 +74,69 @@ class Flux(FrozenDenoiser):
 
     def _unpacked(self, latents: Tensor) -> Tensor:
         return _unpacked(latents, *self.latent_shape[1:])
+
+
+class Flux2(Flux):
+    """FLUX.2 [klein]: no pooled embedding; packed latents are normalised a channel at a time.
+
+    Latents are the unpacked ones here, as of FLUX.1. The shift of its schedule depends on the
+    number of sampling steps; that of the pipeline's default is taken.
+    """
+
+    pipelines = ("Flux2KleinPipeline",)
+    architecture = "flux-2-klein"
+    encoded = ("prompt_embeds", "_text_ids")
+
+    @cached_property
+    def process(self) -> NoiseProcess:
+        """Flow matching at the shift that the pipeline samples with."""
+        steps = self.call_parameters["num_inference_steps"].default
+        shift = compute_empirical_mu(self.tokens, steps)
+        return noise_process(self.pipe.scheduler.config, self.tokens, shift)
+
+    def latents(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Normalised by the statistics that the autoencoder keeps of packed latents."""
+        return self._normalised(scaled_latents({"scaling_factor": 1.0}, moments, noise))
+
+    def _normalised(self, latents: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        mean, variance = (value.float() for value in (vae.bn.running_mean, vae.bn.running_var))
+        deviation = (variance + vae.config.batch_norm_eps).sqrt()
+        tokens = _packed(latents)
+        tokens = (tokens - mean.to(tokens.device)) / deviation.to(tokens.device)
+        return _unpacked(tokens, *latents.shape[-2:])
+
+    def _call(self, network: nn.Module, noisy: Tensor, time: Tensor, given: Condition) -> Tensor:
+        height, width = noisy.shape[-2:]
+        texts = given["prompt_embeds"]
+        text_positions = self.pipe._prepare_text_ids(texts[:1].cpu())
+        positions = self.pipe._prepare_latent_ids(noisy[:1, :, ::2, ::2].cpu())
+        predicted: Tensor = network(
+            hidden_states=_packed(noisy),
+            timestep=time / 1000,
+            guidance=None,
+            encoder_hidden_states=texts,
+            txt_ids=on_device(text_positions, noisy.device),
+            img_ids=on_device(positions, noisy.device),
+            return_dict=False,
+        )[0]
+        return _unpacked(predicted, height, width)
+
+    def _drawing(self, given: dict[str, Tensor]) -> dict[str, Any]:
+        return given
+
+    def _packed(self, latents: Tensor) -> Tensor:
+        tokens = _packed(latents)
+        height, width = latents.shape[-2:]
+        return tokens.transpose(1, 2).unflatten(2, (height // 2, width // 2))
+
+    def _unpacked(self, latents: Tensor) -> Tensor:
+        return self._normalised(latents.float())
+
+
+def _packed(latents: Tensor) -> Tensor:
+    """Latents ``[B, C, h, w]`` as tokens ``[B, (h/2) (w/2), 4 C]``."""
+    return nn.functional.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
 
 
 def _unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
