@@ -109,8 +109,8 @@ class Flux2(Flux):
     def _call(self, network: nn.Module, noisy: Tensor, time: Tensor, given: Condition) -> Tensor:
         height, width = noisy.shape[-2:]
         texts = given["prompt_embeds"]
-        text_positions = self.pipe._prepare_text_ids(texts[:1].cpu())
-        positions = self.pipe._prepare_latent_ids(noisy[:1, :, ::2, ::2].cpu())
+        text_positions = self.pipe._prepare_text_ids(torch.empty(1, texts.shape[1], 0))
+        positions = self.pipe._prepare_latent_ids(torch.empty(1, 0, height // 2, width // 2))
         predicted: Tensor = network(
             hidden_states=_packed(noisy),
             timestep=time / 1000,

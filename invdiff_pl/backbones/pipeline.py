@@ -17,7 +17,7 @@ from invdiff_pl.backbones.check import FAMILIES, absent_parts, check_backbone, t
 from invdiff_pl.backbones.denoiser import Condition
 from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.folders import make_portable, weights_variant
-from invdiff_pl.backbones.quantized import QUANTIZED, quantize
+from invdiff_pl.backbones.quantized import QUANTIZED, dtype_of, quantize
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import digest_folder, digest_json
 from invdiff_pl.utils.names import FROZEN_WEIGHTS, require_name
@@ -84,12 +84,6 @@ def load_autoencoder(backbone: str) -> Any:
     with _told_of(source, name):
         vae = _whole(str(FAMILIES[name].others["vae"]), source, "vae", torch.float32)
     return vae.requires_grad_(False).eval()
-
-
-def dtype_of(weights: str) -> torch.dtype:
-    """The dtype of what is not quantised, by how weights are held."""
-    dtype: torch.dtype = torch.bfloat16 if weights in QUANTIZED else getattr(torch, weights)
-    return dtype
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Weights of linear layers in eight or four bits, through bitsandbytes where it is installed."""
+"""How frozen weights are held: dtypes, and eight or four bits through bitsandbytes."""
 
 from typing import Any
 
@@ -6,6 +6,12 @@ import torch
 from torch import nn
 
 QUANTIZED = ("int8", "nf4")
+
+
+def dtype_of(weights: str) -> torch.dtype:
+    """The dtype of what is not quantised, by how weights are held."""
+    dtype: torch.dtype = torch.bfloat16 if weights in QUANTIZED else getattr(torch, weights)
+    return dtype
 
 
 def quantize(network: nn.Module, weights: str) -> None:

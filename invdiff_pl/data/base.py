@@ -11,12 +11,12 @@ from invdiff_pl.backbones.denoiser import in_precision
 from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.pipeline import (
     backbone_digest,
-    dtype_of,
     load_autoencoder,
     load_pipeline,
     tokens_cut,
 )
 from invdiff_pl.backbones.prompts import Conditions
+from invdiff_pl.backbones.quantized import dtype_of
 from invdiff_pl.data.batches import (
     ShuffledBatches,
 )
