@@ -44,8 +44,7 @@ def load_pipeline(
 
     Raises:
         InvDiffError: if there is no such folder or hub id, or it is not such a pipeline, or its
-            weights are pickles or its parts of other libraries, or quantising needs one that is
-            not installed.
+            weights are pickles or its parts of other libraries, or bitsandbytes is missing.
     """
     require_name("frozen_weights", weights, FROZEN_WEIGHTS)
     name = check_backbone(backbone).replace("Img2Img", "")
@@ -56,8 +55,7 @@ def load_pipeline(
     left_out = _left_out(kind, source)
     needed = with_denoiser or "text_encoder_3" in left_out
     if not with_text_encoders:
-        texts = (each for each in text_parts(backbone) if each.startswith("text_encoder"))
-        left_out |= dict.fromkeys(texts)
+        left_out |= dict.fromkeys(n for n in text_parts(backbone) if n.startswith("text_encoder"))
     with _told_of(source, name):
         pipeline = kind.from_pretrained(
             source,
@@ -88,12 +86,12 @@ def load_autoencoder(backbone: str) -> Any:
 
 @contextmanager
 def _told_of(source: str, name: str) -> Iterator[None]:
-    """One sentence on what damaged parts raise, which is whatever their readers stumble over."""
+    """One sentence on what damaged parts raise."""
     try:
         yield
     except InvDiffError:
         raise
-    except Exception as error:
+    except Exception as error:  # whatever their readers stumble over
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InvDiffError(
             f"cannot load the backbone {source!r} as a {name} with safetensors weights: {reason}"

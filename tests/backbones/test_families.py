@@ -53,7 +53,7 @@ def test_the_network_is_called_as_the_stock_pipeline_calls_it(
     pipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     denoiser = frozen_denoiser(pipe, 32)
-    calls: list[tuple[dict[str, Any], Tensor]] = []
+    calls: list[tuple[dict[str, Any], Any]] = []
 
     def note(network: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         named = zip(inspect.signature(network.forward).parameters, args, strict=False)
@@ -71,7 +71,7 @@ def test_the_network_is_called_as_the_stock_pipeline_calls_it(
         if isinstance(latents, list):
             latents, output = torch.stack(latents).squeeze(2), torch.stack(output)
         monkeypatch.setattr(denoiser.process, "time", lambda time: time)
-        time = _of_thousand(pipe, given.get("timestep", given.get("t"))).reshape(-1)[:1]
+        time = _of_thousand(pipe, given["timestep" if "timestep" in given else "t"]).reshape(-1)[:1]
         denoiser.predict(_latent(pipe, latents), time.expand(len(latents)), condition)
     again = calls[-1][1]
     again = torch.stack(again) if isinstance(again, list) else again
@@ -155,7 +155,7 @@ def test_gradients_reach_the_network_that_is_called(pipe: Any) -> None:
     denoiser = frozen_denoiser(pipe, 32)
     noise, _ = denoiser.initial_noise([0], seed=0)
     layers = denoiser.network.modules()
-    weight = next(layer.weight for layer in layers if isinstance(layer, torch.nn.Linear))
+    weight: Any = next(layer.weight for layer in layers if isinstance(layer, torch.nn.Linear))
     weight.requires_grad_(True)
     try:
         given = denoiser.condition([PROMPTS[0]])

@@ -11,6 +11,7 @@ from diffusers import FluxPipeline
 from pytorch_lightning import Callback
 from tiny_families import FAMILIES, PROMPTS, made
 from torch import Tensor
+from torch.utils.data import DataLoader
 from trainers import quiet_trainer
 
 import invdiff_pl as inv
@@ -56,7 +57,7 @@ def test_what_needs_a_library_that_is_missing_is_refused_in_one_sentence(
     with pytest.raises(InvDiffError, match=f"--scale.{told}"):
         names.require_names({"scale": {setting: known}})
     with pytest.raises(InvDiffError, match=told):
-        InvariantAdapter(str(folder), **{setting: known})
+        InvariantAdapter(str(folder), **{setting: known})  # type: ignore[arg-type]
 
 
 def test_wrong_names_are_refused(folder: Path) -> None:
@@ -80,8 +81,8 @@ def test_text_encoders_are_loaded_when_a_prompt_is_met_that_nobody_told(
     module = EnvironmentInference(str(folder))
     assert [module.pipeline.text_encoder, module.pipeline.text_encoder_2] == [None, None]
     assert len(loaded) == 1
-    rows = [{"latents": torch.zeros(4, 16, 16), "prompt": text} for text in PROMPTS * 4]
-    quiet_trainer(folder.parent).predict(module, torch.utils.data.DataLoader(rows, batch_size=4))
+    rows: Any = [{"latents": torch.zeros(4, 16, 16), "prompt": text} for text in PROMPTS * 4]
+    quiet_trainer(folder.parent).predict(module, DataLoader(rows, batch_size=4))
     assert len(loaded) == 2  # once, and without the denoiser
     assert loaded[1]["transformer"] is None
     expected = frozen_denoiser(made("flux"), 32).condition([*PROMPTS, ""])
@@ -186,9 +187,9 @@ def test_an_adapter_is_trained_and_drawn_beside_weights_held_so(
         resolution=32,
         frozen_weights=weights,
     )
-    rows = [{"prompt": text} for text in PROMPTS]
-    loader = torch.utils.data.DataLoader(rows, batch_size=2)
-    (batch,) = quiet_trainer(tmp_path).predict(sampler, loader)
+    rows: Any = [{"prompt": text} for text in PROMPTS]
+    drawn: Any = quiet_trainer(tmp_path).predict(sampler, DataLoader(rows, batch_size=2))
+    (batch,) = drawn
     assert {scale: tuple(each.shape) for scale, each in batch["images"].items()} == {
         0.0: (2, 3, 32, 32),
         1.0: (2, 3, 32, 32),
