@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from invdiff_pl.backbones.check import denoiser_part
 from invdiff_pl.backbones.draws import generator
 from invdiff_pl.backbones.noising import NoiseProcess, noise_process
+from invdiff_pl.backbones.quantized import is_quantized
 
 Condition = Mapping[str, Tensor]
 
@@ -243,8 +244,18 @@ class FrozenDenoiser(ABC):
             ``[B, C, h, w]``, in the denoiser's dtype, or autocast's.
         """
         called = self.network if network is None else network
-        given, dtype = in_precision(condition, called.dtype), called.dtype
+        dtype = self._dtype(called)
+        given = in_precision(condition, dtype)
         return self._call(called, noisy.to(dtype), self.process.time(timesteps), given)
+
+    def _dtype(self, network: Any) -> torch.dtype:
+        """That a network computes in; quantised, its parameters tell of what is beside it, too."""
+        dtype: torch.dtype = torch.bfloat16 if self._quantized else network.dtype
+        return dtype
+
+    @cached_property
+    def _quantized(self) -> bool:
+        return is_quantized(self.network)
 
     @abstractmethod
     def _call(self, network: nn.Module, noisy: Tensor, time: Tensor, given: Condition) -> Tensor:
@@ -291,8 +302,8 @@ class FrozenDenoiser(ABC):
         """
         device = self.pipe._execution_device
         if not torch.is_autocast_enabled(device.type):
-            condition = in_precision(condition, self.network.dtype)
-            null = in_precision(null, self.network.dtype)
+            dtype = self._dtype(self.network)
+            condition, null = in_precision(condition, dtype), in_precision(null, dtype)
         given = {name: value.to(device) for name, value in condition.items()}
         nothing = repeated(null, len(noise), device)
         given |= {f"negative_{name}": value for name, value in nothing.items()}
