@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from invdiff_pl.backbones.check import denoiser_part
 from invdiff_pl.backbones.draws import generator
+from invdiff_pl.backbones.latents import scaled_latents
 from invdiff_pl.backbones.noising import NoiseProcess, noise_process
 from invdiff_pl.backbones.quantized import is_quantized
 
@@ -25,8 +26,6 @@ Condition = Mapping[str, Tensor]
 
 # Prompts that text encoders see at once.
 _PROMPTS = 32
-# Log-variance of latents of an autoencoder without a posterior.
-_CERTAIN = -30.0
 
 
 def in_precision(rows: Condition, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -50,50 +49,6 @@ def without_padding(rows: Condition) -> dict[str, Tensor]:
         return dict(rows)
     tokens = int(mask.any(0).nonzero().max()) + 1
     return {n: v[:, :tokens] if v.shape[:2] == mask.shape else v for n, v in rows.items()}
-
-
-@torch.no_grad()
-def encoded_moments(vae: Any, images: Tensor) -> Tensor:
-    """Moments of an autoencoder's posterior; of one without a posterior, hardly any variance.
-
-    Args:
-        vae: of diffusers, of C latent channels.
-        images: float ``[B, 3, H, W]`` in [-1, 1].
-
-    Returns:
-        means and log-variances, ``[B, 2C, h, w]``, on the autoencoder's device.
-    """
-    encoded = vae.encode(images.to(vae.device, vae.dtype))
-    if hasattr(encoded, "latent_dist"):
-        moments: Tensor = encoded.latent_dist.parameters
-        return moments
-    return torch.cat([encoded.latent, torch.full_like(encoded.latent, _CERTAIN)], dim=1)
-
-
-def scaled_latents(
-    config: Mapping[str, Any], moments: Tensor, noise: Tensor | None = None
-) -> Tensor:
-    """Latents of about unit variance, as a denoiser takes them.
-
-    Args:
-        config: of the autoencoder: a scaling factor, and a shift or means and deviations.
-        moments: as :func:`encoded_moments` gives them, ``[B, 2C, h, w]``.
-        noise: standard normal ``[B, C, h, w]``; ``None`` takes the posterior's mean.
-
-    Returns:
-        float32 ``[B, C, h, w]``.
-    """
-    mean, log_variance = moments.float().chunk(2, dim=1)
-    if noise is not None:
-        mean = mean + noise * torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
-    scale = float(config["scaling_factor"])
-    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
-        shift, deviation = (
-            torch.tensor(config[name], device=mean.device).reshape(1, -1, 1, 1)
-            for name in ("latents_mean", "latents_std")
-        )
-        return (mean - shift) * (scale / deviation)
-    return (mean - float(config.get("shift_factor") or 0.0)) * scale
 
 
 class FrozenDenoiser(ABC):
@@ -174,7 +129,7 @@ class FrozenDenoiser(ABC):
         return output
 
     def latents(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents as the denoiser takes them, see :func:`scaled_latents`."""
+        """Latents as the denoiser takes them, see :func:`~invdiff_pl.backbones.latents.scaled_latents`."""
         return scaled_latents(self.pipe.vae.config, moments, noise)
 
     @torch.no_grad()

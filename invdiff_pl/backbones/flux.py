@@ -7,8 +7,9 @@ import torch
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from torch import Tensor, nn
 
-from invdiff_pl.backbones.denoiser import Condition, FrozenDenoiser, scaled_latents
+from invdiff_pl.backbones.denoiser import Condition, FrozenDenoiser
 from invdiff_pl.backbones.draws import on_device
+from invdiff_pl.backbones.latents import scaled_latents
 from invdiff_pl.backbones.noising import NoiseProcess, noise_process
 
 

@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from invdiff_pl.backbones.denoiser import encoded_moments
+from invdiff_pl.backbones.latents import encoded_moments
 from invdiff_pl.data.datasets import PromptBatch
 from invdiff_pl.data.images import to_float
 from invdiff_pl.environments.features import BlockFeatures

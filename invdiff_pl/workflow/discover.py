@@ -7,8 +7,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from invdiff_pl.backbones.denoiser import encoded_moments
 from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.latents import encoded_moments
 from invdiff_pl.data.images import to_float
 from invdiff_pl.data.latents import pixel_batches
 from invdiff_pl.data.prompted import PromptedImages

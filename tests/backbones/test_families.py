@@ -10,8 +10,8 @@ from torch import Tensor
 
 from invdiff_pl.backbones.check import FAMILIES as SUPPORTED
 from invdiff_pl.backbones.check import is_flow
-from invdiff_pl.backbones.denoiser import encoded_moments
 from invdiff_pl.backbones.families import FAMILIES, frozen_denoiser
+from invdiff_pl.backbones.latents import encoded_moments
 from invdiff_pl.backbones.noising import FlowProcess, noise_process, sample_losses
 from invdiff_pl.utils.errors import InvDiffError
 
