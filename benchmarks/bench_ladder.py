@@ -8,7 +8,7 @@ from bench_stages import GUIDANCE, Sampling, Training, autocast, prepare
 from bench_work import PROMPTS, ReferenceInputs, Work, text_embeddings
 from torch import Tensor
 
-from invdiff_pl.backbones.denoiser import scaled_latents
+from invdiff_pl.backbones.latents import scaled_latents
 from invdiff_pl.backbones.noising import ForwardProcess, sample_losses
 from invdiff_pl.backbones.pipeline import sample_images, set_scheduler
 from invdiff_pl.data.cache import ShardedTensor

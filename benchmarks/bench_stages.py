@@ -19,9 +19,9 @@ from torch import Tensor
 
 from invdiff_pl.adapters import Adapter
 from invdiff_pl.adapters.low_rank import FoldedConv2d, FoldedLinear
-from invdiff_pl.backbones.denoiser import scaled_latents
 from invdiff_pl.backbones.draws import generator, stratified_timesteps
 from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.latents import scaled_latents
 from invdiff_pl.backbones.noising import ForwardProcess, predict, sample_losses
 from invdiff_pl.backbones.pipeline import sample_images, set_scheduler
 from invdiff_pl.backbones.prompts import Conditions

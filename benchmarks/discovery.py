@@ -29,9 +29,9 @@ import torch
 from torch import Tensor
 
 import invdiff_pl.environments
-from invdiff_pl.backbones.denoiser import encoded_moments
 from invdiff_pl.backbones.draws import generator
 from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.latents import encoded_moments
 from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.data.celeba import CelebADataModule
 from invdiff_pl.data.fairface import FairFaceDataModule

@@ -63,6 +63,13 @@ _PIXART = {
     "interpolation_scale": 2,
     "use_additional_conditions": False,
 }
+_KLEIN = {
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 7680,
+    "guidance_embeds": False,
+}
 _FLOW, _DIFFUSION = diffusers.FlowMatchEulerDiscreteScheduler, diffusers.DDPMScheduler
 
 
@@ -95,6 +102,7 @@ MODELS = {
     "SD 3.5 medium": Published("StableDiffusion3Pipeline", _MEDIUM, 333, 4096, 2048),
     "SD 3.5 large": Published("StableDiffusion3Pipeline", _LARGE, 333, 4096, 2048),
     "FLUX.1 dev": Published("FluxPipeline", {"guidance_embeds": True}, 512, 4096, 768),
+    "FLUX.2 [klein] 4B": Published("Flux2KleinPipeline", _KLEIN, 512, 7680),
     "PixArt-Σ XL": Published("PixArtSigmaPipeline", _PIXART, 300, 4096),
     "Sana 1.6B": Published("SanaPipeline", {}, 300, 2304, factor=32),
 }

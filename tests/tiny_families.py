@@ -7,11 +7,16 @@ import torch
 from diffusers import (
     AutoencoderDC,
     AutoencoderKL,
+    AutoencoderKLFlux2,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    Lumina2Pipeline,
+    Lumina2Transformer2DModel,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     SanaPipeline,
@@ -20,6 +25,8 @@ from diffusers import (
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -31,6 +38,8 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
 )
@@ -41,11 +50,11 @@ PROMPTS = ["a photo of a nurse", "a photo of a pilot"]
 WIDTH = 16
 
 
-def vae(channels: int = 4, **config: Any) -> AutoencoderKL:
-    return AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-        block_out_channels=(8, 8),
+def vae(channels: int = 4, levels: int = 2, kind: type[Any] = AutoencoderKL, **config: Any) -> Any:
+    return kind(
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+        block_out_channels=(8,) * levels,
         layers_per_block=1,
         latent_channels=channels,
         sample_size=32,
@@ -74,17 +83,51 @@ def clip(projected: bool = False) -> Any:
 
 
 def words() -> PreTrainedTokenizerFast:
-    known = ["<pad>", "</s>", "<unk>", *sorted({word for text in PROMPTS for word in text.split()})]
+    texts = " ".join(PROMPTS).split()
+    known = ["<pad>", "</s>", "<unk>", "user", "assistant", *sorted(set(texts))]
     tokenizer = Tokenizer(WordLevel({word: n for n, word in enumerate(known)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        chat_template="user {{ messages[0]['content'] }} assistant",
     )
 
 
 def t5() -> T5EncoderModel:
     sizes = {"d_model": WIDTH, "d_kv": 8, "d_ff": WIDTH, "num_layers": 1, "num_heads": 2}
     return T5EncoderModel(T5Config(vocab_size=64, pad_token_id=0, **sizes))
+
+
+def gemma() -> Gemma2Model:
+    return Gemma2Model(
+        Gemma2Config(
+            vocab_size=64,
+            hidden_size=WIDTH,
+            intermediate_size=WIDTH,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+        )
+    )
+
+
+def qwen(layers: int) -> Qwen3ForCausalLM:
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=64,
+            hidden_size=WIDTH,
+            intermediate_size=WIDTH,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            pad_token_id=0,
+        )
+    )
 
 
 def sdxl() -> StableDiffusionXLPipeline:
@@ -222,25 +265,82 @@ def sana() -> SanaPipeline:
         decoder_act_fns="silu",
         scaling_factor=0.41,
     )
-    gemma = Gemma2Model(
-        Gemma2Config(
-            vocab_size=64,
-            hidden_size=WIDTH,
-            intermediate_size=WIDTH,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=8,
-        )
-    )
     return SanaPipeline(
         tokenizer=words(),
-        text_encoder=gemma,
+        text_encoder=gemma(),
         vae=autoencoder,
         transformer=transformer,
         scheduler=DPMSolverMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         ),
+    )
+
+
+def flux2() -> Flux2KleinPipeline:
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * WIDTH,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    autoencoder = vae(kind=AutoencoderKLFlux2)
+    autoencoder.bn.running_mean.uniform_(-1, 1)
+    autoencoder.bn.running_var.uniform_(0.5, 2)
+    return Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=autoencoder,
+        text_encoder=qwen(27),  # the pipeline takes the 9th, 18th and 27th layer's output
+        tokenizer=words(),
+        transformer=transformer,
+    )
+
+
+def lumina2() -> Lumina2Pipeline:
+    transformer = Lumina2Transformer2DModel(
+        sample_size=4,
+        in_channels=4,
+        hidden_size=24,
+        num_layers=2,
+        num_refiner_layers=1,
+        num_attention_heads=2,
+        num_kv_heads=1,
+        multiple_of=8,
+        axes_dim_rope=(4, 4, 4),
+        cap_feat_dim=WIDTH,
+    )
+    return Lumina2Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
+        # The pipeline takes every autoencoder for one that divides sides by eight.
+        vae=vae(levels=4, shift_factor=0.12, scaling_factor=0.36),
+        text_encoder=gemma(),
+        tokenizer=words(),
+    )
+
+
+def zimage() -> ZImagePipeline:
+    transformer = ZImageTransformer2DModel(
+        in_channels=4,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=WIDTH,
+        axes_dims=[4, 6, 6],
+        axes_lens=[64, 32, 32],
+    )
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(shift_factor=0.12, scaling_factor=0.36),
+        text_encoder=qwen(2),
+        tokenizer=words(),
+        transformer=transformer,
     )
 
 
@@ -255,6 +355,9 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "flux": flux,
     "pixart": pixart,
     "sana": sana,
+    "flux2": flux2,
+    "lumina2": lumina2,
+    "zimage": zimage,
 }
 
 

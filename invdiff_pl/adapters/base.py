@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from invdiff_pl.backbones.quantized import weight_count
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import read_object, write_json
 
@@ -34,7 +35,9 @@ class Adapter(ABC):
         self.network = network
         # Of the frozen denoiser, before anything is injected into it.
         self.backbone_size = sum(
-            value.numel() for name, value in network.named_parameters() if ".lora_" not in name
+            weight_count(value)
+            for name, value in network.named_parameters()
+            if ".lora_" not in name
         )
 
     @property

@@ -18,6 +18,7 @@ from invdiff_pl.adapters.base import Adapter, register
 from invdiff_pl.adapters.lora_files import plain_config, scaled, stored_alpha
 from invdiff_pl.adapters.low_rank import train_folded
 from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.quantized import is_quantized
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import sort_safetensors_header
 from invdiff_pl.utils.tensors import read_tensors
@@ -30,9 +31,13 @@ _SPATIAL = r"conv1|conv2|downsamplers\.0\.conv|upsamplers\.0\.conv"
 LAYERS = {
     "attention": (
         r"to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out"
+        r"|to_qkv_mlp_proj|single_transformer_blocks\.\d+\.attn\.to_out"  # of FLUX.2
         r"|attentions\..*(proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2)"  # of a UNet
     ),
-    "feed_forward": r"(ff|ff_context)\.net\.0\.proj|(ff|ff_context)\.net\.2|proj_mlp",
+    "feed_forward": (
+        r"(ff|ff_context)\.net\.(0\.proj|2)|proj_mlp|(ff|ff_context)\.linear_(in|out)"
+        r"|feed_forward\.(linear_[123]|w[123])"
+    ),
     "spatial": _SPATIAL,
     "convolution": rf"{_SPATIAL}|conv_shortcut",
     "time": r"time_emb_proj|time_embedding\.linear_1|time_embedding\.linear_2",
@@ -262,7 +267,8 @@ class LoraAdapter(Adapter):
             return
         self._unfuse()
         self._fused_scale = None
-        if set(active_adapters(self.network)) - {NAME}:  # whose layers would not be computed
+        # Others' layers would not be computed, and what is quantised takes no small updates.
+        if set(active_adapters(self.network)) - {NAME} or is_quantized(self.network):
             self.set_scale(scale)
             return
         self.set_scale(0.0 if scale == 0 else 1.0)

@@ -57,6 +57,11 @@ FAMILIES: dict[str, Family] = {
         {"vae": "AutoencoderKL", "text_encoder": _CLIP, "text_encoder_2": "T5EncoderModel"},
         packing=4,
     ),
+    "Flux2KleinPipeline": Family(
+        ("transformer", "Flux2Transformer2DModel"),
+        {"vae": "AutoencoderKLFlux2", "text_encoder": "Qwen3ForCausalLM", "tokenizer": None},
+        packing=4,
+    ),
     "PixArtSigmaPipeline": Family(
         ("transformer", "PixArtTransformer2DModel"),
         {"vae": "AutoencoderKL", "text_encoder": "T5EncoderModel", "tokenizer": None},
@@ -65,6 +70,14 @@ FAMILIES: dict[str, Family] = {
     "SanaPipeline": Family(
         ("transformer", "SanaTransformer2DModel"),
         {"vae": "AutoencoderDC", "text_encoder": None, "tokenizer": None},
+    ),
+    "Lumina2Pipeline": Family(
+        ("transformer", "Lumina2Transformer2DModel"),
+        {"vae": "AutoencoderKL", "text_encoder": None, "tokenizer": None},
+    ),
+    "ZImagePipeline": Family(
+        ("transformer", "ZImageTransformer2DModel"),
+        {"vae": "AutoencoderKL", "text_encoder": None, "tokenizer": None},
     ),
 }
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -150,8 +163,8 @@ def denoiser_part(pipeline: str) -> str:
 
 
 _EXPECTED = (
-    "expected a pipeline of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, FLUX.1, PixArt-Σ or Sana, or "
-    "one fine-tuned from it"
+    "expected a pipeline of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, FLUX.1, FLUX.2 [klein], "
+    "PixArt-Σ, Sana, Lumina 2 or Z-Image, or one fine-tuned from it"
 )
 
 

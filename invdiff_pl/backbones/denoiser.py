@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from invdiff_pl.backbones.check import denoiser_part
 from invdiff_pl.backbones.draws import generator
+from invdiff_pl.backbones.latents import scaled_latents, unscaled_latents
 from invdiff_pl.backbones.noising import NoiseProcess, noise_process
+from invdiff_pl.backbones.quantized import is_quantized
 
 Condition = Mapping[str, Tensor]
 
 # Prompts that text encoders see at once.
 _PROMPTS = 32
-# Log-variance of latents of an autoencoder without a posterior.
-_CERTAIN = -30.0
 
 
 def in_precision(rows: Condition, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -49,50 +49,6 @@ def without_padding(rows: Condition) -> dict[str, Tensor]:
         return dict(rows)
     tokens = int(mask.any(0).nonzero().max()) + 1
     return {n: v[:, :tokens] if v.shape[:2] == mask.shape else v for n, v in rows.items()}
-
-
-@torch.no_grad()
-def encoded_moments(vae: Any, images: Tensor) -> Tensor:
-    """Moments of an autoencoder's posterior; of one without a posterior, hardly any variance.
-
-    Args:
-        vae: of diffusers, of C latent channels.
-        images: float ``[B, 3, H, W]`` in [-1, 1].
-
-    Returns:
-        means and log-variances, ``[B, 2C, h, w]``, on the autoencoder's device.
-    """
-    encoded = vae.encode(images.to(vae.device, vae.dtype))
-    if hasattr(encoded, "latent_dist"):
-        moments: Tensor = encoded.latent_dist.parameters
-        return moments
-    return torch.cat([encoded.latent, torch.full_like(encoded.latent, _CERTAIN)], dim=1)
-
-
-def scaled_latents(
-    config: Mapping[str, Any], moments: Tensor, noise: Tensor | None = None
-) -> Tensor:
-    """Latents of about unit variance, as a denoiser takes them.
-
-    Args:
-        config: of the autoencoder: a scaling factor, and a shift or means and deviations.
-        moments: as :func:`encoded_moments` gives them, ``[B, 2C, h, w]``.
-        noise: standard normal ``[B, C, h, w]``; ``None`` takes the posterior's mean.
-
-    Returns:
-        float32 ``[B, C, h, w]``.
-    """
-    mean, log_variance = moments.float().chunk(2, dim=1)
-    if noise is not None:
-        mean = mean + noise * torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
-    scale = float(config["scaling_factor"])
-    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
-        shift, deviation = (
-            torch.tensor(config[name], device=mean.device).reshape(1, -1, 1, 1)
-            for name in ("latents_mean", "latents_std")
-        )
-        return (mean - shift) * (scale / deviation)
-    return (mean - float(config.get("shift_factor") or 0.0)) * scale
 
 
 class FrozenDenoiser(ABC):
@@ -168,9 +124,23 @@ class FrozenDenoiser(ABC):
         patch = self.network.config.get("patch_size", 1) or 1
         return int(height // patch * (width // patch))
 
+    def image_tokens(self, output: Any) -> Any:
+        """A block's output less the text's tokens, where a family has both in one sequence."""
+        return output
+
     def latents(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents as the denoiser takes them, see :func:`scaled_latents`."""
+        """Latents as the denoiser takes them, see ``backbones.latents.scaled_latents``."""
         return scaled_latents(self.pipe.vae.config, moments, noise)
+
+    def decoded(self, latents: Tensor) -> Tensor:
+        """Images of latents as the denoiser takes them: float32 ``[B, 3, H, W]`` in [-1, 1]."""
+        vae = self.pipe.vae
+        images: Tensor = vae.decode(self._unscaled(latents.float()).to(vae.dtype)).sample
+        return images.float().clamp(-1, 1)
+
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        """The inverse of :meth:`latents`, for latents without a variance."""
+        return unscaled_latents(self.pipe.vae.config, latents)
 
     @torch.no_grad()
     def condition(self, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -239,8 +209,18 @@ class FrozenDenoiser(ABC):
             ``[B, C, h, w]``, in the denoiser's dtype, or autocast's.
         """
         called = self.network if network is None else network
-        given, dtype = in_precision(condition, called.dtype), called.dtype
+        dtype = self._dtype(called)
+        given = in_precision(condition, dtype)
         return self._call(called, noisy.to(dtype), self.process.time(timesteps), given)
+
+    def _dtype(self, network: Any) -> torch.dtype:
+        """That a network computes in; quantised, its parameters tell of what is beside it, too."""
+        dtype: torch.dtype = torch.bfloat16 if self._quantized else network.dtype
+        return dtype
+
+    @cached_property
+    def _quantized(self) -> bool:
+        return is_quantized(self.network)
 
     @abstractmethod
     def _call(self, network: nn.Module, noisy: Tensor, time: Tensor, given: Condition) -> Tensor:
@@ -286,15 +266,18 @@ class FrozenDenoiser(ABC):
             options: further ones of the pipeline's call, such as ``callback_on_step_end``.
         """
         device = self.pipe._execution_device
+        if not torch.is_autocast_enabled(device.type):
+            dtype = self._dtype(self.network)
+            condition, null = in_precision(condition, dtype), in_precision(null, dtype)
         given = {name: value.to(device) for name, value in condition.items()}
         nothing = repeated(null, len(noise), device)
         given |= {f"negative_{name}": value for name, value in nothing.items()}
         drawn: Tensor = self.pipe(
             **self._drawing(given),
+            **self._guidance(guidance_scale),
             latents=self._packed(noise).to(device, condition["prompt_embeds"].dtype),
             generator=list(generators),
             num_inference_steps=steps,
-            guidance_scale=guidance_scale,
             height=self.resolution,
             width=self.resolution,
             output_type=output_type,
@@ -305,6 +288,10 @@ class FrozenDenoiser(ABC):
     def _drawing(self, given: dict[str, Tensor]) -> dict[str, Any]:
         """Arguments of the pipeline's call, of those that all families could take."""
         return given
+
+    def _guidance(self, scale: float) -> dict[str, float]:
+        """Arguments of the pipeline's call that stand for a guidance scale; at 1 there is none."""
+        return {"guidance_scale": scale}
 
     def _packed(self, latents: Tensor) -> Tensor:
         """Latents as the pipeline's call takes them."""

@@ -35,12 +35,15 @@ class NoiseProcess(Protocol):
         """How the scheduler numbers the timesteps when it samples, ``[B]``."""
 
 
-def noise_process(config: Mapping[str, Any], tokens: int = 4096) -> NoiseProcess:
+def noise_process(
+    config: Mapping[str, Any], tokens: int = 4096, shift: float | None = None
+) -> NoiseProcess:
     """The forward process that a scheduler's configuration stands for.
 
     Args:
         config: of any scheduler of diffusers.
         tokens: image tokens of the denoiser, on which a dynamic shift of flow matching depends.
+        shift: logarithm of a dynamic shift, if it is not FLUX.1's of the tokens.
 
     Raises:
         InvDiffError: if the prediction type is not supported.
@@ -54,7 +57,7 @@ def noise_process(config: Mapping[str, Any], tokens: int = 4096) -> NoiseProcess
         tensor([ 750., 1000.])
     """
     if is_flow(config):
-        return FlowProcess(config, tokens)
+        return FlowProcess(config, tokens, shift)
     return ForwardProcess(config)
 
 
@@ -132,26 +135,21 @@ class FlowProcess:
     Args:
         config: of a flow-matching scheduler of diffusers, or of another one with flow sigmas.
         tokens: image tokens of the denoiser.
+        shift: logarithm of a dynamic shift, if it is not FLUX.1's of the tokens.
     """
 
     prediction_type = "flow"
 
-    def __init__(self, config: Mapping[str, Any], tokens: int) -> None:
+    def __init__(self, config: Mapping[str, Any], tokens: int, shift: float | None = None) -> None:
         steps = int(config.get("num_train_timesteps", 1000))
         parts = torch.arange(1, steps + 1, dtype=torch.float32) / steps
         if config.get("use_dynamic_shifting"):
-            mu = calculate_shift(
-                tokens,
-                config.get("base_image_seq_len", 256),
-                config.get("max_image_seq_len", 4096),
-                config.get("base_shift", 0.5),
-                config.get("max_shift", 1.15),
-            )
+            mu = _shift(config, tokens) if shift is None else shift
             scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
             self._sigmas: Tensor = scheduler.time_shift(mu, 1.0, parts)
         else:
-            shift = float(config.get("shift", config.get("flow_shift", 1.0)))
-            self._sigmas = shift * parts / (1 + (shift - 1) * parts)
+            static = float(config.get("shift", config.get("flow_shift", 1.0)))
+            self._sigmas = static * parts / (1 + (static - 1) * parts)
 
     @property
     def train_timesteps(self) -> int:
@@ -180,6 +178,18 @@ class FlowProcess:
     def _at(self, timesteps: Tensor) -> Tensor:
         self._sigmas = self._sigmas.to(timesteps.device)  # once: to copy is to wait for the device
         return self._sigmas[timesteps]
+
+
+def _shift(config: Mapping[str, Any], tokens: int) -> float:
+    """Logarithm of the shift that rises with the number of tokens, as of FLUX.1 and others."""
+    shift: float = calculate_shift(
+        tokens,
+        config.get("base_image_seq_len", 256),
+        config.get("max_image_seq_len", 4096),
+        config.get("base_shift", 0.5),
+        config.get("max_shift", 1.15),
+    )
+    return shift
 
 
 def predict(denoiser: Any, noisy: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Loading the frozen backbone, a diffusers pipeline folder, and running it."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,22 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from invdiff_pl.backbones.assets import resolve_backbone
-from invdiff_pl.backbones.check import FAMILIES, absent_parts, check_backbone
+from invdiff_pl.backbones.check import FAMILIES, absent_parts, check_backbone, text_parts
 from invdiff_pl.backbones.denoiser import Condition
 from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.folders import make_portable, weights_variant
+from invdiff_pl.backbones.quantized import QUANTIZED, dtype_of, quantize
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import digest_folder, digest_json
+from invdiff_pl.utils.names import FROZEN_WEIGHTS, require_name
 
 
 def load_pipeline(
-    backbone: str, dtype: torch.dtype = torch.float32, *, with_denoiser: bool = True
+    backbone: str,
+    weights: str = "float32",
+    *,
+    with_denoiser: bool = True,
+    with_text_encoders: bool = True,
 ) -> Any:
     """Load a pipeline of a supported family, frozen and in evaluation mode.
 
@@ -30,21 +37,26 @@ def load_pipeline(
 
     Args:
         backbone: a pipeline folder, a hub id, or ``asset:NAME``.
-        dtype: of all weights.
+        weights: dtype that they are held in, ``float32``, ``bfloat16`` or ``float16``; or ``int8``
+            or ``nf4``, which the denoiser's linear layers are rounded to, beside bfloat16.
         with_denoiser: load the denoiser, too, which is most of a large pipeline.
+        with_text_encoders: load them, too.
 
     Raises:
         InvDiffError: if there is no such folder or hub id, or it is not such a pipeline, or its
-            weights are pickles or its parts of other libraries.
+            weights are pickles or its parts of other libraries, or bitsandbytes is missing.
     """
+    require_name("frozen_weights", weights, FROZEN_WEIGHTS)
     name = check_backbone(backbone).replace("Img2Img", "")
     family, source = FAMILIES[name], resolve_backbone(backbone)
     part, denoiser = family.denoiser
-    kind = getattr(diffusers, name)
+    kind, dtype = getattr(diffusers, name), dtype_of(weights)
     # An SD3 without its third text encoder asks its denoiser how wide that would be.
     left_out = _left_out(kind, source)
     needed = with_denoiser or "text_encoder_3" in left_out
-    try:
+    if not with_text_encoders:
+        left_out |= dict.fromkeys(n for n in text_parts(backbone) if n.startswith("text_encoder"))
+    with _told_of(source, name):
         pipeline = kind.from_pretrained(
             source,
             **{part: _whole(denoiser, source, part, dtype) if needed else None},
@@ -54,15 +66,36 @@ def load_pipeline(
             use_safetensors=True,  # the other formats are pickles, which may run code
             **left_out,
         )
+    pipeline.set_progress_bar_config(disable=True)
+    if with_denoiser and weights in QUANTIZED:
+        quantize(getattr(pipeline, part), weights)
+    return frozen(pipeline)
+
+
+def load_autoencoder(backbone: str) -> Any:
+    """Load a backbone's autoencoder alone, frozen, in evaluation mode and float32.
+
+    Raises:
+        InvDiffError: as of :func:`load_pipeline`.
+    """
+    name, source = check_backbone(backbone), resolve_backbone(backbone)
+    with _told_of(source, name):
+        vae = _whole(str(FAMILIES[name].others["vae"]), source, "vae", torch.float32)
+    return vae.requires_grad_(False).eval()
+
+
+@contextmanager
+def _told_of(source: str, name: str) -> Iterator[None]:
+    """One sentence on what damaged parts raise."""
+    try:
+        yield
     except InvDiffError:
         raise
-    except Exception as error:  # damaged parts raise whatever their readers stumble over
+    except Exception as error:  # whatever their readers stumble over
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InvDiffError(
             f"cannot load the backbone {source!r} as a {name} with safetensors weights: {reason}"
         ) from None
-    pipeline.set_progress_bar_config(disable=True)
-    return frozen(pipeline)
 
 
 def frozen(pipeline: Any) -> Any:

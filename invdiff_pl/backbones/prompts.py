@@ -1,11 +1,15 @@
 """What prompts become for a denoiser, each prompt encoded once."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from invdiff_pl.backbones.denoiser import FrozenDenoiser, in_precision, without_padding
+from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.pipeline import load_pipeline
 
 
 class Conditions(nn.Module):
@@ -46,16 +50,46 @@ class Conditions(nn.Module):
         return self[-1:]
 
 
+class EncodesPrompts(Protocol):
+    """Knows what prompts become for a denoiser, which does so itself where it has text encoders."""
+
+    def condition(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """A row for each of P prompts, by the names of the pipeline's call."""
+
+
+class TextEncoders:
+    """A backbone's text encoders, which are loaded when the first prompt is encoded.
+
+    Args:
+        backbone: pipeline folder, hub id or ``asset:NAME``.
+        resolution: side of the images in pixels.
+        weights: how they are held, see :func:`~invdiff_pl.backbones.pipeline.load_pipeline`.
+    """
+
+    def __init__(self, backbone: str, resolution: int, weights: str = "float32") -> None:
+        self._given = backbone, weights
+        self._resolution = resolution
+
+    @cached_property
+    def _loaded(self) -> FrozenDenoiser:
+        pipeline = load_pipeline(*self._given, with_denoiser=False)
+        return frozen_denoiser(pipeline, self._resolution)
+
+    def condition(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """What P prompts become, a row each, on the CPU."""
+        return self._loaded.condition(prompts)
+
+
 class KnownPrompts:
     """Numbers prompts in the order in which they are met, and keeps what they become.
 
     Args:
-        denoiser: that they are for.
+        encoders: of the backbone that they are for.
         prompts: known from the start.
     """
 
-    def __init__(self, denoiser: FrozenDenoiser, prompts: Sequence[str] = ()) -> None:
-        self._denoiser = denoiser
+    def __init__(self, encoders: EncodesPrompts, prompts: Sequence[str] = ()) -> None:
+        self._encoders = encoders
         self._numbers: dict[str, int] = {}
         self._rows: list[dict[str, Tensor]] = []
         self._null: dict[str, Tensor] | None = None
@@ -68,14 +102,14 @@ class KnownPrompts:
         """The number of each prompt, int64 ``[B]``; new ones are encoded."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._numbers]
         if new:
-            self._rows.append(in_precision(self._denoiser.condition(new), torch.float32))
+            self._rows.append(in_precision(self._encoders.condition(new), torch.float32))
             self._numbers |= {prompt: len(self._numbers) + n for n, prompt in enumerate(new)}
         return torch.tensor([self._numbers[prompt] for prompt in prompts], dtype=torch.int64)
 
     def conditions(self) -> Conditions:
         """Those of all of them and, last, of the empty prompt."""
         if self._null is None:
-            self._null = in_precision(self._denoiser.condition([""]), torch.float32)
+            self._null = in_precision(self._encoders.condition([""]), torch.float32)
         parts = [*self._rows, self._null]
         rows = {name: torch.cat([each[name] for each in parts]) for name in parts[0]}
         return Conditions(rows, tuple(self._numbers))

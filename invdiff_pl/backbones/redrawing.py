@@ -1,17 +1,14 @@
 """Images drawn anew from half of the noise, under guidance: clearer in what their prompt names."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from invdiff_pl.backbones.denoiser import (
     Condition,
     FrozenDenoiser,
-    encoded_moments,
     repeated,
 )
+from invdiff_pl.backbones.latents import encoded_moments
 from invdiff_pl.backbones.noising import NoiseProcess, timestep_at
 
 # As a logarithm of the signal-to-noise ratio, about half of all timesteps of Stable Diffusion.
@@ -23,28 +20,29 @@ def clean_and_noise(
 ) -> tuple[Tensor, Tensor]:
     """The latents and the noise that a prediction takes noisy latents to be made of.
 
-    Noisy latents ``a x + s e`` and the target ``p x + q e`` are two equations in both, whatever
-    the prediction type.
+        Noisy latents ``a x + s e`` and the target ``p x + q e`` are two equations in both, whatever
+        the prediction type.
 
     Args:
-        process: of the prediction.
-        noisy: ``[B, C, h, w]``.
-        prediction: of the process's target, ``[B, C, h, w]``.
-        timestep: of all of them.
+            process: of the prediction.
+            noisy: ``[B, C, h, w]``.
+            prediction: of the process's target, ``[B, C, h, w]``.
+            timestep: of all of them.
 
     Returns:
-        ``x`` and ``e``, float32 ``[B, C, h, w]``.
+            ``x`` and ``e``, float32 ``[B, C, h, w]``.
 
     Example:
-        >>> from diffusers import DDPMScheduler
-        >>> from invdiff_pl.backbones.noising import noise_process
-        >>> process = noise_process(DDPMScheduler(prediction_type="v_prediction").config)
-        >>> latents, noise = torch.randn(2, 1, 4, 8, 8)
-        >>> at = torch.tensor([300])
-        >>> noisy = process.add_noise(latents, noise, at)
-        >>> found = clean_and_noise(process, noisy, process.target(latents, noise, at), 300)
-        >>> [torch.allclose(*pair, atol=1e-4) for pair in zip(found, (latents, noise))]
-        [True, True]
+            >>> from diffusers import DDPMScheduler
+            >>> from invdiff_pl.backbones.latents import encoded_moments
+    from invdiff_pl.backbones.noising import noise_process
+            >>> process = noise_process(DDPMScheduler(prediction_type="v_prediction").config)
+            >>> latents, noise = torch.randn(2, 1, 4, 8, 8)
+            >>> at = torch.tensor([300])
+            >>> noisy = process.add_noise(latents, noise, at)
+            >>> found = clean_and_noise(process, noisy, process.target(latents, noise, at), 300)
+            >>> [torch.allclose(*pair, atol=1e-4) for pair in zip(found, (latents, noise))]
+            [True, True]
     """
     at = torch.full((1,), timestep, device=noisy.device)
     none, one = noisy.new_zeros((1, 1, 1, 1)).float(), noisy.new_ones((1, 1, 1, 1)).float()
@@ -52,21 +50,6 @@ def clean_and_noise(
     p, q = process.target(one, none, at), process.target(none, one, at)
     noisy, prediction, both = noisy.float(), prediction.float(), a * q - s * p
     return (q * noisy - s * prediction) / both, (a * prediction - p * noisy) / both
-
-
-def unscaled_latents(config: Mapping[str, Any], latents: Tensor) -> Tensor:
-    """Latents of about unit variance as the autoencoder decodes them.
-
-    The inverse of :func:`~invdiff_pl.backbones.denoiser.scaled_latents`, which see.
-    """
-    scale = float(config["scaling_factor"])
-    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
-        shift, deviation = (
-            torch.tensor(config[name], device=latents.device).reshape(1, -1, 1, 1)
-            for name in ("latents_mean", "latents_std")
-        )
-        return latents * (deviation / scale) + shift
-    return latents / scale + float(config.get("shift_factor") or 0.0)
 
 
 @torch.no_grad()
@@ -98,11 +81,11 @@ def redrawn(
     Returns:
         float32 ``[B, 3, H, W]`` in [-1, 1], on the images' device.
     """
-    device, vae, process = denoiser.network.device, denoiser.pipe.vae, denoiser.process
+    device, process = denoiser.network.device, denoiser.process
     first = timestep_at(process, HALF)
     own = {name: rows.to(device) for name, rows in condition.items()}
     nothing = repeated(null, len(images), device)
-    latents = denoiser.latents(encoded_moments(vae, images)).to(device)
+    latents = denoiser.latents(encoded_moments(denoiser.pipe.vae, images)).to(device)
     noise = noise.to(device)
     count = max(1, round(steps * first / process.train_timesteps))
     places = torch.linspace(first, 0, count + 1).round().long().tolist()
@@ -113,5 +96,4 @@ def redrawn(
         asked = denoiser.predict(noisy, at, own).float()
         prediction = free + guidance_scale * (asked - free)
         latents, noise = clean_and_noise(process, noisy, prediction, timestep)
-    decoded = vae.decode(unscaled_latents(vae.config, latents).to(vae.dtype)).sample
-    return decoded.float().clamp(-1, 1).to(images.device)
+    return denoiser.decoded(latents).to(images.device)

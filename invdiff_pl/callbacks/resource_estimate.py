@@ -156,11 +156,15 @@ def _parts(trainer: pl.Trainer, module: Any, trained: list[Tensor]) -> dict[str,
         "cache held": data.moments().nbytes if cached else 0,
         # DistributedDataParallel has buckets of its own for them.
         "gradients": weights * (2 if trainer.world_size > 1 else 1),
-        "optimizer": 2 * weights,
+        "optimizer": 2 * (weights // 4 if _in_eight_bits(module) else weights),
         "moving average": weights,
         # Of a pass that trains the gradients are part of the peak.
         f"activations of {batch} samples": max(0, peak - weights),
     }
+
+
+def _in_eight_bits(module: Any) -> bool:
+    return bool(module.hparams.get("optimizer") == "adamw8bit")
 
 
 def _operations(trainer: pl.Trainer, module: Any, trained: list[Tensor]) -> int:

@@ -52,7 +52,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     targets = parse_targets(options.target)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     readers = make_readers(options.classifier, options.clip, options.vqa, device)
-    pipe = load_pipeline(options.backbone, getattr(torch, options.dtype))
+    pipe = load_pipeline(options.backbone, options.dtype)
     set_scheduler(pipe, options.scheduler)
     if options.labelled:
         readers = check_readers(readers, options.labelled, frozen_denoiser(pipe).resolution)

@@ -11,10 +11,12 @@ from invdiff_pl.backbones.denoiser import in_precision
 from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.pipeline import (
     backbone_digest,
+    load_autoencoder,
     load_pipeline,
     tokens_cut,
 )
 from invdiff_pl.backbones.prompts import Conditions
+from invdiff_pl.backbones.quantized import dtype_of
 from invdiff_pl.data.batches import (
     ShuffledBatches,
 )
@@ -70,6 +72,8 @@ class BiasedDataModule(IndexedDataModule):
             host's memory on the same terms, else the disk.
         embedding_dtype: in which prompt embeddings are cached: ``float32`` or ``float16``. Latents
             are cached in float16 always.
+        frozen_weights: how the text encoders' are held, see
+            :func:`~invdiff_pl.backbones.pipeline.load_pipeline`; the VAE's are float32.
         settings: as of :class:`~invdiff_pl.data.indexed.IndexedDataModule`.
     """
 
@@ -85,6 +89,7 @@ class BiasedDataModule(IndexedDataModule):
         candidate: int | str | None = None,
         latent_device: LatentDevice = "disk",
         embedding_dtype: Literal["float32", "float16"] = "float32",
+        frozen_weights: str = "float32",
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -99,6 +104,7 @@ class BiasedDataModule(IndexedDataModule):
         self.candidate = candidate
         self.latent_device = latent_device
         self.embedding_dtype: torch.dtype = getattr(torch, embedding_dtype)
+        self.frozen_weights = frozen_weights
         self._contents: dict[Split, str] = {}
         self._inferred: Environments | None = None
         self._moments: RowSource | None = None
@@ -162,8 +168,7 @@ class BiasedDataModule(IndexedDataModule):
         if self.content != "latents" or is_complete(folder := self._folder("latents", "train")):
             return
         paths = self.index.paths(self.index.rows("train"))
-        vae = load_pipeline(self.backbone, with_denoiser=False).vae
-        encode_images(vae, paths, self.resolution, folder)
+        encode_images(load_autoencoder(self.backbone), paths, self.resolution, folder)
 
     def conditions(self) -> Conditions:
         """What every prompt and, last, the empty one become for the denoiser, in float32."""
@@ -176,7 +181,7 @@ class BiasedDataModule(IndexedDataModule):
             else:
                 if len(cached["prompt_embeds"]) == len(self.prompts) + 1:
                     return Conditions(in_precision(cached, torch.float32), self.prompts)
-        pipeline = load_pipeline(self.backbone, with_denoiser=False)
+        pipeline = load_pipeline(self.backbone, self.frozen_weights, with_denoiser=False)
         for prompt, cut in tokens_cut(pipeline, self.prompts).items():
             print(f"warning: the text encoder does not see the last {cut} tokens of {prompt!r}")
         rows = frozen_denoiser(pipeline, self.resolution).condition([*self.prompts, ""])
@@ -272,4 +277,6 @@ class BiasedDataModule(IndexedDataModule):
         }
         if self.embedding_dtype != torch.float32:
             key["dtype"] = str(self.embedding_dtype)
+        if (encoders := dtype_of(self.frozen_weights)) != torch.float32:
+            key["encoders"] = str(encoders)
         return self.cache_dir / "prompts" / f"{digest_json(key)}.safetensors"

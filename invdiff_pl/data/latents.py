@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from invdiff_pl.backbones.denoiser import encoded_moments
+from invdiff_pl.backbones.latents import encoded_moments
 from invdiff_pl.data.cache import build_shards
 from invdiff_pl.data.images import read_images, to_float
 from invdiff_pl.data.prompted import PromptedImages

@@ -35,16 +35,16 @@ def middle_block(denoiser: nn.Module) -> str:
 
     Args:
         denoiser: a UNet of diffusers (its ``mid_block``, the h-space of Kwon et al., arXiv
-            2210.10960) or a transformer with ``transformer_blocks``.
+            2210.10960) or a transformer with ``transformer_blocks`` or ``layers``.
 
     Raises:
         ValueError: if it has neither.
     """
     if getattr(denoiser, "mid_block", None) is not None:
         return "mid_block"
-    blocks = getattr(denoiser, "transformer_blocks", None)
-    if blocks is not None and len(blocks) > 0:
-        return f"transformer_blocks.{len(blocks) // 2}"
+    for name in ("transformer_blocks", "layers"):
+        if blocks := getattr(denoiser, name, None):
+            return f"{name}.{len(blocks) // 2}"
     raise ValueError(
         f"{type(denoiser).__name__} has neither mid_block nor transformer_blocks: name a "
         "block, one of its named_modules()"
@@ -116,7 +116,8 @@ class BlockFeatures:
         for timestep in self._timesteps:
             timesteps = torch.full((len(latents),), timestep, device=latents.device)
             noisy = self._denoiser.process.add_noise(latents.float(), noise, timesteps)
-            found.append(_pooled(self._output(noisy, timesteps), latents.shape))
+            output = self._denoiser.image_tokens(self._output(noisy, timesteps))
+            found.append(_pooled(output, latents.shape))
         return torch.cat(found, dim=1)
 
     def _output(self, noisy: Tensor, timesteps: Tensor) -> Any:
@@ -191,6 +192,7 @@ def image_features(
     levels: Sequence[float] = LEVELS,
     batch_size: int = 128,
     seed: int = 0,
+    resolution: int | None = None,
 ) -> Tensor:
     """Features of images in one pass, for :func:`find_hidden_attributes`.
 
@@ -202,6 +204,7 @@ def image_features(
         levels: likewise.
         batch_size: of forward passes where ``latents`` is a tensor.
         seed: of the noise that all images meet.
+        resolution: side of the images in pixels; the pipeline's own if not given.
 
     Returns:
         float16 ``[N, D]``.
@@ -210,7 +213,7 @@ def image_features(
         ValueError: if there are no images or features are not finite, or see
             :class:`BlockFeatures`.
     """
-    denoiser = frozen_denoiser(pipeline)
+    denoiser = frozen_denoiser(pipeline, resolution)
     reader = BlockFeatures(denoiser, denoiser.condition([""]), block, levels, seed)
     batches = latents.split(batch_size) if isinstance(latents, Tensor) else latents
     found = [reader(batch.to(denoiser.network.device)).half().cpu() for batch in batches]

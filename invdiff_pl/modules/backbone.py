@@ -21,7 +21,7 @@ from invdiff_pl.modules.common import (
     require_step_limit,
     share_of_mean,
 )
-from invdiff_pl.utils.names import BACKBONE_DENSITIES, require_name
+from invdiff_pl.utils.names import BACKBONE_DENSITIES, OPTIMIZERS, require_name
 
 
 class Backbone(OnPipeline):
@@ -50,6 +50,7 @@ class Backbone(OnPipeline):
         lora_rank: of the updates (see ``invdiff_pl.adapters.LoraAdapter``); every weight is trained
             if not given.
         gradient_checkpointing: recompute activations, for less memory and more time.
+        optimizer: ``adamw``, or ``adamw8bit``, whose moments take a byte each.
         seed: of all draws.
 
     Raises:
@@ -88,6 +89,7 @@ class Backbone(OnPipeline):
         high_noise_exponent: float = 1.0,
         lora_rank: int | None = None,
         gradient_checkpointing: bool = False,
+        optimizer: str = "adamw",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -107,6 +109,7 @@ class Backbone(OnPipeline):
             self.denoiser.enable_gradient_checkpointing()
         self.process = self.frozen.process
         require_name("timestep_density", timestep_density, BACKBONE_DENSITIES)
+        require_name("optimizer", optimizer, OPTIMIZERS)
 
     def setup(self, stage: str) -> None:
         """Make frozen parts cheap to hold."""
@@ -147,8 +150,8 @@ class Backbone(OnPipeline):
         """AdamW with warm-up and cosine."""
         require_step_limit(self)
         parameters, chosen = list(self.trainable_parameters().values()), self.hparams
-        rates = (chosen[name] for name in ("learning_rate", "weight_decay", "warmup_steps"))
-        return optimizer_with_schedule(self, parameters, *rates)
+        names = ("learning_rate", "weight_decay", "warmup_steps", "optimizer")
+        return optimizer_with_schedule(self, parameters, *(chosen[name] for name in names))
 
     @torch.no_grad()
     def result(self) -> DiffusionPipeline:

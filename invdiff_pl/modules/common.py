@@ -9,13 +9,14 @@ import torch
 from diffusers import DiffusionPipeline
 from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.pipeline import frozen, load_pipeline
-from invdiff_pl.backbones.prompts import Conditions, KnownPrompts
+from invdiff_pl.backbones.prompts import Conditions, EncodesPrompts, KnownPrompts, TextEncoders
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.names import OPTIMIZERS, require_name
 
 
 class OnPipeline(pl.LightningModule):
@@ -34,18 +35,29 @@ class OnPipeline(pl.LightningModule):
         backbone: str | DiffusionPipeline,
         prompts: Sequence[str] = (),
         resolution: int | None = None,
+        frozen_weights: str = "float32",
     ) -> None:
         """Take a pipeline, or load it: call it in the constructor.
+
+        Text encoders of one that is loaded follow when prompts are met that no DataModule tells.
 
         Args:
             backbone: a loaded pipeline, or a pipeline folder, hub id or ``asset:NAME``.
             prompts: that numbers in batches stand for, where no DataModule tells them.
             resolution: side of the images in pixels; the pipeline's own if not given.
+            frozen_weights: how those of a pipeline that is loaded are held, see
+                :func:`~invdiff_pl.backbones.pipeline.load_pipeline`.
         """
         self.owns_backbone = isinstance(backbone, str)
-        self.pipeline = load_pipeline(backbone) if isinstance(backbone, str) else frozen(backbone)
-        self.frozen = frozen_denoiser(self.pipeline, resolution)
-        self.known = KnownPrompts(self.frozen, prompts)
+        encoders: EncodesPrompts
+        if isinstance(backbone, str):
+            self.pipeline = load_pipeline(backbone, frozen_weights, with_text_encoders=False)
+            self.frozen = frozen_denoiser(self.pipeline, resolution)
+            encoders = TextEncoders(backbone, self.frozen.resolution, frozen_weights)
+        else:
+            self.pipeline = frozen(backbone)
+            encoders = self.frozen = frozen_denoiser(self.pipeline, resolution)
+        self.known = KnownPrompts(encoders, prompts)
 
     def use_prompts(self, conditions: Conditions) -> None:
         """Take what the prompts that batches number and, last, the empty one become."""
@@ -98,7 +110,8 @@ def hold_frozen(module: pl.LightningModule, *others: nn.Module) -> None:
     frozen = {name: value for name, value in module.named_parameters() if not value.requires_grad}
     if half is not None:
         for value in (*frozen.values(), *(p for other in others for p in other.parameters())):
-            value.data = value.data.to(half)
+            if value.is_floating_point():  # quantised ones stay
+                value.data = value.data.to(half)
     ignored = [*frozen, *(name for name, _ in module.named_buffers())]
     # Where DistributedDataParallel looks for it.
     module._ddp_params_and_buffers_to_ignore = ignored  # type: ignore[assignment]
@@ -119,7 +132,9 @@ def denoiser_of(module: pl.LightningModule) -> nn.Module:
     return found
 
 
-def warmup_cosine(optimizer: AdamW, warmup_steps: int, total_steps: int) -> LRSchedulerConfigType:
+def warmup_cosine(
+    optimizer: Optimizer, warmup_steps: int, total_steps: int
+) -> LRSchedulerConfigType:
     """Linear warm-up, then a cosine to zero, stepped every optimizer step."""
 
     def factor(step: int) -> float:
@@ -137,6 +152,7 @@ def optimizer_with_schedule(
     learning_rate: float,
     weight_decay: float,
     warmup_steps: int,
+    optimizer: str = "adamw",
 ) -> OptimizerLRScheduler:
     """AdamW under :func:`warmup_cosine` over ``trainer.max_steps``.
 
@@ -146,10 +162,19 @@ def optimizer_with_schedule(
         learning_rate: peak rate.
         weight_decay: of AdamW.
         warmup_steps: of the rate.
+        optimizer: ``adamw``, or ``adamw8bit``, whose moments take a byte each (Dettmers et al.,
+            arXiv 2110.02861).
     """
-    optimizer = AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
-    schedule = warmup_cosine(optimizer, warmup_steps, module.trainer.max_steps)
-    return {"optimizer": optimizer, "lr_scheduler": schedule}
+    require_name("optimizer", optimizer, OPTIMIZERS)
+    made: Optimizer
+    if optimizer == "adamw8bit":
+        from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415 - installed by those who want it
+
+        made = AdamW8bit(parameters, lr=learning_rate, weight_decay=weight_decay)
+    else:
+        made = AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
+    schedule = warmup_cosine(made, warmup_steps, module.trainer.max_steps)
+    return {"optimizer": made, "lr_scheduler": schedule}
 
 
 def share_of_mean(values: Tensor, count: int, module: pl.LightningModule) -> Tensor:

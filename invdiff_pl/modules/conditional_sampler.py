@@ -44,6 +44,8 @@ class ConditionalSampler(OnPipeline):
         guidance_scale: of classifier-free guidance; 1 is none.
         seed: of the noises.
         resolution: side of the images in pixels; the pipeline's own if not given.
+        frozen_weights: how those of a backbone that is loaded here are held, see
+            :func:`~invdiff_pl.backbones.pipeline.load_pipeline`.
 
     Attributes:
         drawn: prompt of each sample of this rank, by index.
@@ -77,6 +79,7 @@ class ConditionalSampler(OnPipeline):
         guidance_scale: float = 2.0,
         seed: int = 0,
         resolution: int | None = None,
+        frozen_weights: str = "float32",
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=[] if isinstance(backbone, str) else ["backbone"])
@@ -85,7 +88,7 @@ class ConditionalSampler(OnPipeline):
         self.steps = steps
         self.guidance_scale = guidance_scale
         self.seed = seed
-        self.attach(backbone, prompts, resolution)
+        self.attach(backbone, prompts, resolution, frozen_weights)
         set_scheduler(self.pipeline, scheduler)
         network = self.frozen.network
         self.adapter = None if adapter is None else load_adapter(Path(adapter), network)

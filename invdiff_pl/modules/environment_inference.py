@@ -50,6 +50,9 @@ class EnvironmentInference(OnPipeline):
         settings: of the mixture, by the names of
             :class:`~invdiff_pl.environments.hidden_attribute.HiddenAttributeSettings`.
         folder: of the features; a temporary one if not given.
+        resolution: side of the images in pixels; the pipeline's own if not given.
+        frozen_weights: how those of a backbone that is loaded here are held, see
+            :func:`~invdiff_pl.backbones.pipeline.load_pipeline`.
         seed: of the noise that all images meet, and of the search unless ``settings`` has one.
 
     Raises:
@@ -88,6 +91,8 @@ class EnvironmentInference(OnPipeline):
         inference: str = "mixture",
         settings: dict[str, Any] | None = None,
         folder: str | None = None,
+        resolution: int | None = None,
+        frozen_weights: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -96,7 +101,7 @@ class EnvironmentInference(OnPipeline):
         self.settings = HiddenAttributeSettings(**{"seed": seed, **(settings or {})})
         self.kind, self.inference, self.folder = features, inference, folder
         self.block, self.levels, self.seed = block, tuple(levels), seed
-        self.attach(backbone)
+        self.attach(backbone, resolution=resolution, frozen_weights=frozen_weights)
         # Registered so that Lightning moves the weights to the device.
         self.denoiser = self.frozen.network
         self.found: list[HiddenAttribute] = []

@@ -8,8 +8,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from invdiff_pl.backbones.denoiser import encoded_moments
 from invdiff_pl.backbones.draws import generator
+from invdiff_pl.backbones.latents import encoded_moments
 from invdiff_pl.backbones.redrawing import redrawn
 from invdiff_pl.data.datasets import PromptBatch
 from invdiff_pl.data.images import to_float
@@ -51,6 +51,8 @@ class ImageGeneration(ConditionalSampler):
         most_per_prompt: the most images of a prompt.
         batch_size: images drawn together, of those beside the loader's.
         resolution: side of the images in pixels; the pipeline's own if not given.
+        frozen_weights: how those of a backbone that is loaded here are held, see
+            :func:`~invdiff_pl.backbones.pipeline.load_pipeline`.
 
     Attributes:
         facts: ``prompts`` and, of each, ``counts`` of images and of its ``rarer`` group;
@@ -72,6 +74,7 @@ class ImageGeneration(ConditionalSampler):
         most_per_prompt: int = 4096,
         batch_size: int = 128,
         resolution: int | None = None,
+        frozen_weights: str = "float32",
     ) -> None:
         super().__init__(
             backbone,
@@ -82,6 +85,7 @@ class ImageGeneration(ConditionalSampler):
             guidance_scale=guidance_scale,
             seed=-1 - seed,
             resolution=resolution,
+            frozen_weights=frozen_weights,
         )
         self.clearer = clearer
         self.least_rare = least_rare

@@ -15,6 +15,7 @@ from invdiff_pl.adapters.base import require_adapter
 from invdiff_pl.backbones.denoiser import Condition
 from invdiff_pl.backbones.draws import generator
 from invdiff_pl.backbones.noising import sample_losses
+from invdiff_pl.backbones.quantized import QUANTIZED
 from invdiff_pl.data.datasets import LatentBatch
 from invdiff_pl.data.environments import Environments
 from invdiff_pl.modules.batches import completed, micro_batches, step_draws
@@ -35,7 +36,8 @@ from invdiff_pl.objectives import (
     min_snr_weights,
 )
 from invdiff_pl.objectives.densities import require_density
-from invdiff_pl.utils.names import WEIGHTINGS, require_name
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.names import OPTIMIZERS, WEIGHTINGS, require_name
 
 UNTRAINED = (
     "{why}, so the adapter is left untrained, a no-op; train_without_bias=true trains it "
@@ -93,6 +95,9 @@ class InvariantAdapter(OnPipeline):
         gradient_checkpointing: recompute activations, for less memory and more time.
         train_without_bias: train although the inference found no bias or could not test for one.
         resolution: side of the images in pixels; the pipeline's own if not given.
+        frozen_weights: how those of a backbone that is loaded here are held, see
+            :func:`~invdiff_pl.backbones.pipeline.load_pipeline`.
+        optimizer: ``adamw``, or ``adamw8bit``, whose moments take a byte each.
         seed: of the adapter's weights and of all draws.
 
     Raises:
@@ -147,6 +152,8 @@ class InvariantAdapter(OnPipeline):
         gradient_checkpointing: bool = False,
         train_without_bias: bool = False,
         resolution: int | None = None,
+        frozen_weights: str = "float32",
+        optimizer: str = "adamw",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -156,7 +163,7 @@ class InvariantAdapter(OnPipeline):
         self.conditioning_dropout = conditioning_dropout
         self.min_snr_gamma = min_snr_gamma if loss_weighting == "min_snr" else None
         self.seed = seed
-        self.attach(backbone, prompts, resolution)
+        self.attach(backbone, prompts, resolution, frozen_weights)
         self.process = self.frozen.process
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -186,7 +193,15 @@ class InvariantAdapter(OnPipeline):
             InvDiffError: naming the first that is wrong.
         """
         require_name("loss_weighting", settings["loss_weighting"], WEIGHTINGS)
+        require_name("optimizer", settings["optimizer"], OPTIMIZERS)
         require_adapter(settings["adapter"], settings["adapter_settings"] or {})
+        if settings["frozen_weights"] in QUANTIZED and settings["adapter"] != "lora":
+            raise InvDiffError(
+                f"frozen_weights={settings['frozen_weights']}: only a LoRA is trained beside "
+                f"quantised weights, not adapter={settings['adapter']}.",
+                "frozen_weights",
+                "adapter",
+            )
         build_rule(
             settings["objective"],
             groups=2,
@@ -349,6 +364,7 @@ class InvariantAdapter(OnPipeline):
             chosen.learning_rate,
             chosen.weight_decay,
             chosen.warmup_steps,
+            chosen.optimizer,
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

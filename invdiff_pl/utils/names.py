@@ -1,6 +1,7 @@
 """Names that settings choose by, known without torch, so that a wrong one is told at once."""
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from invdiff_pl.utils.errors import InvDiffError
@@ -14,6 +15,14 @@ BACKBONE_DENSITIES = ("power", "logit_normal")
 WEIGHTINGS = ("none", "min_snr")
 INFERENCES = ("mixture", "partition")
 EXTRACTORS = ("dinov2", "efficientnet_lite0", "inception_v3")
+# How weights that are not trained are held, see `invdiff_pl.backbones.pipeline.load_pipeline`.
+FROZEN_WEIGHTS = ("float32", "bfloat16", "float16", "int8", "nf4")
+OPTIMIZERS = ("adamw", "adamw8bit")
+# Names that need a library which the package does without.
+_LIBRARIES = dict.fromkeys(("int8", "nf4", "adamw8bit"), "bitsandbytes")
+
+# Settings of all stages, in the group `scale`.
+OF_SCALE: dict[str, Sequence[str]] = {"frozen_weights": FROZEN_WEIGHTS, "optimizer": OPTIMIZERS}
 
 # Settings of the package's own modules, by class.
 OF_MODULES: dict[str, dict[str, Sequence[str]]] = {
@@ -33,7 +42,7 @@ OF_MODULES: dict[str, dict[str, Sequence[str]]] = {
 
 
 def require_name(argument: str, name: object, known: Sequence[str]) -> None:
-    """Refuse a name that is not known.
+    """Refuse a name that is not known, or that needs a library which is not installed.
 
     Args:
         argument: or flag that it was given to, such as ``score`` or ``--model.score``.
@@ -45,6 +54,13 @@ def require_name(argument: str, name: object, known: Sequence[str]) -> None:
     """
     if name not in known:
         raise InvDiffError(f"{argument}={name}: expected one of {', '.join(known)}.", argument)
+    library = _LIBRARIES.get(str(name))
+    if library is not None and find_spec(library) is None:
+        raise InvDiffError(
+            f"{argument}={name}: {library} is not installed: `pip install {library}`, or choose "
+            f"one of {', '.join(each for each in known if each not in _LIBRARIES)}.",
+            argument,
+        )
 
 
 def require_names(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
@@ -58,6 +74,10 @@ def require_names(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> N
     Raises:
         InvDiffError: naming the flag.
     """
+    scale = config.get("scale") or {}
+    for setting, known in OF_SCALE.items():
+        if setting in scale:
+            require_name(f"--scale.{setting}", scale[setting], known)
     model = config.get("model") or {}
     given = {**(model.get("init_args") or {})}
     for override in overrides:

@@ -10,8 +10,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from invdiff_pl.adapters.stack import Without, carrying
-from invdiff_pl.backbones.denoiser import encoded_moments
 from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.latents import encoded_moments
 from invdiff_pl.backbones.pipeline import sample_images
 from invdiff_pl.backbones.prompts import Conditions
 from invdiff_pl.data.images import to_float

@@ -113,7 +113,8 @@ def debias(
         SaveAdapter(keep.name),
     ]
     with borrowed(pipe), nullcontext() if progress else untold():
-        module = InvariantAdapter(pipe, learning_rate=learning_rate, seed=seed, **settings)
+        settings |= {"learning_rate": learning_rate, "seed": seed, "resolution": resolution}
+        module = InvariantAdapter(pipe, **settings)
         if trainer is None:
             trainer = _trainer(pipe, steps, [*callbacks, StopOnDivergence()], progress)
         else:

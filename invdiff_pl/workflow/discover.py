@@ -7,8 +7,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from invdiff_pl.backbones.denoiser import encoded_moments
 from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.latents import encoded_moments
 from invdiff_pl.data.images import to_float
 from invdiff_pl.data.latents import pixel_batches
 from invdiff_pl.data.prompted import PromptedImages
@@ -86,7 +86,8 @@ def discover(
     batches = pixel_batches(images, denoiser.resolution, batch_size, told)
     if embeddings is None:
         moments = (encoded_moments(pipe.vae, to_float(pixels)) for pixels in batches)
-        features = image_features(pipe, (denoiser.latents(part) for part in moments), seed=seed)
+        latents = (denoiser.latents(part) for part in moments)
+        features = image_features(pipe, latents, seed=seed, resolution=denoiser.resolution)
     else:
         features = _embedded(embeddings, batches)
         require_features(features, len(images), "embeddings", "embeddings")

@@ -67,6 +67,9 @@ class ScaleSettings:
         compile_denoiser: let ``torch.compile`` fuse the denoiser's operations: faster after a
             minute, and equal up to rounding.
         channels_last: hold the denoiser's weights with channels in the innermost place.
+        frozen_weights: how the backbone's weights are held where they are not trained, see
+            ``invdiff_pl.backbones.pipeline.load_pipeline``.
+        optimizer: of backbone and adapter, one of ``invdiff_pl.utils.names.OPTIMIZERS``.
         latent_device: where latents are held while they are trained on, see
             ``invdiff_pl.data.base.BiasedDataModule``.
         embedding_dtype: in which prompt embeddings are cached.
@@ -104,6 +107,8 @@ class ScaleSettings:
     gradient_checkpointing: bool = False
     compile_denoiser: bool = False
     channels_last: bool = False
+    frozen_weights: str = "float32"
+    optimizer: str = "adamw"
     latent_device: str = "disk"
     embedding_dtype: str = "float32"
     eval_every_n_steps: int = 100

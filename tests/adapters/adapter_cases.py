@@ -47,7 +47,7 @@ def run_folder(folder: Path, backbone: Path | str, kind: str) -> Path:
 
 @functools.cache
 def _loaded(backbone: str, dtype: torch.dtype) -> UNet2DConditionModel:
-    return load_pipeline(backbone, dtype).unet
+    return load_pipeline(backbone, str(dtype).removeprefix("torch.")).unet
 
 
 def frozen_unet(backbone: Path | str, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:

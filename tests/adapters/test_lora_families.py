@@ -122,12 +122,19 @@ def test_other_forms_are_of_loras_only(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_feed_forward_layers_of_a_transformer_are_adapted_by_name() -> None:
-    adapter = build_adapter("lora", made("flux").transformer, layers=["feed_forward"])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("flux", "ff.net.0.proj ff.net.2 ff_context.net.0.proj ff_context.net.2 proj_mlp"),
+        ("flux2", "ff.linear_in ff.linear_out ff_context.linear_in ff_context.linear_out"),
+        ("lumina2", "feed_forward.linear_1 feed_forward.linear_2 feed_forward.linear_3"),
+        ("zimage", "feed_forward.w1 feed_forward.w2 feed_forward.w3"),
+    ],
+)
+def test_feed_forward_layers_of_a_transformer_are_adapted_by_name(name: str, expected: str) -> None:
+    adapter = build_adapter("lora", made(name).transformer, layers=["feed_forward"])
     layers = {name.split(".lora_")[0].split(".", 2)[2] for name in adapter.parameters()}
-    assert layers == {"ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"} | {
-        "proj_mlp"
-    }
+    assert sorted(layers) == expected.split()
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "sd"])

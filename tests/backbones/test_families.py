@@ -3,15 +3,15 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from tiny_families import FAMILIES as TINY
 from tiny_families import PROMPTS, flux, made
 from torch import Tensor
 
 from invdiff_pl.backbones.check import FAMILIES as SUPPORTED
 from invdiff_pl.backbones.check import is_flow
-from invdiff_pl.backbones.denoiser import encoded_moments
 from invdiff_pl.backbones.families import FAMILIES, frozen_denoiser
+from invdiff_pl.backbones.latents import encoded_moments
 from invdiff_pl.backbones.noising import FlowProcess, noise_process, sample_losses
 from invdiff_pl.utils.errors import InvDiffError
 
@@ -53,7 +53,7 @@ def test_the_network_is_called_as_the_stock_pipeline_calls_it(
     pipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     denoiser = frozen_denoiser(pipe, 32)
-    calls: list[tuple[dict[str, Any], Tensor]] = []
+    calls: list[tuple[dict[str, Any], Any]] = []
 
     def note(network: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         named = zip(inspect.signature(network.forward).parameters, args, strict=False)
@@ -64,13 +64,34 @@ def test_the_network_is_called_as_the_stock_pipeline_calls_it(
     with denoiser.network.register_forward_hook(note, with_kwargs=True):
         stock(pipe, prompt=PROMPTS[0], num_inference_steps=1, **settings)
         given, output = calls[0]
-        guided = len(output) == 2  # the empty prompt's first
-        condition = rows(denoiser.condition(TEXT), [1, 0] if guided else [0])
-        latents = given["hidden_states" if "hidden_states" in given else "sample"]
+        guided = len(output) == 2
+        order = [0, 1] if isinstance(output, list) else [1, 0]  # Z-Image's has the prompt first
+        condition = rows(denoiser.condition(TEXT), order if guided else [0])
+        latents = next(given[name] for name in ("hidden_states", "sample", "x") if name in given)
+        if isinstance(latents, list):
+            latents, output = torch.stack(latents).squeeze(2), torch.stack(output)
         monkeypatch.setattr(denoiser.process, "time", lambda time: time)
-        time = given["timestep"].reshape(-1)[:1] * (1000 if type(pipe) is FluxPipeline else 1)
-        denoiser.predict(denoiser._unpacked(latents), time.expand(len(latents)), condition)
-    torch.testing.assert_close(calls[1][1], output, rtol=0, atol=1e-5)
+        time = _of_thousand(pipe, given["timestep" if "timestep" in given else "t"]).reshape(-1)[:1]
+        denoiser.predict(_latent(pipe, latents), time.expand(len(latents)), condition)
+    again = calls[-1][1]
+    again = torch.stack(again) if isinstance(again, list) else again
+    torch.testing.assert_close(again, output, rtol=0, atol=1e-5)
+
+
+def _of_thousand(pipe: Any, time: Tensor) -> Tensor:
+    """The scheduler's timestep, of what the pipeline gives its network."""
+    name = type(pipe).__name__
+    if name in ("Lumina2Pipeline", "ZImagePipeline"):
+        return 1000 * (1 - time)
+    return 1000 * time if name.startswith("Flux") else time
+
+
+def _latent(pipe: Any, given: Tensor) -> Tensor:
+    """Latents ``[B, C, h, w]``, of what the pipeline gives its network."""
+    if given.dim() == 4:
+        return given
+    grid = given.unflatten(1, (8, 8)).permute(0, 3, 1, 2)
+    return torch.nn.functional.pixel_shuffle(grid, 2)
 
 
 def test_drawing_is_the_stock_pipelines(pipe: Any) -> None:
@@ -81,11 +102,12 @@ def test_drawing_is_the_stock_pipelines(pipe: Any) -> None:
     ours = denoiser.draw(*given, noise, sources, steps=2, guidance_scale=4.0)
     drawn = stock(
         pipe,
-        prompt=PROMPTS,
+        prompt=list(PROMPTS),  # which some change
         latents=denoiser._packed(noise),
         generator=denoiser.initial_noise([3, 5], seed=1)[1],
         num_inference_steps=2,
-        guidance_scale=4.0,
+        # Z-Image's is what is added to a prediction.
+        guidance_scale=3.0 if type(pipe).__name__ == "ZImagePipeline" else 4.0,
         output_type="pt",
     )
     torch.testing.assert_close(ours, drawn, rtol=0, atol=1e-5)
@@ -106,20 +128,34 @@ def test_latents_are_what_the_pipeline_decodes(pipe: Any) -> None:
     denoiser = frozen_denoiser(pipe, 32)
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     moments = encoded_moments(pipe.vae, images)
-    latents, config = denoiser.latents(moments), pipe.vae.config
-    back = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
-    torch.testing.assert_close(back, moments.chunk(2, dim=1)[0])
+    latents = denoiser.latents(moments)
+    back = _decodable(pipe, latents)
+    torch.testing.assert_close(back, moments.chunk(2, dim=1)[0], atol=1e-5, rtol=1e-4)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
-    deviation = (denoiser.latents(moments, noise) - latents) / config.scaling_factor
+    deviation = _decodable(pipe, denoiser.latents(moments, noise)) - back
     expected = noise * torch.exp(0.5 * moments.chunk(2, dim=1)[1])
     torch.testing.assert_close(deviation, expected, atol=1e-5, rtol=1e-4)
     assert latents.shape[1:] == denoiser.latent_shape
 
 
+def _decodable(pipe: Any, latents: Tensor) -> Tensor:
+    """What the pipeline's autoencoder is given for latents."""
+    config = pipe.vae.config
+    if type(pipe).__name__ != "Flux2KleinPipeline":
+        return latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
+    statistics = pipe.vae.bn
+    deviation = (statistics.running_var + config.batch_norm_eps).sqrt()
+    packed = pipe._patchify_latents(latents)
+    packed = packed * deviation[:, None, None] + statistics.running_mean[:, None, None]
+    unpacked: Tensor = pipe._unpatchify_latents(packed)
+    return unpacked
+
+
 def test_gradients_reach_the_network_that_is_called(pipe: Any) -> None:
     denoiser = frozen_denoiser(pipe, 32)
     noise, _ = denoiser.initial_noise([0], seed=0)
-    weight = next(value for value in denoiser.network.parameters() if value.dim() > 1)
+    layers = denoiser.network.modules()
+    weight: Any = next(layer.weight for layer in layers if isinstance(layer, torch.nn.Linear))
     weight.requires_grad_(True)
     try:
         given = denoiser.condition([PROMPTS[0]])
@@ -173,8 +209,12 @@ def _sampled_everywhere(pipe: Any, tokens: int) -> FlowMatchEulerDiscreteSchedul
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=dynamic)
     steps = (torch.arange(1000, 0, -1) / 1000).tolist()
     # FLUX.1: mu rises from 0.5 at 256 tokens to 1.15 at 4096.
-    mu = {"mu": 0.5 + 0.65 * (tokens - 256) / (4096 - 256)} if dynamic else {}
-    scheduler.set_timesteps(sigmas=steps, **mu)
+    mu = 0.5 + 0.65 * (tokens - 256) / (4096 - 256)
+    if type(pipe).__name__ == "Flux2KleinPipeline":
+        # On a line between its values for 10 steps and for 200, at the default of 50.
+        few, many = 8.73809524e-05 * tokens + 1.89833333, 0.00016927 * tokens + 0.45666666
+        mu = few + (many - few) * (50 - 10) / (200 - 10)
+    scheduler.set_timesteps(sigmas=steps, **({"mu": mu} if dynamic else {}))
     return scheduler
 
 

@@ -16,6 +16,10 @@ from invdiff_pl.backbones.pipeline import load_pipeline, save_pipeline
 PROMPT = "a photo of a mallard"
 
 
+def _weights(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _dtypes(pipeline: StableDiffusionPipeline) -> set[torch.dtype]:
     parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
     return {parameter.dtype for part in parts for parameter in part.parameters()}
@@ -57,7 +61,7 @@ def test_the_variant_is_told_by_the_names_of_the_files(files, variant, tmp_path)
 )
 def test_all_parts_are_loaded_in_one_dtype(name, dtype, tiny_backbone, tmp_path) -> None:
     TAKEN[name](tiny_backbone, tmp_path / name)
-    pipeline = load_pipeline(str(tmp_path / name), dtype)
+    pipeline = load_pipeline(str(tmp_path / name), _weights(dtype))
     assert _dtypes(pipeline) == {dtype}
     assert frozen_denoiser(pipeline).condition([PROMPT])["prompt_embeds"].shape[1] == 16
 
@@ -99,7 +103,7 @@ def test_shards_of_a_variant_become_plain_ones(tiny_backbone, tmp_path) -> None:
 def test_what_is_written_is_stored_in_one_dtype_and_loaded_in_one(
     dtype, tiny_backbone, tmp_path
 ) -> None:
-    save_pipeline(load_pipeline(str(tiny_backbone), dtype), tmp_path / "saved")
+    save_pipeline(load_pipeline(str(tiny_backbone), _weights(dtype)), tmp_path / "saved")
     assert _dtypes(StableDiffusionPipeline.from_pretrained(tmp_path / "saved")) == {torch.float32}
     stored = {
         kind

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from invdiff_pl.backbones.denoiser import scaled_latents
+from invdiff_pl.backbones.latents import scaled_latents
 from invdiff_pl.backbones.noising import ForwardProcess, sample_losses
 from invdiff_pl.utils.errors import InvDiffError
 

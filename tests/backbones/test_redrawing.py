@@ -5,11 +5,11 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from invdiff_pl.backbones.denoiser import encoded_moments, scaled_latents
 from invdiff_pl.backbones.families import frozen_denoiser
+from invdiff_pl.backbones.latents import encoded_moments, scaled_latents, unscaled_latents
 from invdiff_pl.backbones.new_pipeline import tiny_pipeline
 from invdiff_pl.backbones.noising import noise_process
-from invdiff_pl.backbones.redrawing import clean_and_noise, redrawn, unscaled_latents
+from invdiff_pl.backbones.redrawing import clean_and_noise, redrawn
 
 PROMPTS = ["a nurse", "a pilot"]
 

@@ -95,20 +95,24 @@ def test_any_block_may_be_named(pipeline: Any, latents: Tensor) -> None:
         image_features(pipeline, latents, levels=[float("nan")])
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux", "pixart", "sana"])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ("sd", "sdxl")])
 def test_image_tokens_of_a_transformer_are_pooled_like_a_grid(name: str) -> None:
     pipe = made(name)
     denoiser = frozen_denoiser(pipe, 32)
-    assert middle_block(pipe.transformer) == "transformer_blocks.1"
+    joint = name in ("lumina2", "zimage")  # of text and image
+    assert middle_block(pipe.transformer) == f"{'layers' if joint else 'transformer_blocks'}.1"
     kept: list[Any] = []
-    handle = pipe.transformer.transformer_blocks[1].register_forward_hook(
+    handle = pipe.transformer.get_submodule(middle_block(pipe.transformer)).register_forward_hook(
         lambda block, given, output: kept.append(output)
     )
     latents = denoiser.initial_noise([0, 1, 2], seed=0)[0]
     found = BlockFeatures(denoiser, denoiser.condition([""]), levels=[0.0])(latents)
     handle.remove()
-    side = 16 if name == "sana" else 8  # the others' patches are of two by two pixels
+    # The others' patches are of two by two pixels; Lumina 2's latents are smaller.
+    side = {"sana": 16, "lumina2": 2}.get(name, 8)
     outputs = kept[0] if isinstance(kept[0], tuple) else (kept[0],)
+    if joint:
+        outputs = (outputs[0][:, : side**2] if name == "zimage" else outputs[0][:, -(side**2) :],)
     (tokens,) = [each for each in outputs if each is not None and each.shape[1] == side * side]
     grid = tokens.transpose(1, 2).reshape(3, -1, side, side)
     expected = torch.cat(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint
+from tiny_families import FAMILIES as TINY
 from tiny_families import PROMPTS, made
 from torch import Tensor
 from trainers import quiet_trainer
@@ -15,7 +16,7 @@ import invdiff_pl as inv
 
 FAMILIES = [
     "flux",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("sdxl", "sd3", "pixart", "sana")),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in TINY if name not in ("sd", "flux")),
 ]
 
 

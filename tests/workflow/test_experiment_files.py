@@ -17,7 +17,7 @@ from invdiff_pl.workflow.experiment import PACKAGED, find_file, scale_files
 from invdiff_pl.workflow.settings import ScaleSettings
 
 FILES = sorted([*PACKAGED.glob("stages/*.yaml"), *PACKAGED.glob("scales/**/*.yaml")])
-LARGE = ("flux", "pixart", "sana", "sd3", "sdxl")
+LARGE = ("flux", "flux2", "lumina2", "pixart", "sana", "sd3", "sdxl", "zimage")
 
 
 def _defaults(chosen: type) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from child_processes import stages_in_this_process
 from safetensors.torch import load_file
-from tiny_families import PROMPTS, made
+from tiny_families import FAMILIES, PROMPTS, made
 from trainers import QUICK
 
 import invdiff_pl as inv
@@ -35,29 +35,50 @@ FAST = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["flux", "sdxl", "sd3", "sana"])
-def test_a_run_from_prompts_alone_ends_at_a_lora_that_the_stock_pipeline_loads(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made(name).save_pretrained(tmp_path / "pipeline")
-    monkeypatch.chdir(tmp_path)
+def run(name: str, *flags: str) -> None:
+    """All stages, here, and the samples once more."""
+    made(name).save_pretrained("pipeline")
     words = ["train", "--prompts", "; ".join(PROMPTS), "--experiments", str(EXPERIMENTS)]
-    words += ["--backbone", "pipeline", "--run-dir", "run", *FAST]
+    words += ["--backbone", "pipeline", "--run-dir", "run", *FAST, *flags]
     with stages_in_this_process():
         assert main(words) == 0
         assert main([*words, "--scale.samples_per_prompt=3"]) == 0  # draws samples alone anew
-    facts = read_json(Path("run/adapter/adapter/adapter.json"))
-    assert facts["architecture"] == frozen_denoiser(made(name)).architecture
     assert Path("run/report/report.html").is_file()
     file = Path("run/adapter/adapter/pytorch_lora_weights.safetensors")
     assert any(bool(value.any()) for key, value in load_file(file).items() if "lora_B" in key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "sd"])
+def test_a_run_from_prompts_alone_ends_at_a_lora_that_the_stock_pipeline_loads(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(name)
+    facts = read_json(Path("run/adapter/adapter/adapter.json"))
     pipe = made(name)
-    pipe.load_lora_weights(str(file.parent))
+    assert facts["architecture"] == frozen_denoiser(pipe).architecture
+    if name == "pixart":  # whose pipeline loads no LoRAs
+        inv.InvDiffPipeline.from_pipe(pipe, lora="run/adapter/adapter")
+        return
+    pipe.load_lora_weights("run/adapter/adapter")
     assert pipe.get_active_adapters()
 
 
-@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "pixart", "sana"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "weights"), [("flux", "bfloat16"), ("flux", "nf4"), ("sdxl", "int8")]
+)
+def test_a_whole_run_holds_frozen_weights_as_it_is_told(
+    name: str, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if weights != "bfloat16":
+        pytest.importorskip("bitsandbytes")
+    monkeypatch.chdir(tmp_path)
+    run(name, f"--scale.frozen_weights={weights}")
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "sd"])
 def test_the_library_finds_and_mitigates_with_any_family(name: str, tmp_path: Path) -> None:
     pipe = made(name)
     before = frozen_denoiser(pipe, 32).network.state_dict()

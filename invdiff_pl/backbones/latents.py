@@ -1,0 +1,69 @@
+"""From images to latents as a denoiser takes them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Log-variance of latents of an autoencoder without a posterior.
+_CERTAIN = -30.0
+
+
+@torch.no_grad()
+def encoded_moments(vae: Any, images: Tensor) -> Tensor:
+    """Moments of an autoencoder's posterior; of one without a posterior, hardly any variance.
+
+    Args:
+        vae: of diffusers, of C latent channels.
+        images: float ``[B, 3, H, W]`` in [-1, 1].
+
+    Returns:
+        means and log-variances, ``[B, 2C, h, w]``, on the autoencoder's device.
+    """
+    encoded = vae.encode(images.to(vae.device, vae.dtype))
+    if hasattr(encoded, "latent_dist"):
+        moments: Tensor = encoded.latent_dist.parameters
+        return moments
+    return torch.cat([encoded.latent, torch.full_like(encoded.latent, _CERTAIN)], dim=1)
+
+
+def scaled_latents(
+    config: Mapping[str, Any], moments: Tensor, noise: Tensor | None = None
+) -> Tensor:
+    """Latents of about unit variance, as a denoiser takes them.
+
+    Args:
+        config: of the autoencoder: a scaling factor, and a shift or means and deviations.
+        moments: as :func:`encoded_moments` gives them, ``[B, 2C, h, w]``.
+        noise: standard normal ``[B, C, h, w]``; ``None`` takes the posterior's mean.
+
+    Returns:
+        float32 ``[B, C, h, w]``.
+    """
+    mean, log_variance = moments.float().chunk(2, dim=1)
+    if noise is not None:
+        mean = mean + noise * torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
+    scale = float(config["scaling_factor"])
+    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+        shift, deviation = (
+            torch.tensor(config[name], device=mean.device).reshape(1, -1, 1, 1)
+            for name in ("latents_mean", "latents_std")
+        )
+        return (mean - shift) * (scale / deviation)
+    return (mean - float(config.get("shift_factor") or 0.0)) * scale
+
+
+def unscaled_latents(config: Mapping[str, Any], latents: Tensor) -> Tensor:
+    """Latents of about unit variance as the autoencoder decodes them.
+
+    The inverse of :func:`scaled_latents`, which see.
+    """
+    scale = float(config["scaling_factor"])
+    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+        shift, deviation = (
+            torch.tensor(config[name], device=latents.device).reshape(1, -1, 1, 1)
+            for name in ("latents_mean", "latents_std")
+        )
+        return latents * (deviation / scale) + shift
+    return latents / scale + float(config.get("shift_factor") or 0.0)
