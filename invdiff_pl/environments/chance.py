@@ -26,15 +26,17 @@ from invdiff_pl.environments.space import Space
 _NULL_IMAGES = 1500
 
 
-def by_chance(space: Space, judged: list[Judged], settings: HiddenAttributeSettings) -> list[float]:
+def by_chance(
+    space: Space, judged: list[Judged], settings: HiddenAttributeSettings
+) -> list[float | None]:
     """How often shares would differ as much as each candidate's where all prompts are alike.
 
-    1 for a candidate whose shares hardly differ.
+    ``None`` for a candidate that is not asked: shares hardly differ, or it is not aligned.
     """
-    differ = [uneven(each, settings) for each in judged]
-    tested = [each for each, differs in zip(judged, differ, strict=True) if differs]
-    if int(space.prompts.max()) == 0 or not tested:
-        return [1.0] * len(judged)
+    asked = [uneven(each, settings) and alike(each, settings) for each in judged]
+    tested = [each for each, is_asked in zip(judged, asked, strict=True) if is_asked]
+    if not tested:
+        return [None] * len(judged)
     wanted = {each.values for each in tested}
     more = sorted(wanted - {2})
     places = torch.zeros_like(space.offsets)
@@ -43,18 +45,18 @@ def by_chance(space: Space, judged: list[Judged], settings: HiddenAttributeSetti
     for number in range(settings.resamples):
         source = generator(settings.seed, "resample", number)
         rows = _resampled(space.prompts, source)
-        alike = space.rows(rows).dealt(source, places[space.prompts[rows].unique()])
-        found = search(alike, settings.starts, more, settings.quantile, settings.seed)
+        dealt = space.rows(rows).dealt(source, places[space.prompts[rows].unique()])
+        found = search(dealt, settings.starts, more, settings.quantile, settings.seed)
         for groups in wanted:
             those = [each for each in found if each.values == groups]
-            largest[groups].append(_strongest(those, alike, settings))
+            largest[groups].append(_strongest(those, dealt, settings))
     null = {groups: torch.tensor(strengths) for groups, strengths in largest.items()}
     return [
         float((null[each.values] >= _strength(each, space, settings)).sum() + 1)
         / (settings.resamples + 1)
-        if differs
-        else 1.0
-        for each, differs in zip(judged, differ, strict=True)
+        if is_asked
+        else None
+        for each, is_asked in zip(judged, asked, strict=True)
     ]
 
 
@@ -62,21 +64,20 @@ def _strongest(found: list[Judged], space: Space, settings: HiddenAttributeSetti
     """The largest strength of what would be taken for an attribute that prompts share."""
 
     @cache
-    def alike(number: int) -> bool:
-        judged = aligned(found[number], space, settings.seed)
-        return judged.possible and judged.p_alignment <= settings.each_alpha
+    def is_alike(number: int) -> bool:
+        return alike(aligned(found[number], space, settings.seed), settings)
 
     def taken(number: int) -> bool:
         each = found[number]
         return not any(
-            other.explained > each.explained and same_direction(each, other) and alike(rival)
+            other.explained > each.explained and same_direction(each, other) and is_alike(rival)
             for rival, other in enumerate(found)
             if each.values == other.values == 2
         )
 
     # Most are not asked, for what is stronger is.
     order = sorted(range(len(found)), key=lambda number: found[number].strength, reverse=True)
-    return next((found[n].strength for n in order if alike(n) and taken(n)), 0.0)
+    return next((found[n].strength for n in order if is_alike(n) and taken(n)), 0.0)
 
 
 def _small(prompts: Tensor) -> bool:
@@ -106,6 +107,11 @@ def _resampled(prompts: Tensor, source: torch.Generator) -> Tensor:
     chosen = torch.zeros_like(sizes, dtype=torch.bool)
     chosen[order[sizes[order].cumsum(0) <= max(_NULL_IMAGES, int(sizes.max()))]] = True
     return chosen[prompts].nonzero().squeeze(1)
+
+
+def alike(each: Judged, settings: HiddenAttributeSettings) -> bool:
+    """Whether it is aligned, were all candidates tested for it (Bonferroni)."""
+    return each.possible and each.p_alignment <= settings.each_alpha
 
 
 def uneven(each: Judged, settings: HiddenAttributeSettings) -> bool:

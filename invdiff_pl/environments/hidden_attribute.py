@@ -65,8 +65,8 @@ The test
 search is repeated (whitening and starts included); the largest strength of what would be taken for
 an aligned attribute, clear times the root of the ratio, is what chance does. *Alignment*: the
 differences between groups of each prompt are turned by random rotations, which makes prompts
-unrelated, and the p-value is multiplied by the number of candidates whose shares differ
-(Bonferroni), which is independent of alignment. A bias is reported where both are at most
+unrelated, and the p-value is multiplied by the number of candidates (Bonferroni). Only what is
+aligned is tested for its shares. A bias is reported where both are at most
 ``alpha``, so where either kind of nothing holds it is reported in at most ``alpha`` of data sets.
 """
 
@@ -76,7 +76,7 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.backbones.draws import generator
-from invdiff_pl.environments.chance import by_chance, difference_of, uneven
+from invdiff_pl.environments.chance import alike, by_chance, difference_of, uneven
 from invdiff_pl.environments.judging import (
     PART_IMAGES,
     Judged,
@@ -192,11 +192,9 @@ def _searched(
     judged = [aligned(each, space, settings.seed) for each in found]
     judged = _ranked(judged, space, settings)[: settings.candidates]
     chances = by_chance(space, judged, settings)
-    # Whether shares differ tells nothing of alignment, so only those that do are tested for it.
-    tested = max(sum(p_shares <= settings.alpha for p_shares in chances), 1)
     comparable = int(parts_of(space.prompts).max()) > 0
     return judged, [
-        _candidate(each, values, prompts, comparable, p_shares, tested, settings)
+        _candidate(each, values, prompts, comparable, p_shares, settings)
         for each, p_shares in zip(judged, chances, strict=True)
     ]
 
@@ -209,16 +207,16 @@ def _ranked(judged: list[Judged], space: Space, settings: HiddenAttributeSetting
     """
 
     def order(each: Judged) -> tuple[bool, bool, bool, float]:
-        alike = _alike(each, settings)
-        strength = each.strength if alike else each.gain
-        return uneven(each, settings), alike, each.possible, strength
+        is_alike = alike(each, settings)
+        strength = each.strength if is_alike else each.gain
+        return uneven(each, settings), is_alike, each.possible, strength
 
     two = [each for each in judged if each.values == 2]
     two = sorted(distinct(two, settings.each_alpha), key=order, reverse=True)
-    many = [each for each in judged if each.values > 2 and _alike(each, settings)]
+    many = [each for each in judged if each.values > 2 and alike(each, settings)]
     if many:
         best = max(many, key=lambda each: each.evidence)
-        if not two or not _alike(two[0], settings):
+        if not two or not alike(two[0], settings):
             return [best, *two]
         if best.evidence > two[0].evidence and not _by_shares(two[0], space):
             return [best, *two]
@@ -240,11 +238,6 @@ def _by_shares(each: Judged, space: Space) -> bool:
     return shares_over_looks(asked.values @ direction, asked.prompts, places) > 0
 
 
-def _alike(each: Judged, settings: HiddenAttributeSettings) -> bool:
-    """Whether it is aligned, were all candidates tested for it."""
-    return each.possible and each.p_alignment <= settings.each_alpha
-
-
 def _check(features: Tensor, prompts: Tensor) -> None:
     if features.dim() != 2 or prompts.shape != features.shape[:1]:
         raise ValueError(
@@ -262,8 +255,7 @@ def _candidate(
     values: Tensor,
     prompts: Tensor,
     comparable: bool,
-    p_shares: float,
-    tested: int,
+    p_shares: float | None,
     settings: HiddenAttributeSettings,
 ) -> HiddenAttribute:
     """A hidden attribute of all images."""
@@ -272,11 +264,14 @@ def _candidate(
     memberships, shares = memberships[:, order], shares[:, order]
     usual = shares.nanmean(0)
     conflict = -(memberships * (shares / usual).log()[prompts].nan_to_num()).sum(1)
-    p_alignment = min(1.0, each.p_alignment * tested)
+    p_alignment = min(1.0, each.p_alignment * settings.candidates)
+    differs = uneven(each, settings)
     verdict: Verdict = "untestable"
     reason = "there are too few prompts or images to compare prompts."
     if comparable:
-        verdict, reason = verdict_on(each, difference_of(shares), p_shares, p_alignment, settings)
+        verdict, reason = verdict_on(
+            each, difference_of(each.fit.shares), p_shares, p_alignment, settings
+        )
     return HiddenAttribute(
         memberships=memberships,
         shares=shares,
@@ -284,7 +279,7 @@ def _candidate(
         evidence=each.evidence if each.possible else 0.0,
         gain=each.gain,
         alignment=each.alignment,
-        p_value=max(p_shares, p_alignment),
+        p_value=max(p_shares or 0.0, p_alignment) if differs else 1.0,
         verdict=verdict,
         reason=reason,
     )

@@ -11,26 +11,25 @@ Verdict = Literal["bias", "no bias", "unaligned", "untestable"]
 def verdict_on(
     each: Judged,
     difference: float,
-    p_shares: float,
+    p_shares: float | None,
     p_alignment: float,
     settings: HiddenAttributeSettings,
 ) -> tuple[Verdict, str]:
     """The verdict on a candidate of prompts that can be compared, and why."""
     told = f"alignment {each.alignment:.2f}, p = {p_alignment:.2g}"
-    chance = f"p = {p_shares:.2g}"
     if each.gain <= 0:
         reason = "images fall into groups in few prompts only."
     elif each.shared < SHARED:
         reason = f"only {each.shared:.0%} of the images have values that most prompts show."
     elif difference < settings.least_difference:
         reason = f"shares differ between prompts by {difference:.2f} only."
-    elif p_shares > settings.alpha:
-        reason = f"shares differ between prompts by no more than chance ({chance})."
-    elif p_alignment > settings.alpha:
+    elif p_shares is None:
         return "unaligned", f"what differs between groups is not the same in all prompts ({told})."
+    elif p_shares > settings.alpha:
+        reason = f"shares differ between prompts by no more than chance (p = {p_shares:.2g})."
     else:
         return "bias", (
             f"groups that look the same in all prompts differ in their shares by {difference:.2f} "
-            f"({chance}; {told})."
+            f"(p = {p_shares:.2g}; {told})."
         )
     return "no bias", reason
