@@ -45,7 +45,7 @@ ratio of own over equal shares, in nats an image, less what chance adds (half it
 freedom): ``evidence``. *Aligned*: each prompt refits its groups alone, and their differences must
 point the same way in all prompts, in features of variance 1; otherwise which group of one prompt
 answers to which of another is not in the data. *One reading*: of those in the same direction the
-one with most log-likelihood and evidence together. Where a prompt's place is mistaken, images are
+one with most log-likelihood and likelihood ratio together. Where a prompt's place is mistaken, images are
 less likely; a part of an attribute (beards, of gender) tells less. *Many values* tell a little of
 what is named, too. They come first only where they tell more than two do and these differ in looks
 rather than in shares: what prompts name may make the same two values look different

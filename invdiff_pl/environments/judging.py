@@ -70,8 +70,9 @@ class Judged:
 
     @property
     def explained(self) -> float:
-        """Log-likelihood of an image, and what its value tells of its prompt, in nats."""
-        return float(self.fit.log_likelihood.mean()) + self.evidence
+        """Log-likelihood, and the statistic that says how uneven it is, both an image."""
+        likelihood = self.fit.log_likelihood
+        return float(likelihood.mean()) + self.ratio / len(likelihood)
 
     @property
     def strength(self) -> float:
