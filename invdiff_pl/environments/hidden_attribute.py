@@ -42,13 +42,13 @@ What counts
 width, in all but the ``quantile`` least clear prompts. *Shared*: values that (nearly) all prompts
 have; what one prompt alone shows cannot go along with prompts. *Informative*: the log-likelihood
 ratio of own over equal shares, in nats an image, less what chance adds (half its degrees of
-freedom): ``evidence``. *Aligned*: each prompt refits its groups alone, and their differences must point the same way in all
-prompts, in features of variance 1; otherwise which group of one prompt answers to which of another
-is not in the data. *One reading*: of those in the same direction the one with most log-likelihood
-and likelihood ratio together. Where a prompt's place is mistaken, images are less likely; a part of
-an attribute (beards, of gender) tells less. *Many values* tell a little of what is named, too. They
-come first only where they tell more than two do and these differ in looks rather than in shares:
-what prompts name may make the same two values look different
+freedom): ``evidence``. *Aligned*: each prompt refits its groups alone, and their differences must
+point the same way in all prompts, in features of variance 1; otherwise which group of one prompt
+answers to which of another is not in the data. *One reading*: of those in the same direction the
+one with most log-likelihood and likelihood ratio together. Where a prompt's place is mistaken,
+images are less likely; a part of an attribute (beards, of gender) tells less. *Many values* tell a
+little of what is named, too. They come first only where they tell more than two do and these differ
+in looks rather than in shares: what prompts name may make the same two values look different
 (:mod:`invdiff_pl.environments.looks`).
 
 Several at once
