@@ -20,29 +20,28 @@ def clean_and_noise(
 ) -> tuple[Tensor, Tensor]:
     """The latents and the noise that a prediction takes noisy latents to be made of.
 
-        Noisy latents ``a x + s e`` and the target ``p x + q e`` are two equations in both, whatever
-        the prediction type.
+    Noisy latents ``a x + s e`` and the target ``p x + q e`` are two equations in both, whatever
+    the prediction type.
 
     Args:
-            process: of the prediction.
-            noisy: ``[B, C, h, w]``.
-            prediction: of the process's target, ``[B, C, h, w]``.
-            timestep: of all of them.
+        process: of the prediction.
+        noisy: ``[B, C, h, w]``.
+        prediction: of the process's target, ``[B, C, h, w]``.
+        timestep: of all of them.
 
     Returns:
-            ``x`` and ``e``, float32 ``[B, C, h, w]``.
+        ``x`` and ``e``, float32 ``[B, C, h, w]``.
 
     Example:
-            >>> from diffusers import DDPMScheduler
-            >>> from invdiff_pl.backbones.latents import encoded_moments
-    from invdiff_pl.backbones.noising import noise_process
-            >>> process = noise_process(DDPMScheduler(prediction_type="v_prediction").config)
-            >>> latents, noise = torch.randn(2, 1, 4, 8, 8)
-            >>> at = torch.tensor([300])
-            >>> noisy = process.add_noise(latents, noise, at)
-            >>> found = clean_and_noise(process, noisy, process.target(latents, noise, at), 300)
-            >>> [torch.allclose(*pair, atol=1e-4) for pair in zip(found, (latents, noise))]
-            [True, True]
+        >>> from diffusers import DDPMScheduler
+        >>> from invdiff_pl.backbones.noising import noise_process
+        >>> process = noise_process(DDPMScheduler(prediction_type="v_prediction").config)
+        >>> latents, noise = torch.randn(2, 1, 4, 8, 8)
+        >>> at = torch.tensor([300])
+        >>> noisy = process.add_noise(latents, noise, at)
+        >>> found = clean_and_noise(process, noisy, process.target(latents, noise, at), 300)
+        >>> [torch.allclose(*pair, atol=1e-4) for pair in zip(found, (latents, noise))]
+        [True, True]
     """
     at = torch.full((1,), timestep, device=noisy.device)
     none, one = noisy.new_zeros((1, 1, 1, 1)).float(), noisy.new_ones((1, 1, 1, 1)).float()

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainers import QUICK
 
 from invdiff_pl.adapters import build_adapter, load_adapter
+from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.noising import predict
 from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.callbacks import (
@@ -259,7 +260,7 @@ def test_the_estimate_of_a_stage_counts_the_operations_of_all_its_passes(
     module_of, tiny_backbone, environments, tmp_path, capsys
 ) -> None:
     module = InvariantAdapter(str(tiny_backbone), "small_unet", {"ratio": 0.5})
-    text = module.frozen.condition([""])["prompt_embeds"]
+    text = frozen_denoiser(load_pipeline(str(tiny_backbone))).condition([""])["prompt_embeds"]
     given = torch.zeros(1, 4, 16, 16), torch.zeros(1, dtype=torch.int64), text
     with FlopCounterMode(display=False) as counter:
         predict(module.adapter.denoiser, *given).square().mean().backward()

@@ -270,7 +270,7 @@ def test_without_a_reader_environments_are_inferred_and_counted(pipe, monkeypatc
         return noise + 8 * hidden[:, None] * torch.eye(6)[0] + (rows >= 120)[:, None]
 
     monkeypatch.setattr("invdiff_pl.workflow.audit_drawing.BlockFeatures", lambda *given: features)
-    few = HiddenAttributeSettings(starts=10, resamples=19, values=())
+    few = HiddenAttributeSettings(starts=10, resamples=19, values=(), candidates=1)
     found = inv.audit(
         pipe, PROMPTS, discovery=few, per_prompt=120, steps=1, progress=False, batch_size=60
     )

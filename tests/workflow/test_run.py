@@ -12,6 +12,7 @@ import pytest
 from invdiff_pl.cli.experiment import experiment_of, run_experiment
 from invdiff_pl.cli.main import main
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.processes import Ended
 from invdiff_pl.workflow import run as runner
 from invdiff_pl.workflow.due import begin, fingerprint, finish, is_current
 from invdiff_pl.workflow.experiment import Experiment
@@ -328,9 +329,9 @@ def test_the_launcher_starts_what_runs_on_all_devices(
 ) -> None:
     commands: list[tuple[list[str], bool]] = []
 
-    def call(command: list[str], lock: int, *, tied: bool) -> int:
+    def call(command: list[str], lock: int, *, tied: bool) -> Ended:
         commands.append((command, tied))
-        return 0
+        return Ended(0)
 
     monkeypatch.setattr(runner.processes, "call", call)
     runner.run_stage(_experiment(), STAGES[name], ["srun", "--x"])
@@ -401,7 +402,7 @@ def test_a_run_keeps_its_command_and_its_files_and_can_be_replayed_from_them(
 def test_a_stage_that_fails_is_not_recorded(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner.processes, "call", lambda command, lock, tied: 143)
+    monkeypatch.setattr(runner.processes, "call", lambda command, lock, tied: Ended(143))
     with pytest.raises(InvDiffError, match="stage adapter failed"):
         runner.run_stage(_experiment(), STAGES["adapter"])
     assert not is_current(_experiment(), STAGES["adapter"])
