@@ -44,14 +44,8 @@ def scaled_latents(
     mean, log_variance = moments.float().chunk(2, dim=1)
     if noise is not None:
         mean = mean + noise * torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
-    scale = float(config["scaling_factor"])
-    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
-        shift, deviation = (
-            torch.tensor(config[name], device=mean.device).reshape(1, -1, 1, 1)
-            for name in ("latents_mean", "latents_std")
-        )
-        return (mean - shift) * (scale / deviation)
-    return (mean - float(config.get("shift_factor") or 0.0)) * scale
+    shift, scale = _shift_and_scale(config, mean.device)
+    return (mean - shift) * scale
 
 
 def unscaled_latents(config: Mapping[str, Any], latents: Tensor) -> Tensor:
@@ -59,11 +53,19 @@ def unscaled_latents(config: Mapping[str, Any], latents: Tensor) -> Tensor:
 
     The inverse of :func:`scaled_latents`, which see.
     """
+    shift, scale = _shift_and_scale(config, latents.device)
+    return latents / scale + shift
+
+
+def _shift_and_scale(
+    config: Mapping[str, Any], device: torch.device
+) -> tuple[Tensor | float, Tensor | float]:
+    """What is taken from an autoencoder's latents, and what the rest is multiplied by."""
     scale = float(config["scaling_factor"])
     if config.get("latents_mean") is not None and config.get("latents_std") is not None:
-        shift, deviation = (
-            torch.tensor(config[name], device=latents.device).reshape(1, -1, 1, 1)
+        mean, deviation = (
+            torch.tensor(config[name], device=device).reshape(1, -1, 1, 1)
             for name in ("latents_mean", "latents_std")
         )
-        return latents * (deviation / scale) + shift
-    return latents / scale + float(config.get("shift_factor") or 0.0)
+        return mean, scale / deviation
+    return float(config.get("shift_factor") or 0.0), scale

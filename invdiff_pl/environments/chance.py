@@ -33,7 +33,7 @@ def by_chance(
 
     ``None`` for a candidate that is not asked: shares hardly differ, or it is not aligned.
     """
-    asked = [uneven(each, settings) and alike(each, settings) for each in judged]
+    asked = [uneven(each, settings) and each.is_aligned(settings.each_alpha) for each in judged]
     tested = [each for each, is_asked in zip(judged, asked, strict=True) if is_asked]
     if not tested:
         return [None] * len(judged)
@@ -65,7 +65,8 @@ def _strongest(found: list[Judged], space: Space, settings: HiddenAttributeSetti
 
     @cache
     def is_alike(number: int) -> bool:
-        return alike(aligned(found[number], space, settings.seed), settings)
+        judged = aligned(found[number], space, settings.seed)
+        return judged.is_aligned(settings.each_alpha)
 
     def taken(number: int) -> bool:
         each = found[number]
@@ -107,11 +108,6 @@ def _resampled(prompts: Tensor, source: torch.Generator) -> Tensor:
     chosen = torch.zeros_like(sizes, dtype=torch.bool)
     chosen[order[sizes[order].cumsum(0) <= max(_NULL_IMAGES, int(sizes.max()))]] = True
     return chosen[prompts].nonzero().squeeze(1)
-
-
-def alike(each: Judged, settings: HiddenAttributeSettings) -> bool:
-    """Whether it is aligned, were all candidates tested for it (Bonferroni)."""
-    return each.possible and each.p_alignment <= settings.each_alpha
 
 
 def uneven(each: Judged, settings: HiddenAttributeSettings) -> bool:

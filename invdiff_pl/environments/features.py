@@ -38,7 +38,7 @@ def middle_block(denoiser: nn.Module) -> str:
             2210.10960) or a transformer with ``transformer_blocks`` or ``layers``.
 
     Raises:
-        ValueError: if it has neither.
+        ValueError: if it has none of them.
     """
     if getattr(denoiser, "mid_block", None) is not None:
         return "mid_block"
@@ -46,8 +46,8 @@ def middle_block(denoiser: nn.Module) -> str:
         if blocks := getattr(denoiser, name, None):
             return f"{name}.{len(blocks) // 2}"
     raise ValueError(
-        f"{type(denoiser).__name__} has neither mid_block nor transformer_blocks: name a "
-        "block, one of its named_modules()"
+        f"{type(denoiser).__name__} has neither mid_block nor transformer_blocks nor "
+        "layers: name a block, one of its named_modules()"
     )
 
 

@@ -76,7 +76,7 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.backbones.draws import generator
-from invdiff_pl.environments.chance import alike, by_chance, difference_of, uneven
+from invdiff_pl.environments.chance import by_chance, difference_of, uneven
 from invdiff_pl.environments.judging import (
     PART_IMAGES,
     Judged,
@@ -205,18 +205,19 @@ def _ranked(judged: list[Judged], space: Space, settings: HiddenAttributeSetting
     One of many values comes ahead of all if it is aligned, tells more than the first of two values,
     and that is rather a matter of looks.
     """
+    level = settings.each_alpha
 
     def order(each: Judged) -> tuple[bool, bool, bool, float]:
-        is_alike = alike(each, settings)
-        strength = each.strength if is_alike else each.gain
-        return uneven(each, settings), is_alike, each.possible, strength
+        is_aligned = each.is_aligned(level)
+        strength = each.strength if is_aligned else each.gain
+        return uneven(each, settings), is_aligned, each.possible, strength
 
     two = [each for each in judged if each.values == 2]
-    two = sorted(distinct(two, settings.each_alpha), key=order, reverse=True)
-    many = [each for each in judged if each.values > 2 and alike(each, settings)]
+    two = sorted(distinct(two, level), key=order, reverse=True)
+    many = [each for each in judged if each.values > 2 and each.is_aligned(level)]
     if many:
         best = max(many, key=lambda each: each.evidence)
-        if not two or not alike(two[0], settings):
+        if not two or not two[0].is_aligned(level):
             return [best, *two]
         if best.evidence > two[0].evidence and not _by_shares(two[0], space):
             return [best, *two]

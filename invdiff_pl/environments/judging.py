@@ -68,6 +68,10 @@ class Judged:
         """Whether it may be an attribute that prompts share."""
         return self.gain > 0 and self.shared >= SHARED
 
+    def is_aligned(self, level: float) -> bool:
+        """Whether it may be an attribute that prompts share, aligned at a level."""
+        return self.possible and self.p_alignment <= level
+
     @property
     def explained(self) -> float:
         """Log-likelihood, and the statistic that says how uneven it is, both an image."""
@@ -134,7 +138,7 @@ def distinct(found: list[Judged], level: float) -> list[Judged]:
     """
 
     def order(each: Judged) -> tuple[bool, bool, float]:
-        return each.possible and each.p_alignment <= level, each.possible, each.explained
+        return each.is_aligned(level), each.possible, each.explained
 
     kept: list[Judged] = []
     for each in sorted(found, key=order, reverse=True):
