@@ -7,8 +7,7 @@ resolution, by PyTorch's counter; the part of them until the middle block, where
 and parameters of a LoRA of rank 16 by the default layers.
 """
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from invdiff_pl.adapters import build_adapter
 from invdiff_pl.backbones.check import FAMILIES
 from invdiff_pl.backbones.denoiser import FrozenDenoiser
 from invdiff_pl.backbones.families import frozen_denoiser
-from invdiff_pl.environments.features import middle_block
+from invdiff_pl.environments.features import block_output, middle_block
 
 _SD = {
     "sample_size": 64,
@@ -137,25 +136,22 @@ def given(model: Published, denoiser: FrozenDenoiser) -> tuple[Tensor, Tensor, d
     return noisy, torch.zeros(1, dtype=torch.int64, device="meta"), condition
 
 
-class _ReachedError(Exception):
-    """The middle block has been computed."""
+def counted(run: Callable[[], object]) -> int:
+    """Operations of a call."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
 
 
 def operations(model: Published, denoiser: FrozenDenoiser) -> tuple[int, int]:
     """Operations of a pass, and of its part until the middle block."""
-    counted = []
-    for whole in (True, False):
+    block = denoiser.network.get_submodule(middle_block(denoiser.network))
 
-        def stop(*_: Any, whole: bool = whole) -> None:
-            if not whole:
-                raise _ReachedError
+    def predict() -> Tensor:
+        return denoiser.predict(*given(model, denoiser))
 
-        block = denoiser.network.get_submodule(middle_block(denoiser.network))
-        counter = FlopCounterMode(display=False)
-        with torch.no_grad(), block.register_forward_hook(stop), counter, suppress(_ReachedError):
-            denoiser.predict(*given(model, denoiser))
-        counted.append(counter.get_total_flops())
-    return counted[0], counted[1]
+    with torch.no_grad():
+        return counted(predict), counted(lambda: block_output(block, predict))
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ networks that score samples, and pictures drawn during training.
 """
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -18,10 +17,9 @@ from unittest.mock import patch
 
 import torch
 from diffusers import AutoencoderKL
-from families import MODELS, Published, empty, given, operations
+from families import MODELS, Published, counted, empty, given, operations
 from omegaconf import OmegaConf
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from invdiff_pl.adapters import build_adapter
@@ -80,13 +78,6 @@ def settings_of(scale: str) -> ScaleSettings:
     ]
     chosen: Any = OmegaConf.merge(*(file.scale for file in files))
     return ScaleSettings(**chosen)
-
-
-def counted(run: Callable[[], object]) -> int:
-    """Operations of a call."""
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return int(counter.get_total_flops())
 
 
 def autoencoder(channels: int) -> AutoencoderKL:
@@ -226,7 +217,14 @@ def main() -> None:
         f"at {UTILISATION:.0%} of a card's operations\n"
     )
     head = ("model", "1000 images", "adapter", "a prompt", "the run", *CARDS)
-    sizes = ("weights", "a pass of training", "disk, 1000 images", "disk, a prompt", "the run")
+    sizes = (
+        "model",
+        "weights",
+        "a pass of training",
+        "disk, 1000 images",
+        "disk, a prompt",
+        "the run",
+    )
     rows, memory = [], []
     for name, scale in SCALES.items():
         found = costs(MODELS[name], settings_of(scale))
@@ -238,8 +236,7 @@ def main() -> None:
         held = (found.weights, found.activations, 1000 * found.disk_image, found.disk_prompt, disk)
         memory.append([name, *(f"{v / 2**30:.1f}" for v in held)])
     for titles, lines, unit in ((head, rows, "PFLOP, and hours"), (sizes, memory, "GiB")):
-        cells = titles if titles[0] == "model" else ("model", *titles)
-        print(f"{unit}:\n\n| {' | '.join(cells)} |\n|{' --- |' * len(cells)}")
+        print(f"{unit}:\n\n| {' | '.join(titles)} |\n|{' --- |' * len(titles)}")
         print("\n".join(f"| {' | '.join(line)} |" for line in lines), end="\n\n")
 
 
