@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from compose import SHARES, SPLITS, add_options, check_options, deal, renamed, unpacked
+from compose import SHARES, SPLITS, deal, read_options, renamed, unpacked
 from packages import UserError
 from PIL import Image
 
@@ -143,16 +143,10 @@ def write_dataset(args: argparse.Namespace, scans: np.ndarray, output: Path) -> 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read and check the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--folders", type=Path, nargs="+", help=f"of the unpacked {PACKAGE}")
     parser.add_argument(
         "--hidden", choices=list(VALUES), default="second", help="hidden attribute (default second)"
     )
-    add_options(parser, train=2000, val=400, test=800)
-    args = parser.parse_args(arguments)
-    if args.fetch == bool(args.folders):
-        parser.error("give either --fetch or --folders")
-    check_options(parser, args)
-    return args
+    return read_options(parser, arguments, f"of the unpacked {PACKAGE}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,11 +17,10 @@ from compose import (
     SPLITS,
     Row,
     Strips,
-    add_options,
-    check_options,
     counts,
     pictures,
     plan,
+    read_options,
     renamed,
     unpacked,
     write_sources,
@@ -60,13 +59,7 @@ def build(args: argparse.Namespace, things: list[Source], scenes: list[Source]) 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read and check the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--folders", type=Path, nargs="+", help="of the unpacked packages")
-    add_options(parser, train=2000, val=400, test=800)
-    args = parser.parse_args(arguments)
-    if args.fetch == bool(args.folders):
-        parser.error("give either --fetch or --folders")
-    check_options(parser, args)
-    return args
+    return read_options(parser, arguments, "of the unpacked packages")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -241,6 +241,19 @@ def add_options(parser: argparse.ArgumentParser, train: int, val: int, test: int
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default 0)")
 
 
+def read_options(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, folders: str
+) -> argparse.Namespace:
+    """Options of a script that takes unpacked packages by ``--folders``."""
+    parser.add_argument("--folders", type=Path, nargs="+", help=folders)
+    add_options(parser, train=2000, val=400, test=800)
+    args = parser.parse_args(arguments)
+    if args.fetch == bool(args.folders):
+        parser.error("give either --fetch or --folders")
+    check_options(parser, args)
+    return args
+
+
 def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse numbers that cannot be."""
     for flag, least in (("size", 16), ("train", 1), ("val", 0), ("test", 0), ("seed", 0)):
