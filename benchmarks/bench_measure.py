@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from invdiff_pl.utils.processes import peak_memory
 
@@ -70,16 +69,6 @@ def settle(device: torch.device) -> None:
     """Wait for a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def flops(work: Callable[[], object]) -> int:
-    """Floating-point operations of matrix products, convolutions and attention in one call.
-
-    A multiplication and an addition count as two. Models on the meta device cost nothing to count.
-    """
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return int(counter.get_total_flops())
 
 
 def peak_flops(

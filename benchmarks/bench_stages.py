@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from ablation_groups import gradient_memberships
-from bench_measure import flops
 from bench_work import PROMPTS, ReferenceInputs, Work, text_embeddings
 from loader import loader
 from metrics import CLASSES, stand_ins
@@ -37,6 +36,7 @@ from invdiff_pl.metrics.scorers import MAIN
 from invdiff_pl.modules import InvariantAdapter
 from invdiff_pl.objectives import build_density, build_rule, group_objective
 from invdiff_pl.utils.images import ImageWriter
+from invdiff_pl.utils.operations import count_operations
 
 VISITS = 4  # how often the mini scale's adapter stage visits an image
 GUIDANCE = 1.0
@@ -182,7 +182,7 @@ class Scoring:
         noisy = torch.zeros(1, unet.config.in_channels, *[unet.config.sample_size] * 2)
         given = noisy.to(unet.device), torch.tensor(0), self.embeddings[:1]
         with torch.no_grad():
-            return flops(lambda: unet(*given))
+            return count_operations(lambda: unet(*given))
 
 
 def scoring(work: Work, half: bool = False) -> Stage:
@@ -322,7 +322,7 @@ class Training:
         noisy = torch.zeros(1, unet.config.in_channels, *[unet.config.sample_size] * 2)
         given = noisy.to(self.work.device), torch.tensor([0], device=self.work.device)
         text = module.conditions[:1]["prompt_embeds"]
-        return flops(
+        return count_operations(
             lambda: predict(module.adapter.denoiser, *given, text).square().mean().backward()
         )
 

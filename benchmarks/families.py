@@ -7,20 +7,20 @@ resolution, by PyTorch's counter; the part of them until the middle block, where
 and parameters of a LoRA of rank 16 by the default layers.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import diffusers
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from invdiff_pl.adapters import build_adapter
 from invdiff_pl.backbones.check import FAMILIES
 from invdiff_pl.backbones.denoiser import FrozenDenoiser
 from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.environments.features import block_output, middle_block
+from invdiff_pl.utils.operations import count_operations
 
 _SD = {
     "sample_size": 64,
@@ -136,13 +136,6 @@ def given(model: Published, denoiser: FrozenDenoiser) -> tuple[Tensor, Tensor, d
     return noisy, torch.zeros(1, dtype=torch.int64, device="meta"), condition
 
 
-def counted(run: Callable[[], object]) -> int:
-    """Operations of a call."""
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return int(counter.get_total_flops())
-
-
 def operations(model: Published, denoiser: FrozenDenoiser) -> tuple[int, int]:
     """Operations of a pass, and of its part until the middle block."""
     block = denoiser.network.get_submodule(middle_block(denoiser.network))
@@ -151,7 +144,7 @@ def operations(model: Published, denoiser: FrozenDenoiser) -> tuple[int, int]:
         return denoiser.predict(*given(model, denoiser))
 
     with torch.no_grad():
-        return counted(predict), counted(lambda: block_output(block, predict))
+        return count_operations(predict), count_operations(lambda: block_output(block, predict))
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import torch
 from diffusers import AutoencoderKL
-from families import MODELS, Published, counted, empty, given, operations
+from families import MODELS, Published, empty, given, operations
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
@@ -28,6 +28,7 @@ from invdiff_pl.callbacks.calibration import ScaleCalibration
 from invdiff_pl.callbacks.heldout import HeldOutSelection
 from invdiff_pl.callbacks.resource_estimate import activations
 from invdiff_pl.environments.features import LEVELS, block_output, middle_block
+from invdiff_pl.utils.operations import count_operations
 from invdiff_pl.workflow.experiment import find_file, scale_files
 from invdiff_pl.workflow.settings import ScaleSettings
 
@@ -139,7 +140,7 @@ def training(model: Published, denoiser: FrozenDenoiser, chosen: ScaleSettings) 
         prediction = denoiser.predict(noisy, timesteps, condition)
         torch.autograd.grad(prediction.float().square().mean(), trained, allow_unused=True)
 
-    needed = counted(lambda: run(1))
+    needed = count_operations(lambda: run(1))
     if chosen.gradient_checkpointing:
         adapter.enable_gradient_checkpointing()
     attention = "torch.nn.functional.scaled_dot_product_attention"
@@ -157,8 +158,8 @@ def costs(model: Published, chosen: ScaleSettings) -> Costs:
     width = _features(model, denoiser)
     vae = autoencoder(channels)
     with torch.device("meta"), torch.no_grad():
-        encode = counted(lambda: vae.encode(torch.empty(1, 3, model.side, model.side)))
-        decode = counted(lambda: vae.decode(torch.empty(1, channels, *size)))
+        encode = count_operations(lambda: vae.encode(torch.empty(1, 3, model.side, model.side)))
+        decode = count_operations(lambda: vae.decode(torch.empty(1, channels, *size)))
     weights = 2 * sum(
         value.numel()
         for part in (denoiser.network, vae, *text_encoders(model.pipeline))

@@ -12,13 +12,13 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from invdiff_pl.callbacks.data import data_module
 from invdiff_pl.data.samples import require_few_samples
 from invdiff_pl.modules import ConditionalSampler
 from invdiff_pl.modules.common import denoiser_of
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.operations import count_operations
 from invdiff_pl.utils.resources import free_memory, in_units, require_room
 
 _REMEDIES = {
@@ -180,9 +180,8 @@ def _operations(trainer: pl.Trainer, module: Any, trained: list[Tensor]) -> int:
         samples = prod(sizes)
     else:
         return 0
-    with FlopCounterMode(display=False) as counter:
-        _pass(trainer, module, trained, 1, decodes=False)
-    return int(counter.get_total_flops() * samples / trainer.world_size)
+    of_a_sample = count_operations(lambda: _pass(trainer, module, trained, 1, decodes=False))
+    return int(of_a_sample * samples / trainer.world_size)
 
 
 def _pass(

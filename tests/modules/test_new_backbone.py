@@ -10,12 +10,13 @@ import pytorch_lightning as pl
 import torch
 from birds_data import birds_data
 from diffusers import SanaPipeline
+from torch.utils.flop_counter import FlopCounterMode
 from trainers import quiet_trainer
 
 from invdiff_pl.backbones.architecture import TINY
 from invdiff_pl.backbones.draws import generator, logit_normal_timesteps
 from invdiff_pl.backbones.pipeline import load_pipeline
-from invdiff_pl.callbacks import LatentScale, SavePipeline
+from invdiff_pl.callbacks import LatentScale, ResourceEstimate, SavePipeline
 from invdiff_pl.modules import Autoencoder, Backbone
 from invdiff_pl.utils.errors import InvDiffError
 
@@ -116,6 +117,26 @@ def _instruction() -> list[str]:
     default = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"]
     words: list[str] = default.default
     return words
+
+
+def test_the_estimate_counts_the_operations_of_a_transformer_that_is_trained_whole(
+    birds: Path, start: Path, tmp_path: Path
+) -> None:
+    estimate = ResourceEstimate()
+    data = birds_data(birds, start, tmp_path / "cache")
+    trainer = quiet_trainer(tmp_path, max_steps=1, callbacks=[estimate])
+    module = Backbone(str(start), warmup_steps=1)
+    trainer.fit(module, datamodule=data)
+    condition = module.conditions[:1]
+    transformer = load_pipeline(str(start)).transformer.requires_grad_(True)
+    with FlopCounterMode(display=False) as counter:
+        transformer(
+            torch.zeros(1, 4, 16, 16),
+            encoder_hidden_states=condition["prompt_embeds"],
+            encoder_attention_mask=condition["prompt_attention_mask"],
+            timestep=torch.ones(1),
+        ).sample.square().mean().backward()
+    assert estimate.operations == data.batch_size * counter.get_total_flops() > 0
 
 
 def test_a_density_that_is_not_known_is_named(start: Path) -> None:
