@@ -77,6 +77,7 @@ SECTIONS: dict[str, list[str]] = {
         "lambda_10",
         "uniform_timesteps",
         "min_snr",
+        "anchored",
     ],
     "Adapters": [
         "lora_1",
@@ -134,6 +135,7 @@ ROWS: dict[str, Row] = {
             "uniform timesteps, min-SNR weighting",
             model={**_UNIFORM, "loss_weighting": "min_snr"},
         ),
+        Row("anchored", "anchored to the frozen prediction", model={"anchored_from": -2.0}),
         Row("lora_1", "LoRA, about 1 % (attention only)", model=_lora(2, ["attention"])),
         Row("lora_10", "LoRA, about 10 %", model=_lora(7, _ALL_LAYERS)),
         Row("small_unet_3", "small UNet, at most 3 %", model=_branch("small_unet", 0.03)),

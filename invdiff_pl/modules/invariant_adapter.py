@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from invdiff_pl.adapters import Adapter, build_adapter
 from invdiff_pl.adapters.base import require_adapter
-from invdiff_pl.backbones.denoiser import Condition
 from invdiff_pl.backbones.draws import generator
-from invdiff_pl.backbones.noising import sample_losses
+from invdiff_pl.backbones.noising import sample_losses, timestep_at
 from invdiff_pl.backbones.quantized import QUANTIZED
 from invdiff_pl.data.datasets import LatentBatch
 from invdiff_pl.data.environments import Environments
+from invdiff_pl.modules.anchoring import Draw, anchored
 from invdiff_pl.modules.batches import completed, micro_batches, step_draws
 from invdiff_pl.modules.common import (
     OnPipeline,
@@ -43,22 +43,6 @@ UNTRAINED = (
     "{why}, so the adapter is left untrained, a no-op; train_without_bias=true trains it "
     "all the same"
 )
-
-
-class Draw(NamedTuple):
-    """What a denoiser is given for a batch, and should predict.
-
-    Attributes:
-        noisy: latents ``[B, C, H, W]``.
-        timesteps: int64 ``[B]``.
-        condition: of the prompts, B rows by name.
-        target: ``[B, C, H, W]``.
-    """
-
-    noisy: Tensor
-    timesteps: Tensor
-    condition: Condition
-    target: Tensor
 
 
 class InvariantAdapter(OnPipeline):
@@ -90,6 +74,9 @@ class InvariantAdapter(OnPipeline):
         timestep_density: ``uniform`` or ``high_noise``, see
             ``invdiff_pl.objectives.build_density``.
         high_noise_exponent: of the ``high_noise`` density.
+        anchored_from: logarithm of the signal-to-noise ratio from which on the adapter is trained
+            towards the frozen prediction, for images that the model has drawn itself, see
+            :mod:`invdiff_pl.modules.anchoring`; nowhere if not given.
         loss_weighting: ``none``, or ``min_snr``.
         min_snr_gamma: of ``min_snr``.
         gradient_checkpointing: recompute activations, for less memory and more time.
@@ -147,6 +134,7 @@ class InvariantAdapter(OnPipeline):
         conditioning_dropout: float = 0.1,
         timestep_density: str = "high_noise",
         high_noise_exponent: float = 1 / 3,
+        anchored_from: float | None = None,
         loss_weighting: str = "none",
         min_snr_gamma: float = 5.0,
         gradient_checkpointing: bool = False,
@@ -165,6 +153,9 @@ class InvariantAdapter(OnPipeline):
         self.seed = seed
         self.attach(backbone, prompts, resolution, frozen_weights)
         self.process = self.frozen.process
+        self.anchored_before = (
+            0 if anchored_from is None else timestep_at(self.process, anchored_from)
+        )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.adapter: Adapter = build_adapter(
@@ -320,7 +311,10 @@ class InvariantAdapter(OnPipeline):
             batch, self.density.sample, source, self, self.conditioning_dropout
         )
         latents = self.latents_of(batch, posterior_noise)
-        return self._noised(latents, prompts, timesteps, noise)
+        draw = self._noised(latents, prompts, timesteps, noise)
+        if not self.anchored_before:
+            return draw
+        return anchored(draw, self.frozen, self.adapter, self.anchored_before)
 
     def _noised(self, latents: Tensor, prompts: Tensor, timesteps: Tensor, noise: Tensor) -> Draw:
         noisy = self.process.add_noise(latents, noise, timesteps)

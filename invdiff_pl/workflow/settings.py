@@ -21,6 +21,7 @@ class ExperimentSettings:
             name if not given.
         family: of a new backbone, one of ``invdiff_pl.utils.names.NEW_FAMILIES``.
         samples_per_prompt: drawn at each invariant scale, unless the scale has its own number.
+        anchored_from: of the adapter's training, see :class:`~invdiff_pl.modules.InvariantAdapter`.
         cache_dir: latents, prompt embeddings and decoded images, shared by all runs.
     """
 
@@ -35,6 +36,7 @@ class ExperimentSettings:
     shipped: str | None = None
     family: str = "sd"
     samples_per_prompt: int = 256
+    anchored_from: float | None = None
     cache_dir: str = ".cache/invdiff"
 
 
