@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from invdiff_pl.callbacks.data import data_module
 from invdiff_pl.data.samples import require_few_samples
-from invdiff_pl.modules import ConditionalSampler
+from invdiff_pl.modules import ConditionalSampler, EnvironmentInference
 from invdiff_pl.modules.common import denoiser_of
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.operations import count_operations
@@ -90,7 +90,7 @@ class ResourceEstimate(pl.Callback):
     Attributes:
         parts: bytes by what holds them, once told.
         operations: of the denoiser's matrix products, convolutions and attention that a device
-            computes in a stage that trains or draws, once told.
+            computes, once told.
     """
 
     def __init__(self, max_samples: int | None = None) -> None:
@@ -168,20 +168,35 @@ def _in_eight_bits(module: Any) -> bool:
 
 
 def _operations(trainer: pl.Trainer, module: Any, trained: list[Tensor]) -> int:
-    """Of a sample's pass, times a device's samples and steps; 0 where nothing is trained or drawn.
+    """Of a sample's passes, times a device's samples and steps; 0 where no network is asked.
 
-    What accumulation adds for the penalty, and what callbacks draw and measure, is left out.
+    What accumulation adds for the penalty, frozen predictions that are trained towards, and what
+    callbacks draw and measure are left out.
     """
-    data, draws = data_module(trainer), isinstance(module, ConditionalSampler)
-    if trained:
+    data = data_module(trainer)
+    if isinstance(module, EnvironmentInference):
+        samples = len(data.index.rows("train"))
+        latents = torch.zeros((1, *_latent_shape(data, module)), device=module.device)
+        prompts = torch.zeros(1, dtype=torch.int64)
+        of_a_sample = count_operations(lambda: module.features_of({"latents": latents}, prompts))
+    elif trained or isinstance(module, ConditionalSampler):
         samples = max(0, trainer.max_steps) * data.batch_size
-    elif draws:
-        sizes = len(data.prompts), data.samples_per_prompt, len(module.scales), module.steps
-        samples = prod(sizes)
+        if not trained:
+            samples = prod(
+                (len(data.prompts), data.samples_per_prompt, len(module.scales), module.steps)
+            )
+        of_a_sample = count_operations(lambda: _pass(trainer, module, trained, 1, decodes=False))
     else:
         return 0
-    of_a_sample = count_operations(lambda: _pass(trainer, module, trained, 1, decodes=False))
     return int(of_a_sample * samples / trainer.world_size)
+
+
+def _latent_shape(data: Any, module: Any) -> tuple[int, ...]:
+    """Of the latents that a stage's network is given, ``[C, H, W]``."""
+    channels, *size = module.frozen.latent_shape
+    if data.content == "latents":
+        size = list(data.moments().shape[-2:])
+    return channels, *size
 
 
 def _pass(
@@ -191,10 +206,7 @@ def _pass(
     data, frozen = data_module(trainer), module.frozen
     draws = isinstance(module, ConditionalSampler)
     rows = 2 * count if draws and module.guidance_scale > 1 else count
-    channels, *size = frozen.latent_shape
-    if data.content == "latents":
-        size = list(data.moments().shape[-2:])
-    noisy = torch.zeros((rows, channels, *size), device=module.device)
+    noisy = torch.zeros((rows, *_latent_shape(data, module)), device=module.device)
     zeros = torch.zeros(rows, dtype=torch.int64, device=module.device)
     plugin = trainer.precision_plugin
     context = plugin.train_step_context if trained else plugin.predict_step_context

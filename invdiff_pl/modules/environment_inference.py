@@ -158,7 +158,7 @@ class EnvironmentInference(OnPipeline):
                 "the loader's batches hold prompts as texts: several ranks need numbers."
             )
         prompts = self.prompt_numbers(batch["prompt"])
-        self.table.append(rows, prompts, self._features(batch, prompts))
+        self.table.append(rows, prompts, self.features_of(batch, prompts))
 
     def _rows(self, batch: Mapping[str, Any]) -> Tensor:
         size = len(batch["prompt"])
@@ -171,8 +171,13 @@ class EnvironmentInference(OnPipeline):
         self._passed += size
         return torch.arange(self._passed - size, self._passed)
 
-    def _features(self, batch: Mapping[str, Any], prompts: Tensor) -> Tensor:
-        """Features of a batch, ``[B, D]``; D is 0 where they are read from a file."""
+    def features_of(self, batch: Mapping[str, Any], prompts: Tensor) -> Tensor:
+        """Features of a batch, ``[B, D]``; D is 0 where they are read from a file.
+
+        Args:
+            batch: holds ``latents`` or ``moments``.
+            prompts: their numbers, int64 ``[B]``.
+        """
         if self.kind not in ("block", "losses"):
             return torch.zeros((len(prompts), 0))
         latents = self.latents_of(batch)

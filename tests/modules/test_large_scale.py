@@ -283,6 +283,26 @@ def test_the_estimate_of_a_stage_counts_the_operations_of_all_its_passes(
     assert f"{drawing.operations / 1e12:,.1f} TFLOP" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("features", ["losses", "block"])
+def test_the_estimate_of_an_inference_counts_the_passes_of_all_images(
+    features, module_of, tiny_backbone, tmp_path
+) -> None:
+    module = EnvironmentInference(str(tiny_backbone), features, settings=QUICK)
+    text = frozen_denoiser(load_pipeline(str(tiny_backbone))).condition([""])["prompt_embeds"]
+    given = torch.zeros(1, 4, 16, 16), torch.zeros(1, dtype=torch.int64), text
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        predict(module.denoiser, *given)
+    data, estimate = module_of(batch_size=8), ResourceEstimate()
+    _trainer(tmp_path, callbacks=[estimate]).predict(
+        module, datamodule=data, return_predictions=False
+    )
+    passes = estimate.operations / (len(data.index.rows("train")) * counter.get_total_flops())
+    if features == "losses":
+        assert passes == 32
+    else:  # two, of which each ends before the half with more channels
+        assert 1 / 2 < passes < 1
+
+
 def test_training_is_the_same_with_and_without_an_estimate(
     module_of, tiny_backbone, environments, tmp_path
 ) -> None:
