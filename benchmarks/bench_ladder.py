@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from bench_stages import GUIDANCE, Sampling, Training, autocast, prepare
+from bench_recipes import autocast, prepare
+from bench_stages import GUIDANCE, Sampling, Training
 from bench_work import PROMPTS, ReferenceInputs, Work, text_embeddings
 from torch import Tensor
 

@@ -1,15 +1,13 @@
 """Each stage in the reference's recipe, written from METHOD's description, and in ours."""
 
-import contextlib
-import io
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from ablation_groups import gradient_memberships
+from bench_environments import features, partition, scoring, search
+from bench_recipes import Stage, autocast, prepare
 from bench_work import PROMPTS, ReferenceInputs, Work, text_embeddings
 from loader import loader
 from metrics import CLASSES, stand_ins
@@ -18,19 +16,13 @@ from torch import Tensor
 
 from invdiff_pl.adapters import Adapter
 from invdiff_pl.adapters.low_rank import FoldedConv2d, FoldedLinear
-from invdiff_pl.backbones.draws import generator, stratified_timesteps
-from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.latents import scaled_latents
-from invdiff_pl.backbones.noising import ForwardProcess, predict, sample_losses
+from invdiff_pl.backbones.noising import predict, sample_losses
 from invdiff_pl.backbones.pipeline import sample_images, set_scheduler
 from invdiff_pl.backbones.prompts import Conditions
 from invdiff_pl.data.cache import ShardedTensor
 from invdiff_pl.data.datasets import LatentBatch
 from invdiff_pl.data.images import read_images, to_float
-from invdiff_pl.data.latents import encode_images
-from invdiff_pl.environments.features import EARLIEST, LATEST, NOISES, TIMESTEPS, DenoisingLosses
-from invdiff_pl.environments.partition import partition as exact_partition
-from invdiff_pl.environments.table import FeatureTable
 from invdiff_pl.metrics.sample_scores import SampleScores
 from invdiff_pl.metrics.scorers import MAIN
 from invdiff_pl.modules import InvariantAdapter
@@ -40,36 +32,6 @@ from invdiff_pl.utils.operations import count_operations
 
 VISITS = 4  # how often the mini scale's adapter stage visits an image
 GUIDANCE = 1.0
-
-
-@dataclass
-class Stage:
-    """One stage in both recipes.
-
-    Attributes:
-        name: of the stage.
-        unit: what is counted.
-        reference: one round of the reference's recipe.
-        ours: one round of ours.
-        counts: how many units a round of each does.
-        parity: of both on the same draws.
-        required: floating-point operations that a unit needs.
-        waits: seconds that each has waited for data so far, by ``reference`` and ``ours``.
-    """
-
-    name: str
-    unit: str
-    reference: Callable[[], object]
-    ours: Callable[[], object]
-    counts: tuple[int, int]
-    parity: str = ""
-    required: int = 0
-    waits: dict[str, float] = field(default_factory=dict)
-
-
-def autocast(work: Work, half: bool) -> torch.autocast:
-    """bf16 for matrix products, or nothing."""
-    return torch.autocast(work.device.type, torch.bfloat16, enabled=half)
 
 
 def latents(work: Work, _: bool = False) -> Stage:
@@ -97,122 +59,6 @@ def latents(work: Work, _: bool = False) -> Stage:
     visits = VISITS * len(work.paths)
     parity = f"latents differ by {float(apart):.1e} at most (float16)"
     return Stage("latent preparation", "latents", reference, ours, (visits, visits), parity)
-
-
-def prepare(work: Work, inputs: ReferenceInputs, folder: Path) -> None:
-    """Our cache of moments, without its progress bar."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        encode_images(inputs.pipeline.vae, work.paths, inputs.side, folder)
-
-
-class Scoring:
-    """Denoising losses of every picture, ours as the environment stage takes them."""
-
-    def __init__(self, work: Work, half: bool = False) -> None:
-        self.work, self.half = work, half
-        self.inputs = ReferenceInputs(work)
-        self.process = ForwardProcess(self.inputs.pipeline.scheduler.config)
-        self.unet = self.inputs.pipeline.unet
-        if work.compiled:
-            self.unet.compile()
-        self.losses = DenoisingLosses(frozen_denoiser(self.inputs.pipeline))
-        self.embeddings = text_embeddings(self.inputs.pipeline, PROMPTS)
-        self.cache = work.folder / "latents"
-        if not self.cache.exists():
-            prepare(work, self.inputs, self.cache)
-        self.calls = TIMESTEPS * NOISES
-
-    @torch.no_grad()
-    def reference(self) -> None:
-        """One random timestep and noise a picture; everything is kept on the device in lists."""
-        kept: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-        for rows in self.work.rows():
-            clean = self.inputs.encode(self.inputs.read(rows))
-            text = self.inputs.embed(rows)
-            noise = torch.randn_like(clean)
-            size = (len(rows),)
-            timesteps = torch.randint(self.process.train_timesteps, size, device=clean.device)
-            noisy = self.process.add_noise(clean, noise, timesteps)
-            prediction = self.inputs.pipeline.unet(noisy, timesteps, text).sample
-            target = self.process.target(clean, noise, timesteps)
-            for values, whole in zip((clean, target, prediction), kept, strict=True):
-                whole.append(values)
-        sample_losses(torch.cat(kept[2]), torch.cat(kept[0]))
-
-    @torch.inference_mode()
-    def ours(self) -> None:
-        """Cached latents; only losses are kept."""
-        work, folder = self.work, self.work.folder / "scored"
-        shutil.rmtree(folder, ignore_errors=True)
-        table, cache = FeatureTable(folder), ShardedTensor(self.cache)
-        config = self.inputs.pipeline.vae.config
-        with autocast(work, self.half):
-            for rows in work.rows():
-                moments = cache.gather(rows, torch.zeros_like(rows)).to(work.device)
-                prompts = work.prompt_ids[rows]
-                text = self.embeddings[prompts.to(self.embeddings.device)]
-                latents = scaled_latents(config, moments)
-                table.append(rows, prompts, self.losses(latents, {"prompt_embeds": text}))
-        table.flush()
-
-    @torch.no_grad()
-    def parity(self) -> str:
-        """The reference's loss at our draws, against ours; the target is the right one in both."""
-        self.ours()
-        folder = self.work.folder / "scored"
-        ours = FeatureTable(folder).read(folder / "features.npy")
-        rows, worst = self.work.rows()[0], 0.0
-        clean, text = self.inputs.encode(self.inputs.read(rows)), self.inputs.embed(rows)
-        grid = stratified_timesteps(TIMESTEPS, self.process.train_timesteps, EARLIEST, LATEST)
-        for column, timestep in enumerate(grid.tolist()):
-            source = generator(0, "common noise", column, 0)
-            noise = torch.randn(clean.shape[1:], generator=source).to(clean).expand_as(clean)
-            timesteps = torch.full((len(rows),), timestep, device=clean.device)
-            noisy = self.process.add_noise(clean, noise, timesteps)
-            prediction = self.inputs.pipeline.unet(noisy, timesteps, text).sample
-            theirs = sample_losses(prediction, self.process.target(clean, noise, timesteps)).cpu()
-            worst = max(
-                worst, float((theirs / ours[rows, NOISES * column].float() - 1).abs().max())
-            )
-        return f"losses differ by {worst:.1e} at most"
-
-    def required(self) -> int:
-        """Operations of one denoiser call for one picture."""
-        unet = self.inputs.pipeline.unet
-        noisy = torch.zeros(1, unet.config.in_channels, *[unet.config.sample_size] * 2)
-        given = noisy.to(unet.device), torch.tensor(0), self.embeddings[:1]
-        with torch.no_grad():
-            return count_operations(lambda: unet(*given))
-
-
-def scoring(work: Work, half: bool = False) -> Stage:
-    """Denoising losses, by (picture, timestep)."""
-    both = Scoring(work, half)
-    counts = len(work.paths), both.calls * len(work.paths)
-    unit = "(image, timestep)"
-    return Stage("scoring", unit, both.reference, both.ours, counts, both.parity(), both.required())
-
-
-def partition(work: Work, _: bool = False, images: int = 4795) -> Stage:
-    """Two environments of scores: the reference's 500 epochs of Adam, and the exact cut."""
-    source = torch.Generator().manual_seed(0)
-    rare = (torch.rand(images, generator=source) < 0.05).double()
-    scores = torch.randn(images, generator=source, dtype=torch.float64) + 4 * rare
-    prompts = torch.zeros(images, dtype=torch.int64)
-
-    def spread(assignments: Tensor) -> float:
-        means = [scores[assignments == group].mean() for group in (0, 1)]
-        share = assignments.double().mean()
-        return float(share * (1 - share) * (means[1] - means[0]).square())
-
-    def reference() -> float:
-        return spread(gradient_memberships(scores, 2).argmax(1))
-
-    def ours() -> float:
-        return spread(exact_partition(scores, prompts))
-
-    parity = f"spread reached: {ours():.3f} against {reference():.3f}"
-    return Stage("partition", "images", reference, ours, (images, images), parity)
 
 
 def as_peft_trains(adapter: Adapter) -> None:
@@ -465,11 +311,13 @@ def evaluation(work: Work, _: bool = False) -> Stage:
 STAGES: dict[str, Callable[[Work, bool], Stage]] = {
     "latents": latents,
     "scoring": scoring,
+    "features": features,
     "partition": partition,
+    "search": search,
     "adapter": training,
     "small_unet": lambda work, half: training(work, half, "small_unet"),
     "sampling": sampling,
     "evaluation": evaluation,
 }
-HALVES = ("scoring", "adapter", "small_unet", "sampling")
+HALVES = ("scoring", "features", "adapter", "small_unet", "sampling")
 COMPILED = ("scoring", "adapter", "small_unet")

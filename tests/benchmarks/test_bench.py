@@ -125,15 +125,27 @@ def test_a_run_prints_tables_and_writes_what_it_found(
     assert f"| {found[0]['ours_per_s']:.3g} |" in capsys.readouterr().out
 
 
+def test_a_whole_run_adds_up_what_its_stages_take(load: Any) -> None:
+    bench = load("bench")
+    rounds = {"reference_seconds": [3.0, 5.0], "ours_seconds": [1.0, 1.0]}
+    results = [{"stage": name, **rounds} for name in bench.UNITS]
+    theirs, ours = (sum(each) for each in zip(*bench.UNITS.values(), strict=True))
+    found = bench.whole_run(results)
+    assert found["ratio_range"] == pytest.approx([3 * theirs / ours, 5 * theirs / ours])
+    assert found["ours_per_s"] == pytest.approx(1 / ours)
+    assert bench.whole_run(results[1:]) is None
+
+
 @pytest.mark.slow
 def test_every_stage_and_every_rung_runs_on_the_thin_architecture(
     load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(load("bench_environments"), "IMAGES", 240)
     words = "bench.py --architecture thin --images 4 --batch 4 --rounds 1 --memory"
     monkeypatch.setattr(sys, "argv", [*words.split(), "--output", str(tmp_path / "found.json")])
     assert load("bench").main() == 0
     found = json.loads((tmp_path / "found.json").read_text())
-    assert len(found["stages"]) == 11
+    assert len(found["stages"]) == 15
     assert {rung["stage"] for rung in found["ladder"]} == {
         "scoring",
         "adapter (lora)",

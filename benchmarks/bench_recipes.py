@@ -1,0 +1,48 @@
+"""A stage in two recipes, and what several stages have in common."""
+
+import contextlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from bench_work import ReferenceInputs, Work
+
+from invdiff_pl.data.latents import encode_images
+
+
+@dataclass
+class Stage:
+    """One stage in both recipes.
+
+    Attributes:
+        name: of the stage.
+        unit: what is counted.
+        reference: one round of the reference's recipe.
+        ours: one round of ours.
+        counts: how many units a round of each does.
+        parity: of both on the same draws.
+        required: floating-point operations that a unit needs.
+        waits: seconds that each has waited for data so far, by ``reference`` and ``ours``.
+    """
+
+    name: str
+    unit: str
+    reference: Callable[[], object]
+    ours: Callable[[], object]
+    counts: tuple[int, int]
+    parity: str = ""
+    required: int = 0
+    waits: dict[str, float] = field(default_factory=dict)
+
+
+def autocast(work: Work, half: bool) -> torch.autocast:
+    """bf16 for matrix products, or nothing."""
+    return torch.autocast(work.device.type, torch.bfloat16, enabled=half)
+
+
+def prepare(work: Work, inputs: ReferenceInputs, folder: Path) -> None:
+    """Our cache of moments, without its progress bar."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        encode_images(inputs.pipeline.vae, work.paths, inputs.side, folder)
