@@ -18,7 +18,7 @@ from invdiff_pl.adapters import Adapter
 from invdiff_pl.adapters.low_rank import FoldedConv2d, FoldedLinear
 from invdiff_pl.backbones.latents import scaled_latents
 from invdiff_pl.backbones.noising import predict, sample_losses
-from invdiff_pl.backbones.pipeline import sample_images, set_scheduler
+from invdiff_pl.backbones.pipeline import load_pipeline, sample_images, set_scheduler
 from invdiff_pl.backbones.prompts import Conditions
 from invdiff_pl.data.cache import ShardedTensor
 from invdiff_pl.data.datasets import LatentBatch
@@ -192,9 +192,9 @@ class Sampling:
 
     def __init__(self, work: Work, half: bool = False, ours: int = 64, theirs: int = 2) -> None:
         self.work, self.half, self.counts = work, half, (theirs, ours)
-        modules = [InvariantAdapter(work.backbone).to(work.device) for _ in range(2)]
-        self.theirs, self.pipeline = (module.pipeline.to(work.device) for module in modules)
-        modules[1].adapter.prepare_sampling(self.pipeline, 1.0)
+        self.theirs, self.pipeline = (load_pipeline(work.backbone).to(work.device) for _ in "ab")
+        adapters = [InvariantAdapter(pipe).adapter for pipe in (self.theirs, self.pipeline)]
+        adapters[1].prepare_sampling(self.pipeline, 1.0)
         self.embeddings = text_embeddings(self.pipeline, [*PROMPTS, ""])
         self.solvers("PNDMScheduler", "DPMSolverMultistepScheduler")
 
