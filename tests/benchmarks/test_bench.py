@@ -150,6 +150,5 @@ def test_every_stage_and_every_rung_runs_on_the_thin_architecture(
         "scoring",
         "adapter (lora)",
         "adapter (small_unet)",
-        "adapter (unet_copy)",
         "sampling",
     }
