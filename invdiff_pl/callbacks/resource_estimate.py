@@ -174,21 +174,24 @@ def _operations(trainer: pl.Trainer, module: Any, trained: list[Tensor]) -> int:
     callbacks draw and measure are left out.
     """
     data = data_module(trainer)
-    if isinstance(module, EnvironmentInference):
-        samples = len(data.index.rows("train"))
-        latents = torch.zeros((1, *_latent_shape(data, module)), device=module.device)
-        prompts = torch.zeros(1, dtype=torch.int64)
-        of_a_sample = count_operations(lambda: module.features_of({"latents": latents}, prompts))
-    elif trained or isinstance(module, ConditionalSampler):
+
+    def run() -> None:
+        if isinstance(module, EnvironmentInference):
+            latents = torch.zeros((1, *_latent_shape(data, module)), device=module.device)
+            module.features_of({"latents": latents}, torch.zeros(1, dtype=torch.int64))
+        else:
+            _pass(trainer, module, trained, 1, decodes=False)
+
+    if trained:
         samples = max(0, trainer.max_steps) * data.batch_size
-        if not trained:
-            samples = prod(
-                (len(data.prompts), data.samples_per_prompt, len(module.scales), module.steps)
-            )
-        of_a_sample = count_operations(lambda: _pass(trainer, module, trained, 1, decodes=False))
+    elif isinstance(module, ConditionalSampler):
+        sizes = len(data.prompts), data.samples_per_prompt, len(module.scales), module.steps
+        samples = prod(sizes)
+    elif isinstance(module, EnvironmentInference):
+        samples = len(data.index.rows("train"))
     else:
         return 0
-    return int(of_a_sample * samples / trainer.world_size)
+    return int(count_operations(run) * samples / trainer.world_size)
 
 
 def _latent_shape(data: Any, module: Any) -> tuple[int, ...]:

@@ -1,12 +1,12 @@
 """Floating-point operations of a call, as PyTorch counts them."""
 
 from collections.abc import Callable
-from types import TracebackType
+from contextlib import nullcontext
 
 from torch.utils.flop_counter import FlopCounterMode
 
 
-class _OneModule:
+class _OneModule(nullcontext[None]):
     """In place of the counter's tracker of modules, whose totals are not asked for.
 
     The tracker hooks what modules are called with, and ``torch.autograd.grad`` refuses a hook on
@@ -14,17 +14,6 @@ class _OneModule:
     """
 
     parents = frozenset({"Global"})
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None = None,
-        error: BaseException | None = None,
-        trace: TracebackType | None = None,
-    ) -> None:
-        return None
 
 
 def count_operations(run: Callable[[], object]) -> int:
