@@ -22,15 +22,15 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
-from bench_environments import IMAGES, Features, Scoring
+from bench_environments import Features, Scoring
 from bench_ladder import rungs
-from bench_measure import CLOCKS, Comparison, interleaved, peak_flops, peak_mib, peak_of_child
+from bench_measure import CLOCKS, interleaved, peak_flops, peak_mib, peak_of_child
 from bench_recipes import prepare
-from bench_stages import COMPILED, HALVES, STAGES, VISITS, Evaluation, Sampling, Training
+from bench_stages import COMPILED, HALVES, STAGES, Evaluation, Sampling, Training
+from bench_whole import whole_run
 from bench_work import SD14, SMALL, THIN, ReferenceInputs, Work, write_sd_backbone
 
 from invdiff_pl.utils.files import write_json
@@ -55,19 +55,6 @@ MEASURED_PEAKS: dict[str, Any] = {
     "adapter": lambda work: Training(work, "lora"),
     "sampling": lambda work: Sampling(work, ours=work.batch),
     "evaluation": Evaluation,
-}
-
-# Of a mini run of Waterbirds, in the reference's recipe and in ours: images, 400 steps of 48, 256
-# samples of each of 6 prompts at two scales. Its scores are what its memberships are made of.
-SAMPLES = 2 * 256 * 6
-UNITS = {
-    "latent preparation": (0, VISITS * IMAGES),
-    "scoring": (IMAGES, 0),
-    "features": (0, IMAGES),
-    "search": (IMAGES, IMAGES),
-    "adapter (lora)": (400 * 48, 400 * 48),
-    "sampling": (SAMPLES, SAMPLES),
-    "evaluation": (SAMPLES, SAMPLES),
 }
 
 
@@ -160,36 +147,6 @@ def make_work(folder: Path, settings: Settings) -> Work:
         clock=CLOCKS[settings.clock],
         compiled=settings.compiled,
     )
-
-
-def whole_run(results: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Seconds of a mini run of Waterbirds, added up round by round; none if a stage is missing.
-
-    Left out on both sides are the classifier, looks during training, and the report; on ours the
-    calibration.
-    """
-    by_name = {result["stage"]: result for result in results}
-    if not set(UNITS).issubset(by_name):
-        return None
-    seconds = {}
-    for number, side in enumerate(("reference", "ours")):
-        rounds = [
-            [count[number] * each for each in by_name[name][f"{side}_seconds"]]
-            for name, count in UNITS.items()
-        ]
-        seconds[side] = [sum(each) for each in zip(*rounds, strict=True)]
-    low, ratio, high = Comparison(seconds["reference"], seconds["ours"]).ratios()
-    return {
-        "stage": "a whole run",
-        "unit": "runs",
-        "reference_per_s": 1 / median(seconds["reference"]),
-        "ours_per_s": 1 / median(seconds["ours"]),
-        "ratio": ratio,
-        "ratio_range": [low, high],
-        "reference_peak_mib": None,
-        "ours_peak_mib": None,
-        "parity": f"{median(seconds['reference']):.0f} s against {median(seconds['ours']):.0f}",
-    }
 
 
 def table(results: list[dict[str, Any]]) -> str:

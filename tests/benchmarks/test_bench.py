@@ -126,7 +126,7 @@ def test_a_run_prints_tables_and_writes_what_it_found(
 
 
 def test_a_whole_run_adds_up_what_its_stages_take(load: Any) -> None:
-    bench = load("bench")
+    bench = load("bench_whole")
     rounds = {"reference_seconds": [3.0, 5.0], "ours_seconds": [1.0, 1.0]}
     results = [{"stage": name, **rounds} for name in bench.UNITS]
     theirs, ours = (sum(each) for each in zip(*bench.UNITS.values(), strict=True))
