@@ -74,6 +74,7 @@ SECTIONS: dict[str, list[str]] = {
         "reweighting",
         "population_variance",
         "group_dro",
+        "lambda_01",
         "lambda_10",
         "uniform_timesteps",
         "min_snr",
@@ -128,6 +129,7 @@ ROWS: dict[str, Row] = {
             model={"objective": "population_variance"},
         ),
         Row("group_dro", "group-DRO", model={"objective": "group_dro"}),
+        Row("lambda_01", "lambda = 0.1", model={"lambda_": 0.1}),
         Row("lambda_10", "lambda = 10", model={"lambda_": 10.0}),
         Row("uniform_timesteps", "uniform timesteps", model=_UNIFORM),
         Row(

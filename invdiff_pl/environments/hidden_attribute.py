@@ -46,10 +46,11 @@ freedom): ``evidence``. *Aligned*: each prompt refits its groups alone, and thei
 point the same way in all prompts, in features of variance 1; otherwise which group of one prompt
 answers to which of another is not in the data. *One reading*: of those in the same direction the
 one with most log-likelihood and likelihood ratio together. Where a prompt's place is mistaken,
-images are less likely; a part of an attribute (beards, of gender) tells less. *Many values* tell a
-little of what is named, too. They come first only where they tell more than two do and these differ
-in looks rather than in shares: what prompts name may make the same two values look different
-(:mod:`invdiff_pl.environments.looks`).
+images are less likely; a part of an attribute (beards, of gender) tells less.
+
+*First* is the *strongest*: clear times the root of the ratio, of two values or more. Many values
+tell a little of what is named, too, so how uneven they are would not do by itself; but cuts through
+images that shade into each other make them hardly likelier.
 
 Several at once
 ---------------
@@ -63,11 +64,11 @@ The test
 ``p_value`` is the larger of two, both by resampling. *Shares*: residuals from the first candidate's
 ``m_p`` are dealt anew over prompts, which makes all prompts alike but for ``m_p``, and the whole
 search is repeated (whitening and starts included); the largest strength of what would be taken for
-an aligned attribute, clear times the root of the ratio, is what chance does. *Alignment*: the
-differences between groups of each prompt are turned by random rotations, which makes prompts
-unrelated, and the p-value is multiplied by the number of candidates (Bonferroni). Only what is
-aligned is tested for its shares. A bias is reported where both are at most
-``alpha``, so where either kind of nothing holds it is reported in at most ``alpha`` of data sets.
+an aligned attribute is what chance does. *Alignment*: the differences between groups of each prompt
+are turned by random rotations, which makes prompts unrelated, and the p-value is multiplied by the
+number of candidates (Bonferroni). Only what is aligned is tested for its shares. A bias is reported
+where both are at most ``alpha``, so where either kind of nothing holds it is reported in at most
+``alpha`` of data sets.
 """
 
 from dataclasses import dataclass
@@ -78,14 +79,12 @@ from torch import Tensor
 from invdiff_pl.backbones.draws import generator
 from invdiff_pl.environments.chance import by_chance, difference_of, uneven
 from invdiff_pl.environments.judging import (
-    PART_IMAGES,
     Judged,
     aligned,
     distinct,
     parts_of,
     search,
 )
-from invdiff_pl.environments.looks import shares_over_looks
 from invdiff_pl.environments.settings import HiddenAttributeSettings
 from invdiff_pl.environments.shared_values import memberships_of
 from invdiff_pl.environments.space import Space, prompt_means, whiten
@@ -190,7 +189,7 @@ def _searched(
     """
     found = search(space, settings.starts, settings.values, settings.quantile, settings.seed)
     judged = [aligned(each, space, settings.seed) for each in found]
-    judged = _ranked(judged, space, settings)[: settings.candidates]
+    judged = ranked(judged, settings)[: settings.candidates]
     chances = by_chance(space, judged, settings)
     comparable = int(parts_of(space.prompts).max()) > 0
     return judged, [
@@ -199,12 +198,8 @@ def _searched(
     ]
 
 
-def _ranked(judged: list[Judged], space: Space, settings: HiddenAttributeSettings) -> list[Judged]:
-    """Uneven ones first, of these aligned ones, by strength.
-
-    One of many values comes ahead of all if it is aligned, tells more than the first of two values,
-    and that is rather a matter of looks.
-    """
+def ranked(judged: list[Judged], settings: HiddenAttributeSettings) -> list[Judged]:
+    """Uneven ones first, of these aligned ones, by strength; of many values only the first."""
     level = settings.each_alpha
 
     def order(each: Judged) -> tuple[bool, bool, bool, float]:
@@ -212,31 +207,9 @@ def _ranked(judged: list[Judged], space: Space, settings: HiddenAttributeSetting
         strength = each.strength if is_aligned else each.gain
         return uneven(each, settings), is_aligned, each.possible, strength
 
-    two = [each for each in judged if each.values == 2]
-    two = sorted(distinct(two, level), key=order, reverse=True)
+    two = distinct([each for each in judged if each.values == 2], level)
     many = [each for each in judged if each.values > 2 and each.is_aligned(level)]
-    if many:
-        best = max(many, key=lambda each: each.evidence)
-        if not two or not two[0].is_aligned(level):
-            return [best, *two]
-        if best.evidence > two[0].evidence and not _by_shares(two[0], space):
-            return [best, *two]
-    return two
-
-
-def _by_shares(each: Judged, space: Space) -> bool:
-    """Whether shares explain better than looks how prompts differ between two values.
-
-    Any looks explain few images, so prompts of more are asked, where there are two.
-    """
-    large = space.prompts.bincount() >= PART_IMAGES
-    if int(large.sum()) < 2:
-        return True
-    rows = large[space.prompts]
-    asked = space.rows(rows)
-    direction = each.fit.precision @ (each.fit.delta[1] - each.fit.delta[0])
-    places = each.fit.places[large] @ direction
-    return shares_over_looks(asked.values @ direction, asked.prompts, places) > 0
+    return sorted([*two, *sorted(many, key=order)[-1:]], key=order, reverse=True)
 
 
 def _check(features: Tensor, prompts: Tensor) -> None:

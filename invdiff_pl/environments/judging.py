@@ -80,9 +80,8 @@ class Judged:
 
     @property
     def strength(self) -> float:
-        """Of two values how clear times how uneven; of more, whose gain says little, how uneven."""
-        clear = max(self.gain, 0.0) if self.values == 2 else 1.0
-        return clear * self.ratio**0.5
+        """How clear times how uneven."""
+        return max(self.gain, 0.0) * self.ratio**0.5
 
 
 def parts_of(prompts: Tensor) -> Tensor:

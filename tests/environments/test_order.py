@@ -1,0 +1,48 @@
+"""Which hidden attribute comes first."""
+
+import pytest
+import torch
+
+from invdiff_pl.environments.hidden_attribute import HiddenAttributeSettings, ranked
+from invdiff_pl.environments.judging import Judged
+from invdiff_pl.environments.shared_values import Fit
+
+SETTINGS = HiddenAttributeSettings()
+
+
+def _judged(
+    values: int, gain: float, ratio: float, axis: int = 0, p_alignment: float = 0.001
+) -> Judged:
+    """Of three prompts and four images, in half of each prompt's images a value of its own."""
+    shares = torch.eye(3, values).double() / 2 + 0.5 / values
+    fit = Fit(
+        memberships=torch.full((4, values), 1 / values).double(),
+        shares=shares / shares.sum(1, keepdim=True),
+        places=torch.zeros(3, 8).double(),
+        delta=torch.arange(values).double()[:, None] * torch.eye(8)[axis],
+        precision=torch.eye(8).double(),
+        log_likelihood=torch.zeros(4).double(),
+    )
+    return Judged(fit, gain, 1.0, ratio, ratio / 8, 0.9, p_alignment)
+
+
+@pytest.mark.parametrize(("clearer", "first"), [(0.3, 2), (2.0, 8)])
+def test_many_values_that_tell_more_come_first_where_they_are_as_clear(
+    clearer: float, first: int
+) -> None:
+    two, many = _judged(2, gain=1.3, ratio=200), _judged(8, gain=clearer, ratio=500)
+    assert ranked([two, many], SETTINGS)[0].values == first
+
+
+def test_the_stronger_of_two_values_comes_first_and_what_is_not_aligned_after_it() -> None:
+    weak, strong, apart = (
+        _judged(2, gain=0.3, ratio=150),
+        _judged(2, gain=0.5, ratio=100, axis=1),
+        _judged(2, gain=5.0, ratio=900, axis=2, p_alignment=0.5),
+    )
+    assert ranked([apart, weak, strong], SETTINGS) == [strong, weak, apart]
+
+
+def test_of_many_values_only_the_strongest_is_a_candidate() -> None:
+    found = [_judged(values, gain=1.0, ratio=100.0 * values) for values in (4, 8, 16)]
+    assert [each.values for each in ranked(found, SETTINGS)] == [16]
