@@ -169,7 +169,7 @@ def _cells(result: dict[str, Any]) -> tuple[str, ...]:
         f"{result['stage']}, {result['unit']}",
         f"{result['reference_per_s']:.3g}",
         f"{result['ours_per_s']:.3g}",
-        f"**{result['ratio']:.2f}** [{low:.2f}, {high:.2f}]",
+        f"**{_ratio(result['ratio'])}** [{_ratio(low)}, {_ratio(high)}]",
         memory("reference"),
         memory("ours"),
         share("reference_mfu"),
@@ -178,6 +178,10 @@ def _cells(result: dict[str, Any]) -> tuple[str, ...]:
         share("ours_loader_wait"),
         result["parity"],
     )
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def ladder(
