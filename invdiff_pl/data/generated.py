@@ -1,5 +1,6 @@
 """A data set that the frozen model has drawn itself, of prompts and nothing else."""
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,10 @@ from invdiff_pl.data.prompt_lists import read_prompts
 from invdiff_pl.data.samples import MANIFEST, read_manifest
 from invdiff_pl.utils.errors import InvDiffError
 
+# Images of each prompt, and of all together: details such as gender of rendered faces are found
+# among some thousands of images.
+_LEAST_EACH, _LEAST_IN_ALL = 512, 3000
+
 
 class GeneratedDataModule(BiasedDataModule):
     """Images that ``invdiff_pl.modules.ImageGeneration`` drew of prompts; all are to train on.
@@ -19,7 +24,9 @@ class GeneratedDataModule(BiasedDataModule):
     Args:
         prompts: as :func:`~invdiff_pl.data.prompt_lists.read_prompts` takes them: a list that
             ships with the package, a file, or ``"a photo of a nurse; a photo of a pilot"``.
-        per_prompt: images of each prompt that are drawn first.
+        per_prompt: images of each prompt that are drawn first; if not given 512 or, of fewer than
+            six prompts, as many as make 3000 together.
+        samples_per_prompt: how often each prompt is sampled; ``per_prompt`` if not given.
         settings: as of :class:`~invdiff_pl.data.base.BiasedDataModule`.
 
     Raises:
@@ -28,12 +35,21 @@ class GeneratedDataModule(BiasedDataModule):
 
     attribute_names = ()
 
-    def __init__(self, *, prompts: str, per_prompt: int = 512, **settings: Any) -> None:
-        super().__init__(**settings)
-        if per_prompt < 1:
+    def __init__(
+        self,
+        *,
+        prompts: str,
+        per_prompt: int | None = None,
+        samples_per_prompt: int | None = None,
+        **settings: Any,
+    ) -> None:
+        if per_prompt is not None and per_prompt < 1:
             raise InvDiffError(f"per_prompt={per_prompt}: expected at least 1.", "per_prompt")
         self.texts = tuple(sorted(read_prompts(prompts)))
-        self.per_prompt = per_prompt
+        enough = max(_LEAST_EACH, math.ceil(_LEAST_IN_ALL / len(self.texts)))
+        self.per_prompt = enough if per_prompt is None else per_prompt
+        drawn = self.per_prompt if samples_per_prompt is None else samples_per_prompt
+        super().__init__(samples_per_prompt=drawn, **settings)
 
     @property
     def prompts(self) -> tuple[str, ...]:

@@ -177,6 +177,16 @@ def test_an_interrupted_generation_goes_on_to_the_same_images(
         assert (whole.root / file).read_bytes() == (again.root / file).read_bytes()
 
 
+@pytest.mark.parametrize(("prompts", "each"), [(2, 1500), (5, 600), (6, 512), (40, 512)])
+def test_few_prompts_are_drawn_until_there_are_3000_images(prompts: int, each: int) -> None:
+    texts = "; ".join(f"a photo of number {number}" for number in range(prompts))
+    given: dict[str, Any] = {"prompts": texts, "root": "", "backbone": "", "resolution": 32}
+    drawn = GeneratedDataModule(**given)
+    assert (drawn.per_prompt, drawn.samples_per_prompt) == (each, each)
+    samples = GeneratedDataModule(**given, per_prompt=7, samples_per_prompt=20)
+    assert (samples.per_prompt, samples.samples_per_prompt) == (7, 20)
+
+
 def test_images_of_other_prompts_and_settings_out_of_range_are_refused(
     tiny_backbone, tmp_path
 ) -> None:
