@@ -80,8 +80,9 @@ class Judged:
 
     @property
     def strength(self) -> float:
-        """How clear times how uneven."""
-        return max(self.gain, 0.0) * self.ratio**0.5
+        """How clear times how uneven, where chance adds more to a ratio of many shares."""
+        uneven = 2 * len(self.fit.memberships) * self.evidence
+        return max(self.gain, 0.0) * uneven**0.5
 
 
 def parts_of(prompts: Tensor) -> Tensor:

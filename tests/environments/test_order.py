@@ -1,5 +1,7 @@
 """Which hidden attribute comes first."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -32,6 +34,13 @@ def test_many_values_that_tell_more_come_first_where_they_are_as_clear(
 ) -> None:
     two, many = _judged(2, gain=1.3, ratio=200), _judged(8, gain=clearer, ratio=500)
     assert ranked([two, many], SETTINGS)[0].values == first
+
+
+def test_what_chance_explains_is_not_strong() -> None:
+    # Of a thousand prompts and 32 values chance alone makes a ratio of some 31000.
+    chance = replace(_judged(32, gain=5.0, ratio=31000), evidence=0.0)
+    two = _judged(2, gain=0.1, ratio=50)
+    assert ranked([chance, two], SETTINGS) == [two, chance]
 
 
 def test_the_stronger_of_two_values_comes_first_and_what_is_not_aligned_after_it() -> None:
