@@ -10,9 +10,9 @@ from torch import Tensor
 
 from invdiff_pl.backbones.draws import generator
 from invdiff_pl.environments.judging import (
-    PART_IMAGES,
     Judged,
     aligned,
+    are_small,
     judge,
     parts_of,
     same_direction,
@@ -81,14 +81,9 @@ def _strongest(found: list[Judged], space: Space, settings: HiddenAttributeSetti
     return next((found[n].strength for n in order if is_alike(n) and taken(n)), 0.0)
 
 
-def _small(prompts: Tensor) -> bool:
-    """Whether prompts have few images each."""
-    return len(prompts) / (int(prompts.max()) + 1) < PART_IMAGES
-
-
 def _strength(each: Judged, space: Space, settings: HiddenAttributeSettings) -> float:
     """A candidate's strength in as many prompts as a resample has."""
-    if not _small(space.prompts):
+    if not are_small(space.prompts):
         return each.strength
     rows = _resampled(space.prompts, generator(settings.seed, "observed"))
     some = space.rows(rows).leading(each.fit.components)
@@ -102,7 +97,7 @@ def _resampled(prompts: Tensor, source: torch.Generator) -> Tensor:
     A ratio grows with the number of prompts, and one image of a prompt tells nothing of its shares.
     """
     sizes = prompts.bincount()
-    if not _small(prompts):
+    if not are_small(prompts):
         return torch.randperm(len(prompts), generator=source)[:_NULL_IMAGES]
     order = torch.randperm(len(sizes), generator=source)
     chosen = torch.zeros_like(sizes, dtype=torch.bool)

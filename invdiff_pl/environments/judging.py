@@ -101,10 +101,18 @@ def parts_of(prompts: Tensor) -> Tensor:
     return part_of[prompts].unique(return_inverse=True)[1]
 
 
+def are_small(prompts: Tensor) -> bool:
+    """Whether prompts have few images each."""
+    return len(prompts) / (int(prompts.max()) + 1) < PART_IMAGES
+
+
 def search(
     space: Space, starts: int, values: Sequence[int], quantile: float, seed: int
 ) -> list[Judged]:
     """All distinct attributes of two values, and one for each number of more values.
+
+    Prompts of few images show few of many values, which then could not be told from what prompts
+    name: more than two are not looked for.
 
     Args:
         space: of the images.
@@ -116,7 +124,7 @@ def search(
     source = generator(seed, "starts")
     parts = parts_of(space.prompts)
     found = [judge(fit, space, parts, quantile) for fit in two_value_fits(space, starts, source)]
-    for groups in values:
+    for groups in () if are_small(space.prompts) else values:
         if len(space.values) < 20 * groups:
             continue
         few = space.leading(_CLUSTERED)

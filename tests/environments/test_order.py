@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from invdiff_pl.environments.hidden_attribute import HiddenAttributeSettings, ranked
-from invdiff_pl.environments.judging import Judged
+from invdiff_pl.environments.judging import Judged, search
 from invdiff_pl.environments.shared_values import Fit
+from invdiff_pl.environments.space import whiten
 
 SETTINGS = HiddenAttributeSettings()
 
@@ -55,3 +56,18 @@ def test_the_stronger_of_two_values_comes_first_and_what_is_not_aligned_after_it
 def test_of_many_values_only_the_strongest_is_a_candidate() -> None:
     found = [_judged(values, gain=1.0, ratio=100.0 * values) for values in (4, 8, 16)]
     assert [each.values for each in ranked(found, SETTINGS)] == [16]
+
+
+def test_of_many_values_none_is_looked_for_among_prompts_of_a_handful_of_images() -> None:
+    source = torch.Generator().manual_seed(0)
+    prompts = torch.arange(600) // 6
+    named = 9 * torch.randn(100, 8, generator=source)[prompts]
+    features = torch.randn(600, 8, generator=source) + named
+
+    def numbers(prompts: torch.Tensor) -> set[int]:
+        space = whiten(features, prompts, 8)
+        assert space is not None
+        return {each.values for each in search(space, 4, (4,), 0.3, 0)}
+
+    assert numbers(prompts) == {2}
+    assert numbers(prompts // 10) == {2, 4}
