@@ -82,6 +82,7 @@ from invdiff_pl.environments.chance import by_chance, difference_of, uneven
 from invdiff_pl.environments.judging import (
     Judged,
     aligned,
+    are_small,
     distinct,
     parts_of,
     search,
@@ -188,7 +189,9 @@ def _searched(
         prompts: of all images.
         settings: how.
     """
-    found = search(space, settings.starts, settings.values, settings.quantile, settings.seed)
+    # Few images show few of many values, which could not be told from what their prompt names.
+    more = () if are_small(space.prompts) else settings.values
+    found = search(space, settings.starts, more, settings.quantile, settings.seed)
     judged = [aligned(each, space, settings.seed) for each in found]
     judged = ranked(judged, settings)[: settings.candidates]
     chances = by_chance(space, judged, settings)

@@ -111,9 +111,6 @@ def search(
 ) -> list[Judged]:
     """All distinct attributes of two values, and one for each number of more values.
 
-    Prompts of few images show few of many values, which then could not be told from what prompts
-    name: more than two are not looked for.
-
     Args:
         space: of the images.
         starts: for attributes of two values.
@@ -124,7 +121,7 @@ def search(
     source = generator(seed, "starts")
     parts = parts_of(space.prompts)
     found = [judge(fit, space, parts, quantile) for fit in two_value_fits(space, starts, source)]
-    for groups in () if are_small(space.prompts) else values:
+    for groups in values:
         if len(space.values) < 20 * groups:
             continue
         few = space.leading(_CLUSTERED)

@@ -15,7 +15,8 @@ class HiddenAttributeSettings:
             details, such as gender of the rendered CelebA at 1:8:8:1 (AUC 0.4 to 0.6, not 0.99).
         starts: starting points for attributes of two values, half of them directions of skewness;
             60 miss gender in 3 of 9 sets of the rendered CelebA, seeds 10 to 12.
-        values: K, numbers of values that are tried beside two; none looks for two values only.
+        values: K, numbers of values that are tried beside two where prompts have 50 images or more;
+            none looks for two values only.
         candidates: the most that are returned.
         alpha: how often a bias may be reported where there is none.
         resamples: data sets without a bias that the search is repeated on, at least

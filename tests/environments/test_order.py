@@ -5,10 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from invdiff_pl.environments.hidden_attribute import HiddenAttributeSettings, ranked
-from invdiff_pl.environments.judging import Judged, search
+from invdiff_pl.environments.hidden_attribute import (
+    HiddenAttributeSettings,
+    find_hidden_attributes,
+    ranked,
+)
+from invdiff_pl.environments.judging import Judged
 from invdiff_pl.environments.shared_values import Fit
-from invdiff_pl.environments.space import whiten
 
 SETTINGS = HiddenAttributeSettings()
 
@@ -58,16 +61,15 @@ def test_of_many_values_only_the_strongest_is_a_candidate() -> None:
     assert [each.values for each in ranked(found, SETTINGS)] == [16]
 
 
-def test_of_many_values_none_is_looked_for_among_prompts_of_a_handful_of_images() -> None:
+@pytest.mark.parametrize(("images", "numbers"), [(6, {2}), (60, {2, 4})])
+def test_many_values_are_looked_for_where_prompts_have_many_images(
+    images: int, numbers: set[int]
+) -> None:
     source = torch.Generator().manual_seed(0)
-    prompts = torch.arange(600) // 6
-    named = 9 * torch.randn(100, 8, generator=source)[prompts]
-    features = torch.randn(600, 8, generator=source) + named
-
-    def numbers(prompts: torch.Tensor) -> set[int]:
-        space = whiten(features, prompts, 8)
-        assert space is not None
-        return {each.values for each in search(space, 4, (4,), 0.3, 0)}
-
-    assert numbers(prompts) == {2}
-    assert numbers(prompts // 10) == {2, 4}
+    prompts = torch.arange(600) // images
+    usual = torch.tensor([[0.7, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7]])[prompts % 2]
+    scene = torch.multinomial(usual, 1, generator=source).squeeze(1)
+    features = torch.randn(600, 8, generator=source) + 9 * torch.eye(4, 8)[scene]
+    quick = replace(SETTINGS, starts=4, components=8, values=(4,), alpha=0.5, resamples=1)
+    found = find_hidden_attributes(features, prompts, quick)
+    assert {each.memberships.shape[1] for each in found} == numbers
