@@ -48,10 +48,10 @@ answers to which of another is not in the data. *One reading*: of those in the s
 one with most log-likelihood and likelihood ratio together. Where a prompt's place is mistaken,
 images are less likely; a part of an attribute (beards, of gender) tells less.
 
-*First* is the *strongest*, of two values or more: clear times the root of the ratio, as far as
-chance does not explain it. Many values tell a little of what is named, too, so how uneven they are
-would not do by itself; but cuts through images that shade into each other make them hardly
-likelier.
+*First* is the *strongest*, of two values or more: the gain for each nat that naming one of K values
+takes, gain / log K, times the root of the ratio, as far as chance does not explain it. Many values
+tell a little of what is named, too, so how uneven they are would not do by itself; but cuts through
+images that shade into each other make them hardly likelier.
 
 Several at once
 ---------------

@@ -3,6 +3,7 @@
 The terms are those of :mod:`invdiff_pl.environments.hidden_attribute`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -80,9 +81,14 @@ class Judged:
 
     @property
     def strength(self) -> float:
-        """How clear times how uneven, where chance adds more to a ratio of many shares."""
+        """How clear times how uneven.
+
+        Naming one of K values takes log K nats, so more values should gain more; and chance adds
+        more to a ratio of many shares.
+        """
+        clear = max(self.gain, 0.0) / math.log(self.values)
         uneven = 2 * len(self.fit.memberships) * self.evidence
-        return max(self.gain, 0.0) * uneven**0.5
+        return clear * uneven**0.5
 
 
 def parts_of(prompts: Tensor) -> Tensor:

@@ -217,7 +217,7 @@ def scarcity(
         ["'a nurse': 8 of 4096 images are of its rarer group; about 16384 would hold 32."]
     """
     lines = []
-    for prompt, count, few in zip(prompts, counts, rarer or [least] * len(counts), strict=True):
+    for prompt, count, few in zip(prompts, counts, rarer, strict=True) if rarer else ():
         if few == 0:
             lines.append(
                 f"{prompt!r} draws one group only, in {count} images: there is nothing to balance "

@@ -32,12 +32,22 @@ def _judged(
     return Judged(fit, gain, 1.0, ratio, ratio / 8, 0.9, p_alignment)
 
 
-@pytest.mark.parametrize(("clearer", "first"), [(0.3, 2), (2.0, 8)])
-def test_many_values_that_tell_more_come_first_where_they_are_as_clear(
-    clearer: float, first: int
+@pytest.mark.parametrize(
+    ("two", "many", "first"),
+    [
+        (
+            (1.40, 387),
+            (8, 0.89, 1184),
+            2,
+        ),  # strengths 39.7 and 14.7: a place, and cuts of birds
+        ((0.27, 127), (32, 2.11, 588), 32),  # 4.4 and 14.8: parts of a place, and its scenes
+    ],
+)
+def test_values_come_first_that_gain_more_for_each_nat_that_naming_them_takes(
+    two: tuple[float, float], many: tuple[int, float, float], first: int
 ) -> None:
-    two, many = _judged(2, gain=1.3, ratio=200), _judged(8, gain=clearer, ratio=500)
-    assert ranked([two, many], SETTINGS)[0].values == first
+    found = [_judged(2, *two), _judged(*many)]
+    assert ranked(found, SETTINGS)[0].values == first
 
 
 def test_what_chance_explains_is_not_strong() -> None:

@@ -19,6 +19,7 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 FAST = [
     "--generate.model.least_rare=0",
     "--data.per_prompt=12",
+    "--data.held_out=0",  # two images of random weights could choose the untrained adapter
     "--scale.adapter_steps=2",
     "--scale.adapter_batch=8",
     "--scale.eval_samples=1",
