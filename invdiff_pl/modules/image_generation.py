@@ -216,8 +216,10 @@ def scarcity(
         >>> scarcity(("a nurse", "a pilot"), [4096, 512], [8, 40], 32)
         ["'a nurse': 8 of 4096 images are of its rarer group; about 16384 would hold 32."]
     """
+    if rarer is None:
+        return []
     lines = []
-    for prompt, count, few in zip(prompts, counts, rarer, strict=True) if rarer else ():
+    for prompt, count, few in zip(prompts, counts, rarer, strict=True):
         if few == 0:
             lines.append(
                 f"{prompt!r} draws one group only, in {count} images: there is nothing to balance "

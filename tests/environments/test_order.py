@@ -35,12 +35,9 @@ def _judged(
 @pytest.mark.parametrize(
     ("two", "many", "first"),
     [
-        (
-            (1.40, 387),
-            (8, 0.89, 1184),
-            2,
-        ),  # strengths 39.7 and 14.7: a place, and cuts of birds
-        ((0.27, 127), (32, 2.11, 588), 32),  # 4.4 and 14.8: parts of a place, and its scenes
+        # Strengths: a place 39.7, cuts of birds 14.7; parts of a place 4.4, its scenes 14.8.
+        ((1.40, 387), (8, 0.89, 1184), 2),
+        ((0.27, 127), (32, 2.11, 588), 32),
     ],
 )
 def test_values_come_first_that_gain_more_for_each_nat_that_naming_them_takes(
