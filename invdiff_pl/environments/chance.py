@@ -11,8 +11,9 @@ from torch import Tensor
 from invdiff_pl.backbones.draws import generator
 from invdiff_pl.environments.judging import (
     Judged,
-    aligned,
     are_small,
+    compared,
+    each_level,
     judge,
     parts_of,
     same_direction,
@@ -27,17 +28,18 @@ _NULL_IMAGES = 1500
 
 
 def by_chance(
-    space: Space, judged: list[Judged], settings: HiddenAttributeSettings
+    space: Space, judged: list[Judged], level: float, settings: HiddenAttributeSettings
 ) -> list[float | None]:
     """How often shares would differ as much as each candidate's where all prompts are alike.
 
-    ``None`` for a candidate that is not asked: shares hardly differ, or it is not aligned.
+    ``None`` for a candidate that is not asked: shares hardly differ, or it is not aligned at the
+    ``level``.
     """
-    asked = [uneven(each, settings) and each.is_aligned(settings.each_alpha) for each in judged]
+    asked = [uneven(each, settings) and each.is_aligned(level) for each in judged]
     tested = [each for each, is_asked in zip(judged, asked, strict=True) if is_asked]
     if not tested:
         return [None] * len(judged)
-    wanted = {each.values for each in tested}
+    wanted = {each.sought for each in tested}
     more = sorted(wanted - {2})
     places = torch.zeros_like(space.offsets)
     places[:, : tested[0].fit.components] = tested[0].fit.places
@@ -48,11 +50,11 @@ def by_chance(
         dealt = space.rows(rows).dealt(source, places[space.prompts[rows].unique()])
         found = search(dealt, settings.starts, more, settings.quantile, settings.seed)
         for groups in wanted:
-            those = [each for each in found if each.values == groups]
+            those = [each for each in found if each.sought == groups]
             largest[groups].append(_strongest(those, dealt, settings))
     null = {groups: torch.tensor(strengths) for groups, strengths in largest.items()}
     return [
-        float((null[each.values] >= _strength(each, space, settings)).sum() + 1)
+        float((null[each.sought] >= _strength(each, space, settings)).sum() + 1)
         / (settings.resamples + 1)
         if is_asked
         else None
@@ -62,18 +64,19 @@ def by_chance(
 
 def _strongest(found: list[Judged], space: Space, settings: HiddenAttributeSettings) -> float:
     """The largest strength of what would be taken for an attribute that prompts share."""
+    level = each_level(found, settings.alpha)
 
     @cache
     def is_alike(number: int) -> bool:
-        judged = aligned(found[number], space, settings.seed)
-        return judged.is_aligned(settings.each_alpha)
+        judged = compared(found[number], space, settings.seed)
+        return judged.is_aligned(level)
 
     def taken(number: int) -> bool:
         each = found[number]
         return not any(
             other.explained > each.explained and same_direction(each, other) and is_alike(rival)
             for rival, other in enumerate(found)
-            if each.values == other.values == 2
+            if each.sought == other.sought == 2
         )
 
     # Most are not asked, for what is stronger is.
@@ -88,7 +91,7 @@ def _strength(each: Judged, space: Space, settings: HiddenAttributeSettings) -> 
     rows = _resampled(space.prompts, generator(settings.seed, "observed"))
     some = space.rows(rows).leading(each.fit.components)
     fit = fit_values(some, each.fit.memberships[rows])
-    return judge(fit, some, parts_of(some.prompts), settings.quantile).strength
+    return judge(fit, each.sought, some, parts_of(some.prompts), settings.quantile).strength
 
 
 def _resampled(prompts: Tensor, source: torch.Generator) -> Tensor:
@@ -107,10 +110,4 @@ def _resampled(prompts: Tensor, source: torch.Generator) -> Tensor:
 
 def uneven(each: Judged, settings: HiddenAttributeSettings) -> bool:
     """Whether shares differ between prompts by so much that it may be a bias."""
-    return each.possible and difference_of(each.fit.shares) >= settings.least_difference
-
-
-def difference_of(shares: Tensor) -> float:
-    """Twice the standard deviation of the prompts' shares, of the value that differs most."""
-    there = shares[shares.isfinite().all(1)]
-    return 2 * float((there - there.mean(0)).square().mean(0).max().sqrt())
+    return each.possible and each.difference >= settings.least_difference

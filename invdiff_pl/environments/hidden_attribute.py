@@ -34,19 +34,24 @@ sd)``; the others are random directions, for attributes that are not skewed. The
 few leading components first, where what varies much is found soon, then among all: a rare value
 varies little, and shows in details. An attribute of many
 values (a place that is one of twenty scenes) has no such direction: there K values start from
-k-means of features that are *not* centred by prompt, and the fit finds the ``m_p``.
+k-means of features that are *not* centred by prompt, and the fit finds the ``m_p``. Values that few
+prompts show are left out and their images read anew, until (nearly) all prompts have an image of
+each: what one prompt alone shows is what it names, and takes images from the other values.
 
 What counts
 -----------
 *Clear*: the log-likelihood an image that two groups gain over one, either of the prompt's own
-width, in all but the ``quantile`` least clear prompts. *Shared*: values that (nearly) all prompts
-have; what one prompt alone shows cannot go along with prompts. *Informative*: the log-likelihood
-ratio of own over equal shares, in nats an image, less what chance adds (half its degrees of
-freedom): ``evidence``. *Aligned*: each prompt refits its groups alone, and their differences must
-point the same way in all prompts, in features of variance 1; otherwise which group of one prompt
-answers to which of another is not in the data. *One reading*: of those in the same direction the
-one with most log-likelihood and likelihood ratio together. Where a prompt's place is mistaken,
-images are less likely; a part of an attribute (beards, of gender) tells less.
+width, in all but the ``quantile`` least clear prompts. *Shared*: (nearly) all prompts have all
+values. *Informative*: the log-likelihood ratio of own over equal shares, in nats an image, less
+what chance adds (half its degrees of freedom): ``evidence``. *Aligned*: each prompt refits its
+groups alone, and their differences must point the same way in all prompts, in features of variance
+1; otherwise which group of one prompt answers to which of another is not in the data. *Confirmed*:
+shares must differ by ``least_difference`` as each prompt's own images tell them, and as they follow
+from what the values look like in all *other* prompts. Where a prompt's place is mistaken, as if all
+its images had one value, what they differ in counts as noise, and ``Sigma^-1 delta`` turns away
+from it until it no longer shows: such a fit agrees with itself, but not with the others. *One
+reading*: of those in the same direction the one with most log-likelihood and likelihood ratio
+together. A part of an attribute (beards, of gender) tells less.
 
 *First* is the *strongest*, of two values or more: the gain for each nat that naming one of K values
 takes, gain / log K, times the root of the ratio, as far as chance does not explain it. Many values
@@ -67,9 +72,10 @@ The test
 search is repeated (whitening and starts included); the largest strength of what would be taken for
 an aligned attribute is what chance does. *Alignment*: the differences between groups of each prompt
 are turned by random rotations, which makes prompts unrelated, and the p-value is multiplied by the
-number of candidates (Bonferroni). Only what is aligned is tested for its shares. A bias is reported
-where both are at most ``alpha``, so where either kind of nothing holds it is reported in at most
-``alpha`` of data sets.
+number of fits that might be an attribute, some ten or twenty, of which the candidates are the best
+(Bonferroni). Only what is aligned is tested for its shares. A bias is reported where both are at
+most ``alpha``, so where either kind of nothing holds it is reported in at most ``alpha`` of data
+sets.
 """
 
 from dataclasses import dataclass
@@ -78,12 +84,13 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.backbones.draws import generator
-from invdiff_pl.environments.chance import by_chance, difference_of, uneven
+from invdiff_pl.environments.chance import by_chance, uneven
 from invdiff_pl.environments.judging import (
     Judged,
-    aligned,
     are_small,
+    compared,
     distinct,
+    each_level,
     parts_of,
     search,
 )
@@ -192,27 +199,27 @@ def _searched(
     # Few images show few of many values, which could not be told from what their prompt names.
     more = () if are_small(space.prompts) else settings.values
     found = search(space, settings.starts, more, settings.quantile, settings.seed)
-    judged = [aligned(each, space, settings.seed) for each in found]
-    judged = ranked(judged, settings)[: settings.candidates]
-    chances = by_chance(space, judged, settings)
+    judged = [compared(each, space, settings.seed) for each in found]
+    level = each_level(judged, settings.alpha)
+    judged = ranked(judged, level, settings)[: settings.candidates]
+    chances = by_chance(space, judged, level, settings)
     comparable = int(parts_of(space.prompts).max()) > 0
     return judged, [
-        _candidate(each, values, prompts, comparable, p_shares, settings)
+        _candidate(each, values, prompts, comparable, (p_shares, level), settings)
         for each, p_shares in zip(judged, chances, strict=True)
     ]
 
 
-def ranked(judged: list[Judged], settings: HiddenAttributeSettings) -> list[Judged]:
+def ranked(judged: list[Judged], level: float, settings: HiddenAttributeSettings) -> list[Judged]:
     """Uneven ones first, of these aligned ones, by strength; of many values only the first."""
-    level = settings.each_alpha
 
     def order(each: Judged) -> tuple[bool, bool, bool, float]:
         is_aligned = each.is_aligned(level)
         strength = each.strength if is_aligned else each.gain
         return uneven(each, settings), is_aligned, each.possible, strength
 
-    two = distinct([each for each in judged if each.values == 2], level)
-    many = [each for each in judged if each.values > 2 and each.is_aligned(level)]
+    two = distinct([each for each in judged if each.sought == 2], level)
+    many = [each for each in judged if each.sought > 2 and each.is_aligned(level)]
     return sorted([*two, *sorted(many, key=order)[-1:]], key=order, reverse=True)
 
 
@@ -233,7 +240,7 @@ def _candidate(
     values: Tensor,
     prompts: Tensor,
     comparable: bool,
-    p_shares: float | None,
+    tested: tuple[float | None, float],
     settings: HiddenAttributeSettings,
 ) -> HiddenAttribute:
     """A hidden attribute of all images."""
@@ -242,14 +249,13 @@ def _candidate(
     memberships, shares = memberships[:, order], shares[:, order]
     usual = shares.nanmean(0)
     conflict = -(memberships * (shares / usual).log()[prompts].nan_to_num()).sum(1)
-    p_alignment = min(1.0, each.p_alignment * settings.candidates)
+    p_shares, level = tested
+    p_alignment = min(1.0, each.p_alignment * settings.alpha / level)
     differs = uneven(each, settings)
     verdict: Verdict = "untestable"
     reason = "there are too few prompts or images to compare prompts."
     if comparable:
-        verdict, reason = verdict_on(
-            each, difference_of(each.fit.shares), p_shares, p_alignment, settings
-        )
+        verdict, reason = verdict_on(each, p_shares, p_alignment, settings)
     return HiddenAttribute(
         memberships=memberships,
         shares=shares,

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from invdiff_pl.backbones.draws import generator
+from invdiff_pl.environments.cross_reading import cross_read_shares
 from invdiff_pl.environments.shared_values import (
     Fit,
     fit_values,
@@ -26,13 +27,10 @@ PART_IMAGES = 50
 _MOST_PARTS = 20
 # Rounds in which a part refits its groups alone: enough to leave a direction that is not its own.
 _ALONE_ROUNDS = 10
-_ROTATIONS, _ROTATIONS_TOGETHER = 999, 111
-# A part has a value from this share of its images on; a value is shared if it is not one that
-# more than `quantile` of the parts lack; an attribute is, if this much of all images has such.
-_LEAST_SHARE = 0.003
-SHARED = 0.8
+# Rotations are drawn until this many are as aligned (Besag and Clifford, Biometrika 78, 1991).
+_ROTATIONS, _ROTATIONS_TOGETHER, _AS_ALIGNED = 1998, 111, 20
 # Components that many values are looked for in: among more, distances hardly tell clusters.
-_CLUSTERED = 10
+_CLUSTERED = 20
 # Cosine from which on two attributes of two values are one.
 _SAME_ATTRIBUTE = 0.5
 
@@ -44,20 +42,25 @@ class Judged:
     Attributes:
         fit: of two or more values.
         gain: log-likelihood an image of the groups over one, in the less clear parts.
-        shared: share of the images that have values which (nearly) all parts have.
+        shared: whether (nearly) all parts have all of its values.
+        sought: number of values that were looked for.
         ratio: twice the log-likelihood of own over equal shares.
         evidence: what of it chance does not explain, in nats an image.
         alignment: cosine of the parts' differences between groups.
         p_alignment: how often that of unrelated parts is as large.
+        difference: between prompts' shares, by their own images and by what the other parts tell,
+            whichever is less.
     """
 
     fit: Fit
     gain: float
-    shared: float
+    shared: bool
+    sought: int
     ratio: float = 0.0
     evidence: float = 0.0
     alignment: float = 0.0
     p_alignment: float = 1.0
+    difference: float = 0.0
 
     @property
     def values(self) -> int:
@@ -67,7 +70,7 @@ class Judged:
     @property
     def possible(self) -> bool:
         """Whether it may be an attribute that prompts share."""
-        return self.gain > 0 and self.shared >= SHARED
+        return self.gain > 0 and self.shared
 
     def is_aligned(self, level: float) -> bool:
         """Whether it may be an attribute that prompts share, aligned at a level."""
@@ -126,14 +129,34 @@ def search(
     """
     source = generator(seed, "starts")
     parts = parts_of(space.prompts)
-    found = [judge(fit, space, parts, quantile) for fit in two_value_fits(space, starts, source)]
+    fits = two_value_fits(space, starts, source)
+    found = [judge(fit, 2, space, parts, quantile) for fit in fits]
     for groups in values:
         if len(space.values) < 20 * groups:
             continue
         few = space.leading(_CLUSTERED)
         start = kmeans_memberships(few.uncentred, groups, source)
-        found.append(judge(fit_values(few, start), few, parts, quantile))
+        fit = _fit_shared(few, start, parts, quantile)
+        found.append(judge(fit, groups, few, parts, quantile))
     return found
+
+
+def _fit_shared(space: Space, start: Tensor, parts: Tensor, quantile: float) -> Fit:
+    """A fit without values that few parts have: their images are read anew.
+
+    Such a value is what a prompt names, in some of its images, and takes these from the others.
+    """
+    fit = fit_values(space, start)
+    while 1 < int((had := _had_by_most(fit, parts, quantile)).sum()) < len(had):
+        left = fit.memberships[:, had].clamp(min=1e-300)
+        fit = fit_values(space, left / left.sum(1, keepdim=True))
+    return fit
+
+
+def _had_by_most(fit: Fit, parts: Tensor, quantile: float) -> Tensor:
+    """Which values all but the ``quantile`` of the parts have an image of, bool ``[K]``."""
+    images = prompt_means(fit.memberships, parts) * parts.bincount()[:, None]
+    return (images >= 1).double().mean(0) >= 1 - quantile
 
 
 def distinct(found: list[Judged], level: float) -> list[Judged]:
@@ -164,14 +187,12 @@ def same_direction(one: Judged, other: Judged) -> bool:
     return float(cosine_similarity(first, second, dim=0).abs()) >= _SAME_ATTRIBUTE
 
 
-def judge(fit: Fit, space: Space, parts: Tensor, quantile: float) -> Judged:
+def judge(fit: Fit, sought: int, space: Space, parts: Tensor, quantile: float) -> Judged:
     """How clear and shared a fit is and, if it may be an attribute, how informative."""
     gains = fit.gains(space, parts).sort().values
     gain = float(gains[int(quantile * len(gains))])
-    had = prompt_means(fit.memberships, parts) >= _LEAST_SHARE
-    common = had.double().mean(0) >= 1 - quantile
-    shared = float(fit.memberships.mean(0)[common].sum())
-    judged = Judged(fit, gain, shared)
+    shared = bool(_had_by_most(fit, parts, quantile).all())
+    judged = Judged(fit, gain, shared, sought)
     if not judged.possible:
         return judged
     ratio = log_likelihood_ratio(fit, space)
@@ -180,8 +201,8 @@ def judge(fit: Fit, space: Space, parts: Tensor, quantile: float) -> Judged:
     return replace(judged, ratio=ratio, evidence=max(information, 0.0))
 
 
-def aligned(each: Judged, space: Space, seed: int) -> Judged:
-    """With its alignment and how often unrelated parts would be as aligned.
+def compared(each: Judged, space: Space, seed: int) -> Judged:
+    """With what comparing the parts tells: alignment, its p-value and the difference of shares.
 
     Unrelated differences point anywhere in whitened features. How alike two are is told in features
     of variance 1, whose leading components are what images differ in most: the others, where
@@ -201,12 +222,28 @@ def aligned(each: Judged, space: Space, seed: int) -> Judged:
         masses[part], centroids[part] = alone.memberships.mean(0), alone.delta
     alignment = _mean_cosine((centroids * space.deviations)[None], masses)
     source = generator(seed, "rotations")
-    as_large = 0
-    for number in [_ROTATIONS_TOGETHER] * (_ROTATIONS // _ROTATIONS_TOGETHER):
-        turned = _turned(centroids, number, source) * space.deviations
+    as_large = drawn = 0
+    while drawn < _ROTATIONS and as_large < _AS_ALIGNED:
+        turned = _turned(centroids, _ROTATIONS_TOGETHER, source) * space.deviations
         as_large += int((_mean_cosine(turned, masses) >= alignment).sum())
-    p_value = (as_large + 1) / (_ROTATIONS + 1)
-    return replace(each, alignment=float(alignment), p_alignment=p_value)
+        drawn += _ROTATIONS_TOGETHER
+    read = cross_read_shares(space, each.fit.memberships, parts)
+    return replace(
+        each,
+        alignment=float(alignment),
+        p_alignment=(as_large + 1) / (drawn + 1),
+        difference=min(map(difference_of, (each.fit.shares, read))),
+    )
+
+
+def difference_of(shares: Tensor) -> float:
+    """Twice the standard deviation of the prompts' shares, of the value that differs most."""
+    return 2 * float((shares - shares.mean(0)).square().mean(0).max().sqrt())
+
+
+def each_level(found: Sequence[Judged], alpha: float) -> float:
+    """Level of a test of each that keeps to ``alpha`` for all that might be one (Bonferroni)."""
+    return alpha / max(sum(each.possible for each in found), 1)
 
 
 def _turned(centroids: Tensor, number: int, source: torch.Generator) -> Tensor:

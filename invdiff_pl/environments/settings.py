@@ -22,7 +22,8 @@ class HiddenAttributeSettings:
         resamples: data sets without a bias that the search is repeated on, at least
             ``1 / alpha - 1``.
         least_difference: smallest difference of shares between prompts (twice their standard
-            deviation) that is called a bias, however certain it is.
+            deviation), by their own images and by what the other prompts tell, that is called a
+            bias, however certain it is.
         quantile: share of the prompts in which an attribute need not be clear.
         most_images: images that are searched, drawn at random; all images are assigned.
         seed: of starts, resamples and the images searched.
@@ -34,7 +35,7 @@ class HiddenAttributeSettings:
 
     components: int = 40
     starts: int = 480
-    values: Sequence[int] = (4, 8, 16, 32)
+    values: Sequence[int] = (4, 8, 16, 32, 64)
     candidates: int = 5
     alpha: float = 0.05
     resamples: int = 19
@@ -42,11 +43,6 @@ class HiddenAttributeSettings:
     quantile: float = 0.3
     most_images: int = 5000
     seed: int = 0
-
-    @property
-    def each_alpha(self) -> float:
-        """Level of a test of each candidate that keeps to ``alpha`` for all (Bonferroni)."""
-        return self.alpha / self.candidates
 
     def __post_init__(self) -> None:
         """Refuse a level that the test cannot reach."""

@@ -114,7 +114,7 @@ def _log_likelihoods(
     return total + constant - 0.5 * ((shifted @ precision) * shifted).sum(1)
 
 
-def _shares(own: Tensor, sizes: Tensor) -> Tensor:
+def moderated(own: Tensor, sizes: Tensor) -> Tensor:
     """Shares ``[P, K]`` from means of memberships, drawn a little towards the mean of all.
 
     Args:
@@ -124,6 +124,32 @@ def _shares(own: Tensor, sizes: Tensor) -> Tensor:
     mean = (own * sizes).sum(0) / sizes.sum()
     shares = ((own * sizes + _PRIOR_IMAGES * mean) / (sizes + _PRIOR_IMAGES)).clamp(_LEAST_SHARE)
     return shares / shares.sum(1, keepdim=True)
+
+
+def maximised(
+    values: Tensor, members: Tensor, own: Tensor, sizes: Tensor, covariance: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The maximisation step.
+
+    Args:
+        values: float64 ``[N, D]``, of mean 0 in each prompt.
+        members: float64 ``[N, K]``.
+        own: their means in each prompt, ``[P, K]``.
+        sizes: images of each prompt, ``[P, 1]``.
+        covariance: of the values, ``[D, D]``, where it is known.
+
+    Returns:
+        ``delta`` ``[K, D]`` and the precision of the noise ``[D, D]``.
+    """
+    count = len(values)
+    mean = (own * sizes).sum(0) / count
+    between = mean.diag() - (own * sizes).T @ own / count
+    inner = members.T @ values / count
+    delta = torch.linalg.pinv(between, rtol=1e-8, hermitian=True) @ inner
+    delta = delta - mean @ delta
+    noise = (values.T @ values / count if covariance is None else covariance) - inner.T @ delta
+    variances, axes = torch.linalg.eigh((noise + noise.T) / 2)
+    return delta, (axes / variances.clamp(min=_LEAST_VARIANCE)) @ axes.T
 
 
 def fit_values(space: Space, start: Tensor, rounds: int = ROUNDS) -> Fit:
@@ -138,15 +164,8 @@ def fit_values(space: Space, start: Tensor, rounds: int = ROUNDS) -> Fit:
     members = start.double()
     for _ in range(rounds):
         own = prompt_means(members, prompts, count)
-        mean = (own * sizes).sum(0) / len(values)
-        between = mean.diag() - (own * sizes).T @ own / len(values)
-        inner = members.T @ values / len(values)  # values have mean 0 in each prompt
-        delta = torch.linalg.pinv(between, rtol=1e-8, hermitian=True) @ inner
-        delta = delta - mean @ delta
-        noise = covariance - inner.T @ delta
-        variances, axes = torch.linalg.eigh((noise + noise.T) / 2)
-        precision = (axes / variances.clamp(min=_LEAST_VARIANCE)) @ axes.T
-        shares, places = _shares(own, sizes), -own @ delta
+        delta, precision = maximised(values, members, own, sizes, covariance)
+        shares, places = moderated(own, sizes), -own @ delta
         updated = _logits(values, prompts, places, shares, delta, precision).softmax(1)
         moved = (updated - members).abs().max()
         members = updated
@@ -210,7 +229,7 @@ def fit_shares(
             members = now.memberships(fit, rows, some)
             means += prompt_means(members, some, count) * some.bincount(minlength=count)[:, None]
         means = means / sizes
-        own = _shares(means, sizes)
+        own = moderated(means, sizes)
         mean = (means * sizes).sum(0) / sizes.sum()
         expected = mean.clamp(min=_LEAST_SHARE).expand(count, -1) if equal else own
         moved = (own - now.own).abs().max()

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from invdiff_pl.environments.judging import SHARED, Judged
+from invdiff_pl.environments.judging import Judged
 from invdiff_pl.environments.settings import HiddenAttributeSettings
 
 Verdict = Literal["bias", "no bias", "unaligned", "untestable"]
@@ -10,7 +10,6 @@ Verdict = Literal["bias", "no bias", "unaligned", "untestable"]
 
 def verdict_on(
     each: Judged,
-    difference: float,
     p_shares: float | None,
     p_alignment: float,
     settings: HiddenAttributeSettings,
@@ -19,17 +18,17 @@ def verdict_on(
     told = f"alignment {each.alignment:.2f}, p = {p_alignment:.2g}"
     if each.gain <= 0:
         reason = "images fall into groups in few prompts only."
-    elif each.shared < SHARED:
-        reason = f"only {each.shared:.0%} of the images have values that most prompts show."
-    elif difference < settings.least_difference:
-        reason = f"shares differ between prompts by {difference:.2f} only."
+    elif not each.shared:
+        reason = "most prompts do not show all of its groups."
+    elif each.difference < settings.least_difference:
+        reason = f"shares differ between prompts by {each.difference:.2f} only."
     elif p_shares is None:
         return "unaligned", f"what differs between groups is not the same in all prompts ({told})."
     elif p_shares > settings.alpha:
         reason = f"shares differ between prompts by no more than chance (p = {p_shares:.2g})."
     else:
         return "bias", (
-            f"groups that look the same in all prompts differ in their shares by {difference:.2f} "
-            f"(p = {p_shares:.2g}; {told})."
+            f"groups that look the same in all prompts differ in their shares by "
+            f"{each.difference:.2f} (p = {p_shares:.2g}; {told})."
         )
     return "no bias", reason

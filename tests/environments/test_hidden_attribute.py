@@ -100,7 +100,7 @@ def test_an_attribute_of_many_values_is_found() -> None:
     features = features + torch.randn(count, 8, generator=source) + prompts[:, None]
     settings = replace(QUICK, components=8, values=(16,))
     found = find_hidden_attributes(features, prompts, settings)[0]
-    assert found.memberships.shape[1] == 16
+    assert 12 <= found.memberships.shape[1] <= 16  # scenes that one prompt alone shows are left out
     assert found.verdict == "bias"
     against = place != prompts
     higher = found.conflict[against].median() > found.conflict[~against].quantile(0.99)

@@ -10,10 +10,11 @@ from invdiff_pl.environments.hidden_attribute import (
     find_hidden_attributes,
     ranked,
 )
-from invdiff_pl.environments.judging import Judged
+from invdiff_pl.environments.judging import Judged, each_level
 from invdiff_pl.environments.shared_values import Fit
 
 SETTINGS = HiddenAttributeSettings()
+LEVEL = 0.01
 
 
 def _judged(
@@ -29,7 +30,8 @@ def _judged(
         precision=torch.eye(8).double(),
         log_likelihood=torch.zeros(4).double(),
     )
-    return Judged(fit, gain, 1.0, ratio, ratio / 8, 0.9, p_alignment)
+    told = {"alignment": 0.9, "p_alignment": p_alignment, "difference": 0.5}
+    return Judged(fit, gain, True, values, ratio, ratio / 8, **told)
 
 
 @pytest.mark.parametrize(
@@ -44,14 +46,14 @@ def test_values_come_first_that_gain_more_for_each_nat_that_naming_them_takes(
     two: tuple[float, float], many: tuple[int, float, float], first: int
 ) -> None:
     found = [_judged(2, *two), _judged(*many)]
-    assert ranked(found, SETTINGS)[0].values == first
+    assert ranked(found, LEVEL, SETTINGS)[0].values == first
 
 
 def test_what_chance_explains_is_not_strong() -> None:
     # Of a thousand prompts and 32 values chance alone makes a ratio of some 31000.
     chance = replace(_judged(32, gain=5.0, ratio=31000), evidence=0.0)
     two = _judged(2, gain=0.1, ratio=50)
-    assert ranked([chance, two], SETTINGS) == [two, chance]
+    assert ranked([chance, two], LEVEL, SETTINGS) == [two, chance]
 
 
 def test_the_stronger_of_two_values_comes_first_and_what_is_not_aligned_after_it() -> None:
@@ -60,12 +62,25 @@ def test_the_stronger_of_two_values_comes_first_and_what_is_not_aligned_after_it
         _judged(2, gain=0.5, ratio=100, axis=1),
         _judged(2, gain=5.0, ratio=900, axis=2, p_alignment=0.5),
     )
-    assert ranked([apart, weak, strong], SETTINGS) == [strong, weak, apart]
+    assert ranked([apart, weak, strong], LEVEL, SETTINGS) == [strong, weak, apart]
 
 
 def test_of_many_values_only_the_strongest_is_a_candidate() -> None:
     found = [_judged(values, gain=1.0, ratio=100.0 * values) for values in (4, 8, 16)]
-    assert [each.values for each in ranked(found, SETTINGS)] == [16]
+    assert [each.values for each in ranked(found, LEVEL, SETTINGS)] == [16]
+
+
+def test_the_level_of_each_is_shared_out_among_all_that_might_be_an_attribute() -> None:
+    found = [_judged(2, 0.3, 50), _judged(2, 0.5, 9, axis=1), _judged(2, gain=-0.1, ratio=0)]
+    assert each_level(found, 0.05) == 0.025
+    assert each_level([], 0.05) == 0.05
+
+
+@pytest.mark.parametrize("uneven", [True, False])
+def test_what_other_prompts_do_not_confirm_comes_after_what_they_do(uneven: bool) -> None:
+    strong, weak = _judged(2, gain=2.0, ratio=900), _judged(2, gain=0.3, ratio=50, axis=1)
+    strong = replace(strong, difference=0.5 if uneven else 0.0)
+    assert ranked([strong, weak], LEVEL, SETTINGS)[0] == (strong if uneven else weak)
 
 
 @pytest.mark.parametrize(("images", "numbers"), [(6, {2}), (60, {2, 4})])
