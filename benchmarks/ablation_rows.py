@@ -71,6 +71,7 @@ SECTIONS: dict[str, list[str]] = {
     "Environments": ["no_groups", "random_groups", "ours", "oracle", "oracle_minority"],
     "Objectives and timesteps": [
         "ours",
+        "unpaired",
         "reweighting",
         "population_variance",
         "group_dro",
@@ -122,6 +123,7 @@ ROWS: dict[str, Row] = {
             "oracle: with or against the bias (labels: NOT available to a user)",
             "oracle_minority",
         ),
+        Row("unpaired", "unpaired: a draw of its own for each image", data={"batches": "balanced"}),
         Row("reweighting", "re-weighting: no penalty", model={"objective": "reweighting"}),
         Row(
             "population_variance",
