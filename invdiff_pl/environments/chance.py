@@ -33,43 +33,47 @@ def by_chance(
     """How often shares would differ as much as each candidate's where all prompts are alike.
 
     ``None`` for a candidate that is not asked: shares hardly differ, or it is not aligned at the
-    ``level``.
+    ``level``. No more resamples are searched where none can be a bias any more.
     """
     asked = [uneven(each, settings) and each.is_aligned(level) for each in judged]
     tested = [each for each, is_asked in zip(judged, asked, strict=True) if is_asked]
     if not tested:
         return [None] * len(judged)
-    wanted = {each.sought for each in tested}
-    more = sorted(wanted - {2})
+    more = sorted({each.sought for each in tested} - {2})
     places = torch.zeros_like(space.offsets)
     places[:, : tested[0].fit.components] = tested[0].fit.places
-    largest: dict[int, list[float]] = {groups: [] for groups in wanted}
-    for number in range(settings.resamples):
-        source = generator(settings.seed, "resample", number)
+    observed = [_strength(each, space, settings) for each in tested]
+    as_large, drawn = [0] * len(tested), 0
+    while drawn < settings.resamples and _p(min(as_large), settings.resamples) <= settings.alpha:
+        source = generator(settings.seed, "resample", drawn)
         rows = _resampled(space.prompts, source)
         dealt = space.rows(rows).dealt(source, places[space.prompts[rows].unique()])
         found = search(dealt, settings.starts, more, settings.quantile, settings.seed)
-        for groups in wanted:
-            those = [each for each in found if each.sought == groups]
-            largest[groups].append(_strongest(those, dealt, settings))
-    null = {groups: torch.tensor(strengths) for groups, strengths in largest.items()}
-    return [
-        float((null[each.sought] >= _strength(each, space, settings)).sum() + 1)
-        / (settings.resamples + 1)
-        if is_asked
-        else None
-        for each, is_asked in zip(judged, asked, strict=True)
-    ]
+        reached = _reached(found, dealt, tested, observed, settings)
+        as_large = [count + new for count, new in zip(as_large, reached, strict=True)]
+        drawn += 1
+    chances = iter([_p(count, drawn) for count in as_large])
+    return [next(chances) if is_asked else None for is_asked in asked]
 
 
-def _strongest(found: list[Judged], space: Space, settings: HiddenAttributeSettings) -> float:
-    """The largest strength of what would be taken for an attribute that prompts share."""
+def _p(as_large: int, drawn: int) -> float:
+    """p-value where so many of what was drawn without a bias are as large."""
+    return (as_large + 1) / (drawn + 1)
+
+
+def _reached(
+    found: list[Judged],
+    space: Space,
+    tested: list[Judged],
+    observed: list[float],
+    settings: HiddenAttributeSettings,
+) -> list[bool]:
+    """Whether what would be taken for an attribute is as strong as each that is tested."""
     level = each_level(found, settings.alpha)
 
     @cache
     def is_alike(number: int) -> bool:
-        judged = compared(found[number], space, settings.seed)
-        return judged.is_aligned(level)
+        return compared(found[number], space, settings.seed).is_aligned(level)
 
     def taken(number: int) -> bool:
         each = found[number]
@@ -79,9 +83,14 @@ def _strongest(found: list[Judged], space: Space, settings: HiddenAttributeSetti
             if each.sought == other.sought == 2
         )
 
-    # Most are not asked, for what is stronger is.
-    order = sorted(range(len(found)), key=lambda number: found[number].strength, reverse=True)
-    return next((found[n].strength for n in order if is_alike(n) and taken(n)), 0.0)
+    return [
+        any(
+            is_alike(number) and taken(number)
+            for number, other in enumerate(found)
+            if other.sought == each.sought and other.strength >= strength
+        )
+        for each, strength in zip(tested, observed, strict=True)
+    ]
 
 
 def _strength(each: Judged, space: Space, settings: HiddenAttributeSettings) -> float:

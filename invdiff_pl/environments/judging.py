@@ -248,8 +248,10 @@ def each_level(found: Sequence[Judged], alpha: float) -> float:
 
 def _turned(centroids: Tensor, number: int, source: torch.Generator) -> Tensor:
     """Parts' centroids ``[P, K, D]``, each part's turned at random: ``[R, P, K, D]``."""
-    # What spans them is turned: of two values two dimensions, however many components there are.
+    # Values have mean 0, so that K - 1 dimensions span them, however many components there are.
+    spanned = centroids.shape[1] - 1
     left, lengths, _ = torch.linalg.svd(centroids, full_matrices=False)
+    left, lengths = left[:, :, :spanned], lengths[:, :spanned]
     shape = (number, len(centroids), centroids.shape[2], lengths.shape[1])
     axes = torch.linalg.qr(torch.randn(shape, dtype=torch.float64, generator=source)).Q
     return torch.einsum("pkj,rpdj->rpkd", left * lengths[:, None], axes)

@@ -9,7 +9,6 @@ from invdiff_pl.backbones.draws import generator
 
 # Images that are read at once where all are turned into components.
 CHUNK = 16384
-_MULTIPLIED_PROMPTS = 64
 # Features of which all components are computed; of more, the leading ones only.
 _FEW_FEATURES = 1024
 _SUBSPACE_ROUNDS = 12
@@ -21,13 +20,7 @@ def prompt_means(values: Tensor, prompts: Tensor, count: int | None = None) -> T
     count = int(prompts.max()) + 1 if count is None else count
     sizes = prompts.bincount(minlength=count).clamp(min=1).to(values)
     rows = values.reshape(len(values), -1)
-    sums = values.new_zeros(count, rows.shape[1])
-    if count <= _MULTIPLIED_PROMPTS:  # a product of matrices is faster than sums by index
-        for part, some in zip(rows.split(CHUNK), prompts.split(CHUNK), strict=True):
-            belongs = values.new_zeros(count, len(some)).scatter_(0, some[None], 1.0)
-            sums += belongs @ part
-    else:
-        sums.index_add_(0, prompts, rows)
+    sums = values.new_zeros(count, rows.shape[1]).index_add_(0, prompts, rows)
     return (sums / sizes[:, None]).reshape(count, *values.shape[1:])
 
 
