@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from invdiff_pl.workflow.discover import Discovery, discover
     from invdiff_pl.workflow.generate import generate
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _HOMES = {
     "Audit": "workflow.audit",
     "Discovery": "workflow.discover",

@@ -63,7 +63,7 @@ Several at once
 A second attribute lies along the first one's difference, too, wherever the same images show both,
 and the first one's heaps are no normal ``e``. So where the first candidate is a bias of two values,
 the search is repeated on what that leaves unexplained, ``z_i - sum_k r_ik delta_k``, whitened
-anew, and its candidates come next; and so on while the first of them is a bias.
+anew, and its candidates come next. Once only: each search is tested, which is what takes the time.
 
 The test
 --------
@@ -100,6 +100,9 @@ from invdiff_pl.environments.space import Space, prompt_means, whiten
 from invdiff_pl.environments.verdict import Verdict, verdict_on
 
 __all__ = ["HiddenAttribute", "HiddenAttributeSettings", "Verdict", "find_hidden_attributes"]
+
+
+_SEARCHES = 2
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,7 @@ def find_hidden_attributes(
         found += candidates[:1]
         first = judged[0].fit if judged else None
         again = first is not None and len(first.delta) == 2 and candidates[0].verdict == "bias"
-        if first is None or not again or len(found) == settings.candidates:
+        if first is None or not again or len(found) == min(_SEARCHES, settings.candidates):
             return [*found, *candidates[1:]][: settings.candidates]
         memberships, _ = memberships_of(first, values, prompts)
         space, whitening = space.of_values(space.values - first.memberships @ first.delta)
