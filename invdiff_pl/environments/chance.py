@@ -73,7 +73,7 @@ def _reached(
 
     @cache
     def is_alike(number: int) -> bool:
-        return compared(found[number], space, settings.seed).is_aligned(level)
+        return compared(found[number], space, level, settings.seed).is_aligned(level)
 
     def taken(number: int) -> bool:
         each = found[number]

@@ -202,8 +202,8 @@ def _searched(
     # Few images show few of many values, which could not be told from what their prompt names.
     more = () if are_small(space.prompts) else settings.values
     found = search(space, settings.starts, more, settings.quantile, settings.seed)
-    judged = [compared(each, space, settings.seed) for each in found]
-    level = each_level(judged, settings.alpha)
+    level = each_level(found, settings.alpha)
+    judged = [compared(each, space, level, settings.seed) for each in found]
     judged = ranked(judged, level, settings)[: settings.candidates]
     chances = by_chance(space, judged, level, settings)
     comparable = int(parts_of(space.prompts).max()) > 0

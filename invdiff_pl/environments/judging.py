@@ -27,8 +27,9 @@ PART_IMAGES = 50
 _MOST_PARTS = 20
 # Rounds in which a part refits its groups alone: enough to leave a direction that is not its own.
 _ALONE_ROUNDS = 10
-# Rotations are drawn until this many are as aligned (Besag and Clifford, Biometrika 78, 1991).
-_ROTATIONS, _ROTATIONS_TOGETHER, _AS_ALIGNED = 1998, 111, 20
+# Rotations are drawn until this many are as aligned (Besag and Clifford, Biometrika 78, 1991), or
+# there are as many as this, or as a p-value of half the level takes.
+_AS_ALIGNED, _ROTATIONS, _ROTATIONS_TOGETHER = 20, 1998, 111
 # Components that many values are looked for in: among more, distances hardly tell clusters.
 _CLUSTERED = 20
 # Cosine from which on two attributes of two values are one.
@@ -201,8 +202,10 @@ def judge(fit: Fit, sought: int, space: Space, parts: Tensor, quantile: float) -
     return replace(judged, ratio=ratio, evidence=max(information, 0.0))
 
 
-def compared(each: Judged, space: Space, seed: int) -> Judged:
+def compared(each: Judged, space: Space, level: float, seed: int) -> Judged:
     """With what comparing the parts tells: alignment, its p-value and the difference of shares.
+
+    The p-value is small enough to be compared with ``level``.
 
     Unrelated differences point anywhere in whitened features. How alike two are is told in features
     of variance 1, whose leading components are what images differ in most: the others, where
@@ -222,8 +225,8 @@ def compared(each: Judged, space: Space, seed: int) -> Judged:
         masses[part], centroids[part] = alone.memberships.mean(0), alone.delta
     alignment = _mean_cosine((centroids * space.deviations)[None], masses)
     source = generator(seed, "rotations")
-    as_large = drawn = 0
-    while drawn < _ROTATIONS and as_large < _AS_ALIGNED:
+    as_large, drawn, most = 0, 0, max(_ROTATIONS, math.ceil(2 / level))
+    while drawn < most and as_large < _AS_ALIGNED:
         turned = _turned(centroids, _ROTATIONS_TOGETHER, source) * space.deviations
         as_large += int((_mean_cosine(turned, masses) >= alignment).sum())
         drawn += _ROTATIONS_TOGETHER
