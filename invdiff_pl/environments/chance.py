@@ -72,20 +72,20 @@ def _reached(
     level = each_level(found, settings.alpha)
 
     @cache
-    def is_alike(number: int) -> bool:
-        return compared(found[number], space, level, settings.seed).is_aligned(level)
+    def judged(number: int) -> Judged:
+        return compared(found[number], space, level, settings.seed)
 
-    def taken(number: int) -> bool:
-        each = found[number]
-        return not any(
-            other.explained > each.explained and same_direction(each, other) and is_alike(rival)
+    def is_taken(number: int) -> bool:
+        each = judged(number)
+        return each.is_aligned(level) and not any(
+            judged(rival).is_aligned(level) and judged(rival).explained > each.explained
             for rival, other in enumerate(found)
-            if each.sought == other.sought == 2
+            if each.sought == other.sought == 2 and same_direction(each, other)
         )
 
     return [
         any(
-            is_alike(number) and taken(number)
+            is_taken(number)
             for number, other in enumerate(found)
             if other.sought == each.sought and other.strength >= strength
         )

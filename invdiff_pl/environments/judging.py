@@ -79,9 +79,13 @@ class Judged:
 
     @property
     def explained(self) -> float:
-        """Log-likelihood, and the statistic that says how uneven it is, both an image."""
-        likelihood = self.fit.log_likelihood
-        return float(likelihood.mean()) + self.ratio / len(likelihood)
+        """Log-likelihood, and the statistic that says how uneven it is, both an image.
+
+        The latter counts as far as the other parts confirm that shares differ.
+        """
+        likelihood, own = self.fit.log_likelihood, difference_of(self.fit.shares)
+        confirmed = self.difference / own if own > 0 else 0.0
+        return float(likelihood.mean()) + confirmed * self.ratio / len(likelihood)
 
     @property
     def strength(self) -> float:

@@ -65,6 +65,12 @@ def test_the_stronger_of_two_values_comes_first_and_what_is_not_aligned_after_it
     assert ranked([apart, weak, strong], LEVEL, SETTINGS) == [strong, weak, apart]
 
 
+def test_of_two_readings_of_a_direction_that_which_others_confirm_is_taken() -> None:
+    mistaken, right = _judged(2, gain=0.01, ratio=8), _judged(2, gain=0.3, ratio=4)
+    mistaken = replace(mistaken, difference=0.0)
+    assert ranked([mistaken, right], LEVEL, SETTINGS) == [right]
+
+
 def test_of_many_values_only_the_strongest_is_a_candidate() -> None:
     found = [_judged(values, gain=1.0, ratio=100.0 * values) for values in (4, 8, 16)]
     assert [each.values for each in ranked(found, LEVEL, SETTINGS)] == [16]
