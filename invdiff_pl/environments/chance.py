@@ -15,6 +15,7 @@ from invdiff_pl.environments.judging import (
     compared,
     each_level,
     judge,
+    p_value,
     parts_of,
     same_direction,
     search,
@@ -44,7 +45,9 @@ def by_chance(
     places[:, : tested[0].fit.components] = tested[0].fit.places
     observed = [_strength(each, space, settings) for each in tested]
     as_large, drawn = [0] * len(tested), 0
-    while drawn < settings.resamples and _p(min(as_large), settings.resamples) <= settings.alpha:
+    while (
+        drawn < settings.resamples and p_value(min(as_large), settings.resamples) <= settings.alpha
+    ):
         source = generator(settings.seed, "resample", drawn)
         rows = _resampled(space.prompts, source)
         dealt = space.rows(rows).dealt(source, places[space.prompts[rows].unique()])
@@ -52,13 +55,8 @@ def by_chance(
         reached = _reached(found, dealt, tested, observed, settings)
         as_large = [count + new for count, new in zip(as_large, reached, strict=True)]
         drawn += 1
-    chances = iter([_p(count, drawn) for count in as_large])
+    chances = iter([p_value(count, drawn) for count in as_large])
     return [next(chances) if is_asked else None for is_asked in asked]
-
-
-def _p(as_large: int, drawn: int) -> float:
-    """p-value where so many of what was drawn without a bias are as large."""
-    return (as_large + 1) / (drawn + 1)
 
 
 def _reached(

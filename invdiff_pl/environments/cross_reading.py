@@ -9,10 +9,8 @@ given their ``delta`` and ``Sigma``, all that is left to find are shares and pla
 import torch
 from torch import Tensor
 
-from invdiff_pl.environments.shared_values import maximised, moderated
+from invdiff_pl.environments.shared_values import ROUNDS, maximised, moderated
 from invdiff_pl.environments.space import Space, prompt_means
-
-_ROUNDS = 60
 
 
 def cross_read_shares(space: Space, members: Tensor, parts: Tensor) -> Tensor:
@@ -28,7 +26,7 @@ def cross_read_shares(space: Space, members: Tensor, parts: Tensor) -> Tensor:
     lengths = torch.diagonal(products, dim1=1, dim2=2)
     sizes = prompts.bincount()[:, None].to(pulls)
     means = prompt_means(members, prompts)
-    for _ in range(_ROUNDS):
+    for _ in range(ROUNDS):
         # Values have mean 0 in a prompt, so that it is at - sum_k mean_k delta_k.
         places = (products @ means[:, :, None]).squeeze(2)
         logits = moderated(means, sizes).log() + places - lengths / 2

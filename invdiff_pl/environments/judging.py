@@ -238,9 +238,14 @@ def compared(each: Judged, space: Space, level: float, seed: int) -> Judged:
     return replace(
         each,
         alignment=float(alignment),
-        p_alignment=(as_large + 1) / (drawn + 1),
+        p_alignment=p_value(as_large, drawn),
         difference=min(map(difference_of, (each.fit.shares, read))),
     )
+
+
+def p_value(as_large: int, drawn: int) -> float:
+    """Where so many of what was drawn under the null are as large."""
+    return (as_large + 1) / (drawn + 1)
 
 
 def difference_of(shares: Tensor) -> float:
