@@ -8,10 +8,10 @@ from torch import Tensor
 
 from invdiff_pl.data.images import ImageFacts, inspect_image
 from invdiff_pl.data.index import ImageIndex, InsideRoot, state_digest
-from invdiff_pl.data.threads import map_in_threads
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import read_json, read_object, write_json
 from invdiff_pl.utils.progress import track
+from invdiff_pl.utils.threads import map_in_threads
 
 _NAMED = 10
 

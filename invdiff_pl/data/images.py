@@ -9,8 +9,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from invdiff_pl.data.threads import map_in_threads
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.threads import map_in_threads
 
 _ORIENTATION = 0x0112
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from invdiff_pl.data.tables import place, refuse
-from invdiff_pl.data.threads import map_in_threads
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import digest_file, digest_json, read_object, write_json
+from invdiff_pl.utils.threads import map_in_threads
 
 SPLITS = ("train", "val", "test")
 # Upwards, absolute, a Windows drive, a Windows separator, or no file name at all.

@@ -23,6 +23,7 @@ from invdiff_pl.environments.judging import (
 from invdiff_pl.environments.settings import HiddenAttributeSettings
 from invdiff_pl.environments.shared_values import fit_values
 from invdiff_pl.environments.space import Space
+from invdiff_pl.utils.threads import map_in_torch_threads
 
 # Images of a resample: under the null, ratios hardly depend on how many there are (Wilks).
 _NULL_IMAGES = 1500
@@ -44,17 +45,20 @@ def by_chance(
     places = torch.zeros_like(space.offsets)
     places[:, : tested[0].fit.components] = tested[0].fit.places
     observed = [_strength(each, space, settings) for each in tested]
-    as_large, drawn = [0] * len(tested), 0
-    while (
-        drawn < settings.resamples and p_value(min(as_large), settings.resamples) <= settings.alpha
-    ):
-        source = generator(settings.seed, "resample", drawn)
+
+    def reached(number: int) -> list[bool]:
+        source = generator(settings.seed, "resample", number)
         rows = _resampled(space.prompts, source)
         dealt = space.rows(rows).dealt(source, places[space.prompts[rows].unique()])
         found = search(dealt, settings.starts, more, settings.quantile, settings.seed)
-        reached = _reached(found, dealt, tested, observed, settings)
-        as_large = [count + new for count, new in zip(as_large, reached, strict=True)]
+        return _reached(found, dealt, tested, observed, settings)
+
+    as_large, drawn = [0] * len(tested), 0
+    for each in map_in_torch_threads(reached, range(settings.resamples)):
+        as_large = [count + new for count, new in zip(as_large, each, strict=True)]
         drawn += 1
+        if p_value(min(as_large), settings.resamples) > settings.alpha:
+            break
     chances = iter([p_value(count, drawn) for count in as_large])
     return [next(chances) if is_asked else None for is_asked in asked]
 
@@ -98,7 +102,7 @@ def _strength(each: Judged, space: Space, settings: HiddenAttributeSettings) -> 
     rows = _resampled(space.prompts, generator(settings.seed, "observed"))
     some = space.rows(rows).leading(each.fit.components)
     fit = fit_values(some, each.fit.memberships[rows])
-    return judge(fit, each.sought, some, parts_of(some.prompts), settings.quantile).strength
+    return judge([fit], each.sought, some, parts_of(some.prompts), settings.quantile)[0].strength
 
 
 def _resampled(prompts: Tensor, source: torch.Generator) -> Tensor:

@@ -13,9 +13,11 @@ from torch.nn.functional import cosine_similarity
 
 from invdiff_pl.backbones.draws import generator
 from invdiff_pl.environments.cross_reading import cross_read_shares
+from invdiff_pl.environments.lines import Lines
 from invdiff_pl.environments.shared_values import (
     Fit,
     fit_values,
+    gains,
     kmeans_memberships,
     log_likelihood_ratio,
 )
@@ -57,8 +59,8 @@ class Judged:
     gain: float
     shared: bool
     sought: int
-    ratio: float = 0.0
-    evidence: float = 0.0
+    ratio: float
+    evidence: float
     alignment: float = 0.0
     p_alignment: float = 1.0
     difference: float = 0.0
@@ -135,14 +137,14 @@ def search(
     source = generator(seed, "starts")
     parts = parts_of(space.prompts)
     fits = two_value_fits(space, starts, source)
-    found = [judge(fit, 2, space, parts, quantile) for fit in fits]
+    found = judge(fits, 2, space, parts, quantile)
     for groups in values:
         if len(space.values) < 20 * groups:
             continue
         few = space.leading(_CLUSTERED)
         start = kmeans_memberships(few.uncentred, groups, source)
         fit = _fit_shared(few, start, parts, quantile)
-        found.append(judge(fit, groups, few, parts, quantile))
+        found += judge([fit], groups, few, parts, quantile)
     return found
 
 
@@ -192,18 +194,39 @@ def same_direction(one: Judged, other: Judged) -> bool:
     return float(cosine_similarity(first, second, dim=0).abs()) >= _SAME_ATTRIBUTE
 
 
-def judge(fit: Fit, sought: int, space: Space, parts: Tensor, quantile: float) -> Judged:
-    """How clear and shared a fit is and, if it may be an attribute, how informative."""
-    gains = fit.gains(space, parts).sort().values
-    gain = float(gains[int(quantile * len(gains))])
-    shared = bool(_had_by_most(fit, parts, quantile).all())
-    judged = Judged(fit, gain, shared, sought)
-    if not judged.possible:
-        return judged
-    ratio = log_likelihood_ratio(fit, space)
-    prompts, groups = fit.shares.shape
-    information = (ratio - (prompts - 1) * (groups - 1)) / (2 * len(space.values))
-    return replace(judged, ratio=ratio, evidence=max(information, 0.0))
+def judge(
+    fits: Sequence[Fit], sought: int, space: Space, parts: Tensor, quantile: float
+) -> list[Judged]:
+    """How clear and shared fits are and, where they may be attributes, how informative.
+
+    Args:
+        fits: of as many values each.
+        sought: number of values that were looked for.
+        space: of the images.
+        parts: of the images, int64 ``[N]``.
+        quantile: share of the parts in which an attribute need not be clear.
+    """
+    values = len(fits[0].delta)
+    if values == 2:
+        lines = Lines.of(fits, space)
+        gained, ratios = lines.gains(parts), lines.ratios()
+    else:
+        gained = torch.stack([gains(fit, space, parts) for fit in fits], dim=1)
+        ratios = torch.tensor([log_likelihood_ratio(fit, space) for fit in fits])
+    clear = gained.sort(dim=0).values[int(quantile * len(gained))]
+    freedom = int(space.prompts.max()) * (values - 1)
+    evidences = (ratios - freedom).clamp(min=0) / (2 * len(space.values))
+    return [
+        Judged(
+            fit,
+            gain=float(clear[number]),
+            shared=bool(_had_by_most(fit, parts, quantile).all()),
+            sought=sought,
+            ratio=float(ratios[number]),
+            evidence=float(evidences[number]),
+        )
+        for number, fit in enumerate(fits)
+    ]
 
 
 def compared(each: Judged, space: Space, level: float, seed: int) -> Judged:

@@ -13,10 +13,9 @@ from torch.nn.functional import one_hot
 from invdiff_pl.environments.space import CHUNK, Space, prompt_means
 
 ROUNDS = 60
-_WIDTH_ROUNDS = 10
 # Images of the mean share that each prompt's own shares are drawn towards.
 _PRIOR_IMAGES = 1.0
-_LEAST_SHARE = 1e-4
+LEAST_SHARE = 1e-4
 # Least variance of the noise in any direction, where z has variance 1.
 _LEAST_VARIANCE = 0.02
 
@@ -45,44 +44,6 @@ class Fit:
     def components(self) -> int:
         """Leading components that it is fitted in."""
         return self.delta.shape[1]
-
-    def gains(self, space: Space, parts: Tensor) -> Tensor:
-        """Log-likelihood an image of the groups over one, part by part, ``[parts]``.
-
-        Of two values along the line that tells them apart, where either has the part's own width;
-        of more in all components, where the one group has the part's own covariance.
-        """
-        if len(self.delta) > 2:
-            single = _own_normal(space.values, parts)
-            return prompt_means(self.log_likelihood - single, parts)
-        direction = self.precision @ (self.delta[1] - self.delta[0])
-        line = space.values @ direction
-        apart = (self.delta[1] - self.delta[0]) @ direction
-        members = self.memberships[:, 1]
-        for _ in range(_WIDTH_ROUNDS):
-            shares = prompt_means(members, space.prompts).clamp(_LEAST_SHARE, 1 - _LEAST_SHARE)
-            low = line + (shares * apart)[space.prompts]  # from the lower group's place
-            squares = (1 - members) * low.square() + members * (low - apart).square()
-            widths = prompt_means(squares, parts).clamp(min=1e-12)[parts]
-            odds = torch.logit(shares)[space.prompts]
-            members = torch.sigmoid(odds + (low - apart / 2) * apart / widths)
-        groups = torch.logaddexp(
-            torch.log1p(-shares)[space.prompts] - 0.5 * low.square() / widths,
-            shares.log()[space.prompts] - 0.5 * (low - apart).square() / widths,
-        )
-        groups = groups - 0.5 * (2 * math.pi * widths).log()
-        gains = prompt_means(groups - _own_normal(line[:, None], parts), parts)
-        return gains - 1 / parts.bincount()  # what one parameter more adds by chance
-
-
-def _own_normal(values: Tensor, parts: Tensor) -> Tensor:
-    """Log-likelihood ``[N]`` of one normal distribution a part, of its own covariance."""
-    width = values.shape[1]
-    centred = values - prompt_means(values, parts)[parts]
-    covariances = prompt_means(centred[:, :, None] * centred[:, None, :], parts)
-    covariances = covariances + 1e-6 * torch.eye(width, dtype=values.dtype)
-    found = -0.5 * (torch.logdet(covariances) + width * (1 + math.log(2 * math.pi)))
-    return found[parts]
 
 
 def _logits(
@@ -121,9 +82,14 @@ def moderated(own: Tensor, sizes: Tensor) -> Tensor:
         own: mean memberships of each prompt, ``[P, K]``.
         sizes: images of each prompt, ``[P, 1]``.
     """
-    mean = (own * sizes).sum(0) / sizes.sum()
-    shares = ((own * sizes + _PRIOR_IMAGES * mean) / (sizes + _PRIOR_IMAGES)).clamp(_LEAST_SHARE)
+    shares = towards_mean(own, sizes).clamp(LEAST_SHARE)
     return shares / shares.sum(1, keepdim=True)
+
+
+def towards_mean(own: Tensor, sizes: Tensor) -> Tensor:
+    """Means of prompts ``[P, ...]``, drawn a little towards the mean of all images."""
+    mean = (own * sizes).sum(0) / sizes.sum()
+    return (own * sizes + _PRIOR_IMAGES * mean) / (sizes + _PRIOR_IMAGES)
 
 
 def maximised(
@@ -218,7 +184,7 @@ def fit_shares(
     """
     count = int(prompts.max()) + 1
     sizes = prompts.bincount()[:, None].to(values)
-    shares = fit.memberships.mean(0).clamp(min=_LEAST_SHARE).expand(count, -1)
+    shares = fit.memberships.mean(0).clamp(min=LEAST_SHARE).expand(count, -1)
     if len(fit.shares) == count:
         shares = fit.shares
     expected = shares.mean(0).expand(count, -1) if equal else shares
@@ -231,12 +197,26 @@ def fit_shares(
         means = means / sizes
         own = moderated(means, sizes)
         mean = (means * sizes).sum(0) / sizes.sum()
-        expected = mean.clamp(min=_LEAST_SHARE).expand(count, -1) if equal else own
-        moved = (own - now.own).abs().max()
+        expected = mean.clamp(min=LEAST_SHARE).expand(count, -1) if equal else own
+        moved = torch.cat([own - now.own, expected - now.expected]).abs().max()
         read, now = now, Reading(own, -means @ fit.delta, expected)
         if moved < 1e-4:
             break
     return Reading(now.own, read.places, read.expected)
+
+
+def gains(fit: Fit, space: Space, parts: Tensor) -> Tensor:
+    """Log-likelihood an image of the values over one normal distribution, ``[parts]``.
+
+    The latter has the part's own covariance.
+    """
+    values = space.values
+    width = values.shape[1]
+    centred = values - prompt_means(values, parts)[parts]
+    covariances = prompt_means(centred[:, :, None] * centred[:, None, :], parts)
+    covariances = covariances + 1e-6 * torch.eye(width, dtype=values.dtype)
+    single = -0.5 * (torch.logdet(covariances) + width * (1 + math.log(2 * math.pi)))
+    return prompt_means(fit.log_likelihood, parts) - single
 
 
 def log_likelihood_ratio(fit: Fit, space: Space) -> float:

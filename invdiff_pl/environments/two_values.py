@@ -12,13 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from invdiff_pl.environments.lines import log_densities, odds_of
 from invdiff_pl.environments.shared_values import Fit, fit_values
 from invdiff_pl.environments.space import Space, prompt_means
 
 # Leading components that starts are climbed among before all: what varies much is found among few.
 _FEW_COMPONENTS = (10, 20)
 _CLIMBING_STEPS = 20
-_FIRST_ROUNDS = 12
+_LINE_ROUNDS, _FIRST_ROUNDS = 6, 12
 _ROUNDS = 60
 # Fixed points that are kept, and the cosine from which on two of them are one attribute: along one
 # direction prompts' places can be mistaken for shares, and the likelier reading is the right one.
@@ -72,7 +73,7 @@ def _started(single: Space, starts: int, source: torch.Generator) -> Tensor:
     directions = torch.cat([_skewed(single, drawn[:, :half]), drawn[:, half:]], dim=1)
     members = _first_memberships(single, directions)
     along = directions.repeat(1, members.shape[1] // directions.shape[1])
-    climbed = _climb(single, members, _FIRST_ROUNDS, along)
+    climbed = _climb(single, members, _LINE_ROUNDS, along)
     members = climbed.members[:, _distinct(climbed, _STILL_SAME)]
     climbed = _climb(single, members, _FIRST_ROUNDS)
     climbed = _climb(single, _reread(single, climbed), _FIRST_ROUNDS)
@@ -143,9 +144,9 @@ def _climb(space: Space, members: Tensor, rounds: int, along: Tensor | None = No
         own_logits = torch.logit(own) + (own - 0.5) * distance
         members = torch.addmm(own_logits.index_select(0, prompts), values, direction).sigmoid_()
     line = values @ direction
-    low = line + own[prompts] * distance  # from the lower group's place
+    low = line + (own * distance)[prompts]
     # Along the line, of variance `distance` within groups and distance / (1 - explained) in all.
-    groups = _log_density(low, distance, own[prompts])
+    groups = log_densities(low, prompts, distance, own)
     one = -0.5 * line.square() * (1 - explained) / distance
     likelihood = (groups - one).mean(0) - 0.5 * torch.log1p(-explained)
     return _Climbed(members, direction, distance, likelihood)
@@ -158,30 +159,16 @@ def _reread(space: Space, climbed: _Climbed) -> Tensor:
     Rounds of expectation and maximisation may stop at another maximum, where a part of what
     a prompt shows is taken for a place that it is not at.
     """
-    line, distance = space.values @ climbed.direction, climbed.distance
-    likelihoods = torch.stack(
-        [
-            prompt_means(_log_density(line + share * distance, distance, share), space.prompts)
-            for share in _SHARES
-        ]
-    )
-    shares = torch.tensor(_SHARES).to(line)[likelihoods.argmax(0)][space.prompts]
-    return torch.sigmoid(torch.logit(shares) + line + (shares - 0.5) * distance)
-
-
-def _log_density(low: Tensor, distance: Tensor, shares: Tensor | float) -> Tensor:
-    """Log-density ``[N, S]`` along lines, up to a constant of the line.
-
-    Args:
-        low: from the lower group's place.
-        distance: between the groups, and their variance.
-        shares: of the upper group.
-    """
-    shares = torch.as_tensor(shares).to(low)
-    return torch.logaddexp(
-        torch.log1p(-shares) - 0.5 * low.square() / distance,
-        shares.log() - 0.5 * (low - distance).square() / distance,
-    )
+    line, distance, prompts = space.values @ climbed.direction, climbed.distance, space.prompts
+    alike = line.new_ones(int(prompts.max()) + 1, 1)
+    likelihoods = []
+    for share in _SHARES:
+        low = line + share * distance
+        densities = log_densities(low, prompts, distance, share * alike)
+        likelihoods.append(prompt_means(densities, prompts))
+    shares = torch.tensor(_SHARES).to(line)[torch.stack(likelihoods).argmax(0)]
+    low = line + (shares * distance)[prompts]
+    return torch.sigmoid(odds_of(low, prompts, distance, shares))
 
 
 def _distinct(climbed: _Climbed, same: float) -> Tensor:

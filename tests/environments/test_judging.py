@@ -49,7 +49,7 @@ def test_shares_differ_as_far_as_the_other_prompts_tell_too() -> None:
     shares = prompt_means(mistaken, space.prompts)
     wrong = replace(fit, memberships=mistaken, shares=shares)
     right, told = (
-        compared(judge(each, 2, space, space.prompts, 0.5), space, 0.01, 0) for each in (fit, wrong)
+        compared(each, space, 0.01, 0) for each in judge([fit, wrong], 2, space, space.prompts, 0.5)
     )
     assert right.possible
     assert told.possible
@@ -67,7 +67,7 @@ def test_alignment_of_unrelated_parts_is_called_chance() -> None:
     space = whiten(features, prompts, 8)
     assert space is not None
     fit = fit_values(space, one_hot(place, 2).double())
-    judged = judge(fit, 2, space, space.prompts, 0.5)
+    (judged,) = judge([fit], 2, space, space.prompts, 0.5)
     judged = compared(replace(judged, gain=1.0, shared=True), space, 0.01, 0)
     assert judged.p_alignment > 0.05
     # It stops as soon as that is known.
@@ -78,5 +78,5 @@ def test_alignment_of_unrelated_parts_is_called_chance() -> None:
 def test_an_aligned_attribute_reaches_any_level(level: float) -> None:
     space, place = _balanced()
     fit = fit_values(space, one_hot(place, 2).double())
-    judged = compared(judge(fit, 2, space, space.prompts, 0.5), space, level, 0)
+    judged = compared(judge([fit], 2, space, space.prompts, 0.5)[0], space, level, 0)
     assert judged.is_aligned(level)
