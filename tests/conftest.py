@@ -146,3 +146,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     Dinov2Model(config).save_pretrained(folder / "dinov2")
     return folder
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_backbone: Path) -> Path:
+    """A copy of ``experiments/`` to work in."""
+    shutil.copytree(Path(__file__).parents[1] / "experiments", tmp_path / "experiments")
+    shutil.copytree(tiny_backbone, tmp_path / "pipeline")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

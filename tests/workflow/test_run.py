@@ -2,14 +2,12 @@
 
 import json
 import os
-import shlex
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from invdiff_pl.cli.experiment import experiment_of, run_experiment
+from invdiff_pl.cli.experiment import experiment_of
 from invdiff_pl.cli.main import main
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.processes import Ended
@@ -20,15 +18,6 @@ from invdiff_pl.workflow.records import refresh
 from invdiff_pl.workflow.stages import PLANS, STAGES, Stage
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_backbone: Path) -> Path:
-    """A copy of ``experiments/`` to work in."""
-    shutil.copytree(REPOSITORY / "experiments", tmp_path / "experiments")
-    shutil.copytree(tiny_backbone, tmp_path / "pipeline")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def _experiment(*arguments: str, command: str = "train") -> Experiment:
@@ -119,104 +108,6 @@ def test_overrides_reach_the_stage_they_name(workspace: Path) -> None:
     assert [n for n in arguments if "--data.candidate=0,1" in arguments[n]] == ["adapter"]
     having = {name for name in arguments if "--data.seed=4" in arguments[name]}
     assert having == {"classifier", "environments", "adapter", "samples"}
-
-
-def test_a_flag_of_no_stage_is_refused_in_one_line(
-    workspace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["train", "--experiment", "waterbirds", "--modell.lambda_=1"]) == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1
-    assert "--modell.lambda_=1" in message
-
-
-def test_a_mistyped_key_is_refused_before_any_stage_runs(
-    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runner, "run_stage", lambda *_: pytest.fail("a stage ran"))
-    words = ["train", "--experiment", "waterbirds", "--backbone", "pipeline"]
-    assert main([*words, "--model.lamda_=1"]) == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1
-    assert "lamda_" in message
-
-
-@pytest.mark.parametrize("command", ["train", "augment", "backbone"])
-def test_a_backbone_that_cannot_be_used_is_refused_before_any_stage_runs(
-    command: str,
-    workspace: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(runner, "run_stage", lambda *_: pytest.fail("a stage ran"))
-    words = [command, "--experiment", "waterbirds", "--backbone"]
-    index = workspace / "pipeline" / "model_index.json"
-    index.write_text(index.read_text().replace('"StableDiffusionPipeline"', '"KolorsPipeline"'))
-    for backbone, told in (
-        ("pipeline", "its class is KolorsPipeline"),
-        ("/nowhere", "does not exist"),
-    ):
-        assert main([*words, backbone]) == 2
-        message = capsys.readouterr().err
-        assert message.count("\n") == 1
-        assert told in message
-
-
-@pytest.mark.parametrize(
-    ("flag", "stage"),
-    [
-        ("--model.adapter=loraa", "adapter"),
-        ("--environments.model.inference=x", "environments"),
-        ("--evaluation.extractor=x", "classifier"),
-        ("--environments.model.settings.alpha=0.001", "environments"),
-        ("--environments.model.features=none.npy", "environments"),
-        ("--adapter.candidate=x", "adapter"),
-        ("--data.latent_device=x", "classifier"),
-    ],
-)
-def test_a_wrong_name_or_value_is_refused_before_any_stage_runs(
-    workspace: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    flag: str,
-    stage: str,
-) -> None:
-    monkeypatch.setattr(runner, "run_stage", lambda *_: pytest.fail("a stage ran"))
-    words = ["train", "--experiment", "waterbirds", "--backbone", "pipeline"]
-    assert main([*words, flag]) == 2
-    message = capsys.readouterr().err
-    assert message.startswith(f"error: stage {stage}: --")
-    assert message.count("\n") == 1
-    assert not Path("runs").exists()
-
-
-def test_a_wrong_name_in_a_file_is_refused_before_any_stage_runs(
-    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runner, "run_stage", lambda *_: pytest.fail("a stage ran"))
-    file = workspace / "experiments" / "stages" / "environments.yaml"
-    wrong = "init_args:\n    inference: mixtur\n"
-    file.write_text(file.read_text().replace("init_args:\n", wrong, 1))
-    assert main(["train", "--experiment", "waterbirds", "--backbone", "pipeline"]) == 2
-    message = capsys.readouterr().err
-    assert "stage environments: --model.inference=mixtur: expected one of mixture" in message
-
-
-def test_a_missing_data_folder_is_told_in_one_line(
-    workspace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["train", "--experiment", "waterbirds", "--backbone", "pipeline"]
-    assert main([*words, "--data", "nowhere"]) == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1
-    assert "nowhere" in message
-
-
-def test_unknown_experiments_and_scales_list_the_known_ones(workspace: Path) -> None:
-    with pytest.raises(InvDiffError, match="waterbirds"):
-        run_experiment("train", ["--experiment", "waterbrids"])
-    with pytest.raises(InvDiffError, match="mini"):
-        run_experiment("train", ["--experiment", "waterbirds", "--scale", "huge"])
 
 
 def test_settings_are_looked_up_in_the_working_folder_and_then_in_the_package(
@@ -415,50 +306,6 @@ def test_help_lists_the_commands_without_loading_torch(
     text = capsys.readouterr().out
     for command in ("train", "backbone", "fit", "predict", "render", "report"):
         assert command in text
-
-
-@pytest.mark.parametrize(
-    ("words", "folder"),
-    [
-        (["EXP=celeba"], "runs/celeba/mini/tensorboard"),
-        (["EXP=fairface", "SCALE=sd14"], "runs/fairface/sd14/tensorboard"),
-        (["RUN_DIR=elsewhere"], "elsewhere/tensorboard"),
-    ],
-)
-def test_make_tensorboard_opens_the_folder_that_stages_write_to(
-    words: list[str], folder: str
-) -> None:
-    assert shlex.split(_lines_of_make("tensorboard", *words)[-1])[-2:] == ["--logdir", folder]
-
-
-@pytest.mark.parametrize("path", ["/x/my birds (2024)", "it's", 'a "b" `c`; d & e', "#1"])
-def test_make_hands_every_path_over_as_one_word(path: str) -> None:
-    given = [f"DATA={path}", f"BACKBONE={path}", f"RUN_DIR={path}", f"OUTPUT={path}"]
-    for target, flags in (
-        ("train", ("--data", "--backbone", "--run-dir")),
-        ("check-data", ("--data",)),
-        ("export", ("--run-dir", "--output")),
-        ("sweep", ("--runs",)),
-        ("verify", ("verify",)),
-        ("replay", ("replay",)),
-        ("compare", ("compare",)),
-    ):
-        words = shlex.split(_lines_of_make(target, *given)[-1])
-        assert all(words[words.index(flag) + 1] == path for flag in flags)
-
-
-def _lines_of_make(*words: str) -> list[str]:
-    """What make would run."""
-    told = subprocess.run(
-        # Without a word of the `make test` that may have started this.
-        ["make", "--no-print-directory", "-n", *words],
-        check=True,
-        cwd=REPOSITORY,
-        env={name: value for name, value in os.environ.items() if not name.startswith("MAKE")},
-        capture_output=True,
-        text=True,
-    )
-    return told.stdout.strip().splitlines()
 
 
 def test_worst_group_accuracy_is_an_extra_that_makes_only_the_report_due(workspace: Path) -> None:
