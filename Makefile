@@ -91,7 +91,7 @@ export: setup ## write backbone, adapter and model card of RUN_DIR into the fold
 ablation: setup ## what each part of the method is worth, on the run in RUN_DIR (hours)
 	$(PYTHON) benchmarks/ablation.py $(call quote,$(RUN_DIR)) $(ARGS)
 
-evidence: setup ## make every figure of README and docs anew, in ./evidence (days); goes on where it stopped
+evidence: setup ## make the main figures of README and docs anew, in ./evidence (many hours); goes on where it stopped
 	$(PYTHON) benchmarks/evidence.py $(ARGS)
 
 peers: setup ## other methods on the run in RUN_DIR; ARGS=--prompts-run=RUN adds those from prompts alone

@@ -1,4 +1,6 @@
-"""Every figure of README and docs anew, in one command that goes on where it was stopped.
+"""The main figures of README and docs anew, in one command that goes on where it was stopped.
+
+They are those of the rows that ``--list`` prints, for seeds 0 to 2, and take many hours.
 
     python benchmarks/evidence.py [--output evidence] [--only waterbirds-0 celeba-1_4_4_1 …]
     python benchmarks/evidence.py --list
