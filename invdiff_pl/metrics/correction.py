@@ -157,7 +157,7 @@ class _Covariances:
         return self._raise_upper(ends, pairwise_bias(self.shares), spread, confidence)
 
     def mean_interval(self, confidence: float) -> Tensor:
-        """Return the interval of the mean Bias, ``[2]``; errors of the matrix do not average out."""
+        """Return the interval of the mean Bias, ``[2]``; the matrix's errors do not average out."""
         count = len(self.shares)
         ends = mean_share_interval(self._weighed(self.sampling + count * self.shared), confidence)
         independent = self._contrast_variance(self.sampling).sum() / count**2
