@@ -62,10 +62,10 @@ would not do; but cuts through images that shade into each other hardly make the
 Several at once
 ---------------
 A second attribute also lies along the first one's difference wherever the same images show both,
-and the clusters of the first one are no normal ``e``. So if the first candidate is a bias of two
-values, the search is repeated on what it leaves unexplained, ``z_i - sum_k r_ik delta_k``, whitened
-anew, and the candidates found there come next. This is done once only, since each search is tested,
-which is what takes the time.
+and to it the first one's clusters are a noise ``e`` that is not normal. So if the first candidate
+is a bias of two values, the search is repeated on what it leaves unexplained,
+``z_i - sum_k r_ik delta_k``, whitened anew, and the candidates found there come next. This is done
+once only, since each search is tested, which is what takes the time.
 
 The test
 --------
@@ -76,8 +76,8 @@ would pass for an aligned attribute is what chance achieves. *Alignment*: the di
 the groups of each prompt are rotated at random, which makes prompts unrelated, and the p-value is
 multiplied by the number of fits that might be an attribute, some ten or twenty, of which the
 candidates are the best (Bonferroni). Only aligned candidates are tested for their shares. A bias is
-reported if both p-values are at most ``alpha``; so if either null hypothesis holds, one is reported
-in at most a share ``alpha`` of data sets.
+reported if both p-values are at most ``alpha``; so if either null hypothesis holds, this happens in
+at most ``alpha`` of data sets.
 """
 
 from dataclasses import dataclass
