@@ -1,6 +1,6 @@
 """InvDiff: find hidden biases of text-to-image diffusion models, and train them away.
 
-The names below are imported when they are first used: torch, diffusers and Lightning take seconds.
+The names below are imported on first use, since torch, diffusers and Lightning take seconds.
 """
 
 from importlib import import_module
@@ -57,7 +57,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for."""
+    """Import a public name on first use."""
     if name in _ROOMS:
         return import_module(f"{__name__}.{name}")
     if name not in _HOMES:

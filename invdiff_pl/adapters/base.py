@@ -1,4 +1,4 @@
-"""What every adapter offers, and the registry that finds one by name."""
+"""The interface of all adapters, and the registry that finds one by name."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -17,11 +17,11 @@ CONFIG_FILE = "adapter.json"
 
 
 class Adapter(ABC):
-    """``G_psi`` beside a frozen denoiser.
+    """Base class of adapters: ``G_psi`` beside a frozen denoiser.
 
     An adapter is attached to a denoiser, which it may wrap or inject layers into. Until it has been
-    trained it changes nothing: the prediction of the adapted denoiser is that of the frozen one
-    (but for ``unet_copy``, which is the reference's).
+    trained it changes nothing: the adapted denoiser predicts what the frozen one does (except with
+    ``unet_copy``, which follows the reference).
 
     Args:
         network: the frozen denoiser.
@@ -33,7 +33,7 @@ class Adapter(ABC):
 
     def __init__(self, network: Any) -> None:
         self.network = network
-        # Of the frozen denoiser, before anything is injected into it.
+        # Parameters of the frozen denoiser, counted before anything is injected into it.
         self.backbone_size = sum(
             weight_count(value)
             for name, value in network.named_parameters()
@@ -43,15 +43,15 @@ class Adapter(ABC):
     @property
     @abstractmethod
     def denoiser(self) -> nn.Module:
-        """The adapted denoiser, which is called as the frozen one is."""
+        """The adapted denoiser, called in the same way as the frozen one."""
 
     @abstractmethod
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The trainable parameters by name."""
+        """Return the trainable parameters by name."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """The constructor's arguments with which saved weights are loaded, JSON-ready."""
+        """Return the constructor arguments with which saved weights are loaded, JSON-ready."""
 
     @abstractmethod
     def set_scale(self, scale: float) -> None:
@@ -59,7 +59,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def rescale(self, factor: float) -> None:
-        """Change the weights so that scale 1 is what scale ``factor`` was, where that is linear."""
+        """Change the weights so that scale 1 does what scale ``factor`` did, if that is linear."""
 
     @abstractmethod
     def enable_gradient_checkpointing(self) -> None:
@@ -67,7 +67,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def frozen_weights(self) -> dict[str, Tensor]:
-        """The backbone's own weights under their own names, without the adapter."""
+        """Return the backbone's own weights under their own names, without the adapter."""
 
     @abstractmethod
     def save_weights(self, folder: Path) -> None:
@@ -79,17 +79,17 @@ class Adapter(ABC):
 
     @abstractmethod
     def prepare_sampling(self, pipeline: Any, scale: float) -> None:
-        """Put the adapter at a scale into a pipeline, in its fastest form."""
+        """Put the adapter into a pipeline at a scale, in its fastest form."""
 
     def prepare_training(self) -> None:  # noqa: B027 - most are held as they are trained
-        """Make ready to be trained."""
+        """Prepare the adapter for training."""
 
     def detach(self) -> None:  # noqa: B027 - a network of its own leaves no trace
-        """Leave the denoiser as it was found; the adapter is of no use afterwards."""
+        """Restore the denoiser to what it was; the adapter cannot be used afterwards."""
 
     @contextmanager
     def at_scale(self, scale: float) -> Iterator[None]:
-        """At a scale, beside whatever else a pipeline's denoiser carries, and back at 1."""
+        """Use the adapter at a scale, beside other LoRAs of the denoiser, then reset it to 1."""
         self.set_scale(scale)
         try:
             yield
@@ -98,22 +98,22 @@ class Adapter(ABC):
 
     @contextmanager
     def folded(self) -> Iterator[None]:
-        """In its fastest form at scale 1, as in training, while nothing is trained.
+        """Hold the adapter in its fastest form at scale 1, the scale of training, for inference.
 
-        Predictions are the same up to rounding, and the weights afterwards what they were.
+        Predictions are the same up to rounding, and the weights are restored afterwards.
         """
         yield
 
     def size(self) -> int:
-        """Number of trainable parameters."""
+        """Return the number of trainable parameters."""
         return sum(parameter.numel() for parameter in self.parameters().values())
 
     def save(self, folder: Path, **facts: Any) -> None:
         """Write weights and configuration.
 
         Args:
-            folder: to write to, created where it is missing.
-            facts: further things to tell in the configuration, JSON-ready.
+            folder: folder to write to, created if missing.
+            facts: further entries of the configuration, JSON-ready.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.save_weights(folder)
@@ -131,13 +131,13 @@ _REGISTRY: dict[str, type[Adapter]] = {}
 
 
 def register(adapter: type[Adapter]) -> type[Adapter]:
-    """Make an adapter class known by its ``kind``."""
+    """Register an adapter class under its ``kind``."""
     _REGISTRY[adapter.kind] = adapter
     return adapter
 
 
 def adapter_class(kind: str) -> type[Adapter]:
-    """The class of a kind of adapter.
+    """Return the class of a kind of adapter.
 
     Raises:
         InvDiffError: if there is no such kind.
@@ -157,10 +157,10 @@ def build_adapter(kind: str, network: Any, **settings: Any) -> Adapter:
     Args:
         kind: ``lora``, ``small_unet``, ``bottleneck`` or ``unet_copy``.
         network: the frozen denoiser.
-        settings: of that kind.
+        settings: settings of that kind.
 
     Raises:
-        InvDiffError: if there is no such kind, or a setting is not of this kind.
+        InvDiffError: if there is no such kind, or it has no such setting.
     """
     require_adapter(kind, settings)
     try:
@@ -174,10 +174,10 @@ def build_adapter(kind: str, network: Any, **settings: Any) -> Adapter:
 
 
 def require_adapter(kind: str, settings: Mapping[str, Any]) -> None:
-    """Refuse a kind of adapter or a setting's name before a network is there to attach it to.
+    """Check a kind of adapter and the names of its settings before a network is loaded.
 
     Raises:
-        InvDiffError: if there is no such kind, or a setting is not of this kind.
+        InvDiffError: if there is no such kind, or it has no such setting.
     """
     adapter = adapter_class(kind)
     known = [name for name in inspect.signature(adapter).parameters if name != "network"]
@@ -193,8 +193,8 @@ def load_adapter(folder: Path, network: Any) -> Adapter:
     """Attach a saved adapter to a denoiser.
 
     Args:
-        folder: that :meth:`Adapter.save` wrote.
-        network: the frozen denoiser that it was trained beside.
+        folder: folder that :meth:`Adapter.save` wrote.
+        network: the frozen denoiser that the adapter was trained beside.
 
     Raises:
         InvDiffError: if the folder holds no adapter, or a damaged one.

@@ -1,4 +1,4 @@
-"""An adapter in h-space: it changes the UNet's bottleneck, as prompt and timestep ask for."""
+"""An adapter in h-space: it changes the UNet's bottleneck, given the prompt and the timestep."""
 
 from typing import Any
 
@@ -10,18 +10,18 @@ from invdiff_pl.adapters.base import register
 from invdiff_pl.adapters.branch import BranchAdapter, largest_width, multiply, zero
 from invdiff_pl.utils.errors import InvDiffError
 
-# The branch is a part of the UNet under this name, so that it moves to devices with it.
+# The branch is a submodule of the UNet under this name, so it moves between devices with it.
 NAME = "invariant_bottleneck"
 _STEP = 8
 _WIDEST = 256
 
 
 class PromptEncoder(nn.Module):
-    """Phi: what of a prompt matters to the adapter, pooled over its tokens by learned attention.
+    """Phi: what matters to the adapter in a prompt, pooled over its tokens by learned attention.
 
     Args:
-        text_width: D of the text embeddings.
-        width: of the output.
+        text_width: D, the width of the text embeddings.
+        width: width of the output.
     """
 
     def __init__(self, text_width: int, width: int) -> None:
@@ -31,7 +31,7 @@ class PromptEncoder(nn.Module):
         self.project = nn.Linear(text_width, width)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Text embeddings ``[B, L, D]`` to ``[B, width]``."""
+        """Map text embeddings ``[B, L, D]`` to ``[B, width]``."""
         tokens = self.norm(embeddings)
         shares = self.attend(tokens).softmax(1)
         encoded: Tensor = nn.functional.silu(self.project((shares * tokens).sum(1)))
@@ -39,14 +39,14 @@ class PromptEncoder(nn.Module):
 
 
 class BottleneckBranch(nn.Module):
-    """What is added to the bottleneck ``h``: a narrow network steered by timestep and prompt.
+    """The change added to the bottleneck ``h``: a narrow network steered by timestep and prompt.
 
     Args:
-        channels: C of the bottleneck.
-        time_width: E of the timestep embedding.
-        text_width: D of the text embeddings.
-        groups: of the normalisation.
-        width: of the network and of Phi.
+        channels: C, the number of channels of the bottleneck.
+        time_width: E, the width of the timestep embedding.
+        text_width: D, the width of the text embeddings.
+        groups: number of groups of the normalisation.
+        width: width of the network and of Phi.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class BottleneckBranch(nn.Module):
         zero(self.expand)
 
     def forward(self, hidden: Tensor, time: Tensor, embeddings: Tensor) -> Tensor:
-        """``[B, C, H, W]``, timestep embeddings ``[B, E]``, text ``[B, L, D]`` to a change of h."""
+        """Map h ``[B, C, H, W]``, time ``[B, E]`` and text ``[B, L, D]`` to a change of h."""
         condition = torch.cat([nn.functional.silu(time), self.prompt_encoder(embeddings)], dim=1)
         gain, shift = self.steer(condition)[..., None, None].chunk(2, dim=1)
         inner = self.reduce(self.norm(hidden)) * (1 + gain) + shift
@@ -74,17 +74,17 @@ class BottleneckBranch(nn.Module):
 class BottleneckAdapter(BranchAdapter):
     """Adds ``s G_psi(h, t, Phi(c))`` to the output of the UNet's middle block, its h-space.
 
-    h-space holds what a picture is about (Kwon et al., arXiv 2210.10960); details pass it by. The
+    h-space holds what a picture is about (Kwon et al., arXiv 2210.10960); details bypass it. The
     last layer starts at zero, so the untrained adapter changes nothing. Gradients run through the
     frozen decoder.
 
     Args:
         network: the frozen denoiser, a UNet.
-        ratio: its size at most, as a share of the backbone's parameters.
-        width: of the network; found from ``ratio`` if not given.
+        ratio: maximum size of the adapter, as a share of the backbone's parameters.
+        width: width of the adapter's network; chosen by ``ratio`` if not given.
 
     Raises:
-        InvDiffError: if no such network is that small, or the UNet's middle block sees no text.
+        InvDiffError: if no such network is small enough, or the UNet's middle block sees no text.
     """
 
     kind = "bottleneck"
@@ -123,7 +123,7 @@ class BottleneckAdapter(BranchAdapter):
         return self.network
 
     def settings(self) -> dict[str, Any]:
-        """Ratio and width."""
+        """Return the ratio and the width."""
         return {"ratio": self.ratio, "width": self.width}
 
     def set_scale(self, scale: float) -> None:
@@ -131,15 +131,15 @@ class BottleneckAdapter(BranchAdapter):
         self.scale = scale
 
     def rescale(self, factor: float) -> None:
-        """Multiply the last layer."""
+        """Multiply the last layer by the factor."""
         multiply(self.branch.get_submodule("expand"), factor)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Of the whole UNet, through whose decoder the gradients run."""
+        """Checkpoint the whole UNet, since the gradients run through its decoder."""
         self.network.enable_gradient_checkpointing()
 
     def frozen_weights(self) -> dict[str, Tensor]:
-        """The UNet's, without the branch that lives in it."""
+        """Return the UNet's weights, without the branch attached to it."""
         state = self.network.state_dict()
         return {n: value for n, value in state.items() if not n.startswith(f"{NAME}.")}
 

@@ -19,18 +19,18 @@ WEIGHTS_FILE = "adapter.safetensors"
 
 
 class BranchedDenoiser(ModelMixin):
-    """Frozen denoiser and branch as one, called as the UNet is and put in its place in pipelines.
+    """Frozen denoiser and branch as one network, which takes the UNet's place in pipelines.
 
     The prediction is ``(1 - s shrink) f_theta + s weight G_psi``: with ``shrink`` 0 and ``weight``
-    1 that is additive, with both ``r`` it is the reference's blending. At s = 0 the branch is not
-    computed, and the prediction is the frozen one, bit for bit. What else is asked of a UNet
-    (its configuration, attention processors, LoRAs) the frozen one answers.
+    1 it is additive, with both equal to ``r`` it is the reference's blending. At s = 0 the branch
+    is not computed, and the prediction is the frozen one, bit for bit. All other attributes (the
+    configuration, attention processors, LoRAs) are those of the frozen UNet.
 
     Args:
         unet: the frozen denoiser.
         branch: a network called in the same way.
-        weight: of the branch's output.
-        shrink: of the frozen prediction.
+        weight: weight of the branch's output.
+        shrink: share by which the frozen prediction is shrunk.
     """
 
     unet: UNet2DConditionModel
@@ -63,7 +63,7 @@ class BranchedDenoiser(ModelMixin):
         return_dict: bool = True,
         **kwargs: Any,
     ) -> UNet2DConditionOutput | tuple[Tensor]:
-        """Prediction ``[B, C, H, W]``; arguments as of ``UNet2DConditionModel``."""
+        """Predict ``[B, C, H, W]``; the arguments are those of ``UNet2DConditionModel``."""
         given = (sample, timestep, encoder_hidden_states)
         frozen: Tensor = self.unet(*given, return_dict=False, **kwargs)[0]
         prediction = frozen
@@ -74,19 +74,19 @@ class BranchedDenoiser(ModelMixin):
 
 
 class BranchAdapter(Adapter):
-    """What adapters with a network of their own share; they set ``branch``."""
+    """Base class of adapters with a network of their own, which they set as ``branch``."""
 
     branch: nn.Module
 
     def _place(self, branch: nn.Module) -> None:
-        """Take a branch, at the UNet's place and dtype."""
+        """Set the branch, on the UNet's device and in its dtype."""
         branch = branch.to(self.network.device)
-        if self.network.dtype != torch.float32:  # diffusers warns of every cast
+        if self.network.dtype != torch.float32:  # diffusers warns about every cast
             branch = branch.to(self.network.dtype)
         self.branch = branch.requires_grad_(True)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The branch's."""
+        """Return the branch's parameters."""
         return dict(self.branch.named_parameters())
 
     def save_weights(self, folder: Path) -> None:
@@ -99,7 +99,7 @@ class BranchAdapter(Adapter):
         sort_safetensors_header(folder / WEIGHTS_FILE)
 
     def load_weights(self, folder: Path) -> None:
-        """Read them; every one must be there."""
+        """Read the branch's weights; none may be missing."""
         file = folder / WEIGHTS_FILE
         state = read_tensors(file, "rerun the adapter stage")
         expected = self.branch.state_dict()
@@ -115,7 +115,7 @@ class WholeBranchAdapter(BranchAdapter):
 
     @property
     def denoiser(self) -> BranchedDenoiser:
-        """Frozen denoiser and branch as one."""
+        """The frozen denoiser and the branch as one network."""
         return self._denoiser
 
     def set_scale(self, scale: float) -> None:
@@ -123,15 +123,15 @@ class WholeBranchAdapter(BranchAdapter):
         self._denoiser.scale = scale
 
     def enable_gradient_checkpointing(self) -> None:
-        """Of the branch; the frozen denoiser keeps no activations."""
+        """Checkpoint the branch; the frozen denoiser keeps no activations."""
         self._denoiser.branch.enable_gradient_checkpointing()
 
     def frozen_weights(self) -> dict[str, Tensor]:
-        """The UNet's, which is untouched."""
+        """Return the weights of the UNet, which is unchanged."""
         return dict(self.network.state_dict())
 
     def prepare_sampling(self, pipeline: StableDiffusionPipeline, scale: float) -> None:
-        """Put both in the place of the UNet."""
+        """Put both networks in the place of the UNet."""
         self.set_scale(scale)
         pipeline.unet = self._denoiser
 
@@ -144,7 +144,7 @@ def multiply(layer: nn.Module, factor: float) -> None:
 
 
 def zero(layer: nn.Module) -> None:
-    """Make a layer's output zero, whatever comes in."""
+    """Make a layer's output zero for any input."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
 
@@ -152,12 +152,12 @@ def zero(layer: nn.Module) -> None:
 def largest_width(
     build: Callable[[int], nn.Module], most: int, ratio: float, unet: UNet2DConditionModel
 ) -> int:
-    """The largest width whose network has at most ``ratio`` times the UNet's parameters.
+    """Find the largest width whose network has at most ``ratio`` times the UNet's parameters.
 
     Args:
-        build: the network of a width; its size grows with the width.
+        build: builds the network of a width; its size grows with the width.
         most: the largest width that is tried.
-        ratio: above 0.
+        ratio: share of the UNet's parameters, above 0.
         unet: the frozen denoiser.
 
     Raises:

@@ -20,14 +20,14 @@ PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def write_form(file: Path, form: Form, folder: Path, architecture: str = "unknown") -> Path:
-    """Write a LoRA in another form beside the one that stock pipelines of diffusers load.
+    """Write a LoRA in another form than the one that stock diffusers pipelines load.
 
     Args:
-        file: that :meth:`LoraAdapter.save_weights` wrote, whose alpha is its rank.
+        file: file that :meth:`LoraAdapter.save_weights` wrote, whose alpha is its rank.
         form: ``kohya``, whose names and per-layer alphas ComfyUI and A1111 read, or ``peft``, which
             ``PeftModel.from_pretrained`` loads into a denoiser.
-        folder: to write to.
-        architecture: of the model that it is for, by the names of ModelSpec.
+        folder: folder to write to.
+        architecture: architecture of the model that the LoRA is for, by its name in ModelSpec.
 
     Returns:
         the file of weights.
@@ -35,8 +35,8 @@ def write_form(file: Path, form: Form, folder: Path, architecture: str = "unknow
     Raises:
         InvDiffError: if there is no such form.
 
-    Source: names as kohya-ss/sd-scripts writes them for UNets, as OneTrainer does for transformers
-    (``lora_transformer_…``), both read by ComfyUI; ``modelspec.*`` of
+    Source: names are as kohya-ss/sd-scripts writes them for UNets and OneTrainer for transformers
+    (``lora_transformer_…``), both read by ComfyUI; ``modelspec.*`` is that of
     https://github.com/Stability-AI/ModelSpec.
     """
     require_name("form", form, FORMS)
@@ -67,7 +67,7 @@ def _write_kohya(state: Mapping[str, Tensor], file: Path, architecture: str) -> 
 
 
 def _named_by_layer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A transformer's matrices by layer, with each layer's alpha, which is its rank."""
+    """Name a transformer's matrices by layer, and add each layer's alpha, which is its rank."""
     renamed: dict[str, Tensor] = {}
     for name, value in state.items():
         layer, matrix = name.removesuffix(".weight").rsplit(".", 1)

@@ -49,18 +49,18 @@ LAYERS = {
 class LoraAdapter(Adapter):
     """LoRA (Hu et al., arXiv 2106.09685): low-rank updates of the frozen layers.
 
-    With it ``f`` is the backbone at weights ``theta + s * B A``; the update matrix ``B`` starts at
-    zero, so the untrained adapter changes nothing.
+    The adapted denoiser ``f`` is the backbone with weights ``theta + s * B A``; the update matrix
+    ``B`` starts at zero, so the untrained adapter changes nothing.
 
     Args:
         network: the frozen denoiser, a UNet or a transformer of diffusers.
-        rank: of the updates.
-        alpha: the updates are scaled by ``alpha / rank``; the rank if not given.
-        layers: which layers are adapted, of ``attention`` (of a UNet, with the linear layers beside
-            it), ``feed_forward``, ``spatial`` (3×3 convolutions), ``convolution`` (these and the
-            1×1 ones beside residual blocks), ``time`` and ``input_output``; the last four are a
-            UNet's. The default is 2.95 % of the shipped backbones' parameters, and of a
-            transformer the attention alone.
+        rank: rank of the updates.
+        alpha: the updates are scaled by ``alpha / rank``; equal to the rank if not given.
+        layers: which layers are adapted, any of ``attention`` (in a UNet with the linear layers
+            beside it), ``feed_forward``, ``spatial`` (3×3 convolutions), ``convolution`` (these and
+            the 1×1 ones beside residual blocks), ``time`` and ``input_output``; the last four exist
+            in a UNet only. The default adapts 2.95 % of the shipped backbones' parameters; in a
+            transformer, the attention alone.
 
     Raises:
         InvDiffError: if a name in ``layers`` is unknown, or alpha is not above 0.
@@ -110,11 +110,11 @@ class LoraAdapter(Adapter):
 
     @property
     def denoiser(self) -> nn.Module:
-        """The network itself, which carries the update layers."""
+        """The network itself, which contains the update layers."""
         return self.network
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The update matrices."""
+        """Return the update matrices."""
         return {
             name: parameter
             for name, parameter in self.network.named_parameters()
@@ -122,9 +122,9 @@ class LoraAdapter(Adapter):
         }
 
     def prepare_training(self) -> None:
-        """Hold the updates in single precision, beside whatever the network is held in.
+        """Hold the updates in single precision, whatever the precision of the network.
 
-        Where that is single precision, too, they are trained folded into the weights.
+        If the network is in single precision, too, they are trained folded into the weights.
         """
         for parameter in self.parameters().values():
             parameter.data = parameter.data.float()  # half precision would lose small steps
@@ -132,7 +132,7 @@ class LoraAdapter(Adapter):
             train_folded(layer)
 
     def settings(self) -> dict[str, Any]:
-        """Rank, layers, and the alpha of saved files, which is the rank."""
+        """Return the rank, the layers, and the alpha of saved files, which equals the rank."""
         return {"rank": self.rank, "alpha": float(self.rank), "layers": list(self.layers)}
 
     def set_scale(self, scale: float) -> None:
@@ -147,12 +147,12 @@ class LoraAdapter(Adapter):
 
     @contextmanager
     def at_scale(self, scale: float) -> Iterator[None]:
-        """Multiply the weight that ``set_adapters`` gave the updates, for a while.
+        """Multiply the weight that ``set_adapters`` gave the updates, within the context.
 
-        Other LoRAs stay as they are, and so do these updates where they are not active.
+        Other LoRAs stay as they are, and so do these updates if they are not active.
 
         Raises:
-            InvDiffError: if they are fused into the weights, and the scale is not 1.
+            InvDiffError: if the updates are fused into the weights, and the scale is not 1.
         """
         active, layers = active_adapters(self.network), self._layers().values()
         if scale == 1 or NAME not in active:
@@ -176,12 +176,12 @@ class LoraAdapter(Adapter):
                 layer.scaling[NAME] = weight
 
     def join(self) -> None:
-        """Make the updates active beside the LoRAs that are."""
+        """Activate the updates beside the LoRAs that are active already."""
         if NAME not in (active := active_adapters(self.network)):
             activate_adapters(self.network, [NAME, *active])
 
     def detach(self) -> None:
-        """Take the update layers out again; other LoRAs stay."""
+        """Remove the update layers; other LoRAs stay."""
         self._unfuse()
         others = [name for name in active_adapters(self.network) if name != NAME]
         if set(self.network.peft_config) == {NAME}:
@@ -192,17 +192,17 @@ class LoraAdapter(Adapter):
 
     @torch.no_grad()
     def rescale(self, factor: float) -> None:
-        """Multiply the second of each pair of update matrices."""
+        """Multiply the second matrix of each update by the factor."""
         for name, parameter in self.parameters().items():
             if ".lora_B." in name:
                 parameter.mul_(factor)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Of the whole network, through which the updates' gradients run."""
+        """Checkpoint the whole network, since the updates' gradients run through it."""
         self.network.enable_gradient_checkpointing()
 
     def frozen_weights(self) -> dict[str, torch.Tensor]:
-        """The original weights, whatever is folded into them now."""
+        """Return the original weights, whatever is folded into them at present."""
         state = self.network.state_dict()
         if self._fused_scale:
             state |= {f"{n}.base_layer.weight": value for n, value in self._frozen.items()}
@@ -214,7 +214,7 @@ class LoraAdapter(Adapter):
 
     @torch.no_grad()
     def updates(self) -> dict[str, torch.Tensor]:
-        """What the updates add at scale 1 to the backbone's weights, float32, by their names."""
+        """Return what the updates add at scale 1 to the backbone's weights, float32, by name."""
         return {
             f"{name}.weight": layer.get_delta_weight(NAME).float()
             for name, layer in self._layers().items()
@@ -223,8 +223,8 @@ class LoraAdapter(Adapter):
     def save_weights(self, folder: Path) -> None:
         """Write the file that the stock pipeline's ``load_lora_weights`` takes.
 
-        ``alpha / rank`` is folded into the second of each pair of update matrices, and the file's
-        alpha is its rank: programs that do not read alpha draw the same.
+        ``alpha / rank`` is folded into the second matrix of each update, and the file's alpha is
+        its rank, so that programs which ignore alpha draw the same images.
         """
         state = get_peft_model_state_dict(self.network, adapter_name=NAME)
         config = {**self.network.peft_config[NAME].to_dict(), "lora_alpha": float(self.rank)}
@@ -240,7 +240,7 @@ class LoraAdapter(Adapter):
         sort_safetensors_header(folder / WEIGHTS_FILE)
 
     def load_weights(self, folder: Path) -> None:
-        """Read the updates, whatever the file's alpha; every matrix must be there."""
+        """Read the updates, whatever the file's alpha; no matrix may be missing."""
         file = folder / WEIGHTS_FILE
         stored = read_tensors(file, "rerun the adapter stage")
         state = {name.removeprefix(f"{self._part}."): value for name, value in stored.items()}
@@ -254,11 +254,11 @@ class LoraAdapter(Adapter):
 
     @property
     def _part(self) -> str:
-        """What pipelines and LoRA files call the network."""
+        """Name of the network in pipelines and LoRA files."""
         return "unet" if isinstance(self.network, UNet2DConditionModel) else "transformer"
 
     def prepare_sampling(self, pipeline: Any, scale: float) -> None:
-        """Fold the scaled updates into the weights, so that sampling costs what it did before."""
+        """Fold the scaled updates into the weights, so that sampling costs no more than before."""
         frozen_denoiser(pipeline).network = self.network
         self._fuse(scale)
 
@@ -267,7 +267,7 @@ class LoraAdapter(Adapter):
             return
         self._unfuse()
         self._fused_scale = None
-        # Others' layers would not be computed, and what is quantised takes no small updates.
+        # Folding would leave other LoRAs out, and small updates are lost in quantised weights.
         if set(active_adapters(self.network)) - {NAME} or is_quantized(self.network):
             self.set_scale(scale)
             return
@@ -283,9 +283,9 @@ class LoraAdapter(Adapter):
 
     @contextmanager
     def folded(self) -> Iterator[None]:
-        """Updates folded into the weights; in half precision, whose rounding could lose them, not.
+        """Fold the updates into the weights; not in half precision, where rounding may lose them.
 
-        The copy of the original weights is kept no longer than it is needed.
+        The copy of the original weights is kept no longer than needed.
         """
         half = self.network.dtype != torch.float32 or torch.is_autocast_enabled(
             self.network.device.type
@@ -302,7 +302,7 @@ class LoraAdapter(Adapter):
 
     @torch.no_grad()
     def _unfuse(self) -> None:
-        """Take the updates out again; subtracting leaves rounding errors, so copy the originals."""
+        """Remove the updates by copying the originals: subtracting would leave rounding errors."""
         if self._fused_scale:
             self.network.unfuse_lora()
             for name, layer in self._base_layers().items():
@@ -321,15 +321,15 @@ class LoraAdapter(Adapter):
 
 
 def active_adapters(network: nn.Module) -> list[str]:
-    """Names of the LoRAs of a network that are computed, in this order."""
+    """Return the names of a network's active LoRAs, in the order in which they are computed."""
     layers = (module for module in network.modules() if isinstance(module, BaseTunerLayer))
     return list(next((layer.active_adapters for layer in layers), ()))
 
 
 def activate_adapters(network: nn.Module, names: Sequence[str]) -> None:
-    """Choose which LoRAs are computed, in this order.
+    """Choose which LoRAs are computed, and in which order.
 
-    Neither their weights nor what is trainable changes.
+    Neither their weights nor which parameters are trainable changes.
     """
     for module in network.modules():
         if isinstance(module, BaseTunerLayer):
@@ -340,7 +340,7 @@ def activate_adapters(network: nn.Module, names: Sequence[str]) -> None:
 
 
 def _with_peft(network: Any) -> Any:
-    """The network, with diffusers' methods for LoRAs, which it gives all but PixArt's."""
+    """Return the network with diffusers' LoRA methods, which only PixArt's lacks."""
     kind = type(network)
     if not issubclass(kind, PeftAdapterMixin):
         network.__class__ = type(kind.__name__, (kind, PeftAdapterMixin), {})
@@ -348,5 +348,5 @@ def _with_peft(network: Any) -> Any:
 
 
 def _original(module: nn.Module) -> nn.Module:
-    """The layer itself, which another LoRA may have wrapped."""
+    """Return the layer itself, which another LoRA may have wrapped."""
     return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module

@@ -1,4 +1,4 @@
-"""What LoRA files hold beside matrices, and the form that every reader takes alike."""
+"""Contents of LoRA files other than matrices, and a form that all readers read alike."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from invdiff_pl.utils.errors import InvDiffError
 
 
 def scaled(state: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
-    """Update matrices, float32 on the CPU, the second of each pair multiplied."""
+    """Return update matrices, float32 on the CPU, the second of each pair multiplied."""
     return {
         name: value.detach().float().cpu() * (factor if ".lora_B." in name else 1.0)
         for name, value in state.items()
@@ -19,7 +19,7 @@ def scaled(state: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
 
 
 def stored_alpha(file: Path, part: str) -> float | None:
-    """The alpha that a file's header tells of a part of the pipeline, if it does.
+    """Read the alpha of a part of the pipeline from a file's header; ``None`` if there is none.
 
     Raises:
         InvDiffError: if the header is damaged.
@@ -38,7 +38,7 @@ def stored_alpha(file: Path, part: str) -> float | None:
 
 
 def plain_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without values that JSON cannot hold."""
+    """Return the configuration with sets, which JSON cannot hold, as sorted lists."""
     return {
         key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
     }

@@ -1,9 +1,9 @@
 """Layers of a LoRA that compute ``(W + B A) x`` in training: one product instead of three.
 
-Of a product no gradient of the whole weight is made: with ``z = B^T dy`` and ``u = A x``, of r
-channels each, ``dA = z x^T`` and ``dB = dy u^T``. Of a convolution on a CPU it is, for a
-convolution of few channels takes nearly as long as one of sixteen, and the layer's own form is
-three of them; elsewhere convolutions stay in that form.
+For a linear layer, no gradient of the whole weight is computed: with ``z = B^T dy`` and
+``u = A x``, of r channels each, ``dA = z x^T`` and ``dB = dy u^T``. For a convolution on a CPU it
+is computed, since a convolution of few channels takes nearly as long as one of sixteen, and peft's
+form needs three of them; on other devices convolutions stay in that form.
 """
 
 from typing import Any
@@ -29,16 +29,16 @@ class _FoldedLinear(torch.autograd.Function):
         x, weight, down, up = ctx.saved_tensors
         into_x = grad @ torch.addmm(weight, up, down) if ctx.needs_input_grad[0] else None
         rows, out = x.flatten(0, -2), grad.flatten(0, -2)
-        # In this order: a product with few rows is several times as fast as one with few columns.
+        # The order matters: few rows are several times as fast as few columns in a product.
         into_down, into_up = (up.T @ out.T) @ rows, ((down @ rows.T) @ out).T
         return into_x, None, None, into_down, into_up
 
 
 class FoldedLinear(lora.Linear):
-    """peft's layer; see :func:`train_folded`."""
+    """peft's linear layer, computed folded; see :func:`train_folded`."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """As peft's layer."""
+        """Compute what peft's layer computes."""
         if (update := _update(self, x)) is None:
             unchanged: Tensor = super().forward(x, *args, **kwargs)
             return unchanged
@@ -48,10 +48,10 @@ class FoldedLinear(lora.Linear):
 
 
 class FoldedConv2d(lora.Conv2d):
-    """peft's layer; see :func:`train_folded`."""
+    """peft's convolution, computed folded; see :func:`train_folded`."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """As peft's layer."""
+        """Compute what peft's layer computes."""
         update = _update(self, x) if x.device.type == "cpu" else None
         if update is None:
             unchanged: Tensor = super().forward(x, *args, **kwargs)
@@ -62,7 +62,7 @@ class FoldedConv2d(lora.Conv2d):
 
 
 def _update(layer: Any, x: Tensor) -> tuple[Tensor, Tensor] | None:
-    """A and the scaled B where they are all there is to fold in, and rounding cannot lose them."""
+    """Return A and the scaled B, if nothing else is to be folded and rounding cannot lose them."""
     if layer.disable_adapters or layer.merged or not torch.is_grad_enabled():
         return None
     names, weight = layer.active_adapters, layer.get_base_layer().weight
@@ -77,13 +77,13 @@ def _update(layer: Any, x: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def train_folded(layer: Any) -> None:
-    """Let a layer of a LoRA compute as this module does where gradients are taken.
+    """Make a LoRA layer compute in the folded form of this module whenever gradients are taken.
 
-    Results are peft's up to rounding. Beside other LoRAs, in half precision, and where the layer is
-    of another kind (with dropout, groups, dilation; DoRA) it computes as peft's does.
+    Results are peft's up to rounding. Beside other LoRAs, in half precision, and if the layer is of
+    another kind (with dropout, groups, dilation; DoRA), it computes as peft's layer does.
 
     Args:
-        layer: of peft; its class is replaced by one derived from it.
+        layer: a layer of peft; its class is replaced by one derived from it.
     """
     dropout = any(not isinstance(each, nn.Identity) for each in layer.lora_dropout.values())
     if dropout or layer.lora_variant:

@@ -20,12 +20,12 @@ from invdiff_pl.backbones.pipeline import frozen, limit_tokens
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import read_json
 
-# Of an exported folder: the adapter beside the backbone's parts.
+# Name of the adapter's folder, beside the backbone's parts, in an exported folder.
 ADAPTER_FOLDER = "adapter"
 
 
 class CarriesAdapter:
-    """What is added to a stock pipeline: a trained adapter, and a scale for it."""
+    """Mixin that gives a stock pipeline a trained adapter and a scale for it."""
 
     adapter: Adapter | None = None
     components: dict[str, Any]
@@ -38,8 +38,8 @@ class CarriesAdapter:
         Args:
             source: the folder.
             backbone: pipeline folder, hub id or ``asset:NAME``; that of the folder if not given.
-            kwargs: as of ``DiffusionPipeline.from_pretrained``; all parts are loaded in ``dtype``,
-                float32 if not given, and of a folder without plain weights a variant's are taken.
+            kwargs: as for ``DiffusionPipeline.from_pretrained``; all parts are loaded in ``dtype``,
+                float32 if not given, and a folder without plain weights is loaded from a variant.
 
         Raises:
             InvDiffError: if the folder holds no adapter, or its backbone cannot be loaded.
@@ -72,17 +72,18 @@ class CarriesAdapter:
         lora: TrainedAdapter | str | Path | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Make one of a loaded pipeline, with which it shares all parts.
+        """Build one from a loaded pipeline, sharing all of its parts.
 
         Args:
-            pipeline: one's own. Its denoiser is changed in place: with a LoRA adapter the given
-                pipeline draws with it, too (see ``disable_lora`` and ``set_adapters``).
-            lora: a trained adapter, or the folder of one, of a run or of an export. Without it the
-                adapter is the one that the given pipeline carries.
-            kwargs: as of ``DiffusionPipeline.from_pipe``; the dtype is the denoiser's if not given.
+            pipeline: your own pipeline. Its denoiser is changed in place: with a LoRA adapter the
+                given pipeline draws with it, too (see ``disable_lora`` and ``set_adapters``).
+            lora: a trained adapter, or the folder of an adapter, a run or an export. If not given,
+                the adapter that the given pipeline carries is used.
+            kwargs: as for ``DiffusionPipeline.from_pipe``; the dtype is the denoiser's if not
+                given.
 
         Raises:
-            InvDiffError: if the folder holds no adapter, or one of another backbone, or the given
+            InvDiffError: if the folder holds no adapter, or one for another backbone, or the given
                 pipeline has an adapter already.
 
         Example::
@@ -119,8 +120,8 @@ class CarriesAdapter:
         """Load a further LoRA, as stock pipelines do; the invariant adapter stays active beside it.
 
         Args:
-            args: as of the stock pipeline.
-            kwargs: as of the stock pipeline.
+            args: as for the stock pipeline.
+            kwargs: as for the stock pipeline.
         """
         joined = NAME in active_adapters(frozen_denoiser(self).network)
         super().load_lora_weights(*args, **kwargs)  # type: ignore[misc]
@@ -132,15 +133,15 @@ class CarriesAdapter:
         """Draw images.
 
         Args:
-            args: as of the stock pipeline.
-            invariant_scale: s; 0 gives the backbone's images bit for bit, 1 the trained adapter's,
-                in between trades bias against fidelity. It multiplies the weight that
-                ``set_adapters`` gave the adapter, for this call only; other LoRAs are combined with
-                it as they are.
-            kwargs: as of the stock pipeline.
+            args: as for the stock pipeline.
+            invariant_scale: s; 0 gives the backbone's images bit for bit, 1 the trained adapter's;
+                values in between trade bias against fidelity. It multiplies the weight that
+                ``set_adapters`` gave the adapter, for this call only; other LoRAs keep their
+                weights.
+            kwargs: as for the stock pipeline.
 
         Raises:
-            InvDiffError: if a scale is given and there is no adapter, or it is fused.
+            InvDiffError: if a scale is given and there is no adapter, or the adapter is fused.
         """
         if self.adapter is None:
             if invariant_scale != 1.0:
@@ -153,10 +154,10 @@ class CarriesAdapter:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write backbone and adapter, to be loaded with :meth:`from_pretrained`.
+        """Write the backbone and the adapter, to be loaded with :meth:`from_pretrained`.
 
-        The backbone's parts are as the stock pipeline writes and loads them. LoRAs that were
-        loaded beside the adapter are not written.
+        The backbone's parts are written as the stock pipeline writes and loads them. LoRAs that
+        were loaded beside the adapter are not written.
 
         Raises:
             InvDiffError: if there is no adapter.
@@ -177,13 +178,13 @@ class CarriesAdapter:
 
     @classmethod
     def _of(cls, stock: Any) -> Any:
-        """This class, if it is of a stock one; else the one that is."""
+        """Return this class if it derives from the stock one; else the class that does."""
         return cls if issubclass(cls, stock) else _carrying(stock)
 
 
 @cache
 def _carrying(stock: Any) -> Any:
-    """A stock pipeline's class whose denoiser carries an adapter."""
+    """Return the class of a stock pipeline whose denoiser carries an adapter."""
     about = {"__doc__": f"``{stock.__name__}`` whose denoiser carries a trained adapter."}
     return type(f"InvDiff{stock.__name__}", (CarriesAdapter, stock), about)
 
@@ -191,10 +192,10 @@ def _carrying(stock: Any) -> Any:
 class InvDiffPipeline(CarriesAdapter, StableDiffusionPipeline):
     """``StableDiffusionPipeline`` whose denoiser carries a trained adapter.
 
-    Everything is as in diffusers (schedulers, callbacks, ``to``, offloading, further LoRAs); calls
-    take one more argument, ``invariant_scale``. Among the pipeline's LoRAs the adapter has the name
-    ``invdiff``. Of a pipeline of another family :meth:`from_pipe` and :meth:`from_pretrained` make
-    the same of that family's pipeline, such as ``InvDiffFluxPipeline``.
+    Everything works as in diffusers (schedulers, callbacks, ``to``, offloading, further LoRAs);
+    calls take one more argument, ``invariant_scale``. Among the pipeline's LoRAs, the adapter is
+    named ``invdiff``. For a pipeline of another family, :meth:`from_pipe` and
+    :meth:`from_pretrained` return that family's counterpart, such as ``InvDiffFluxPipeline``.
 
     Example:
         >>> import tempfile
@@ -210,7 +211,7 @@ class InvDiffPipeline(CarriesAdapter, StableDiffusionPipeline):
         >>> pipe("a photo of a mallard", **settings).images[0].size
         (32, 32)
 
-    A run's adapter beside a style of one's own::
+    A run's adapter combined with a style LoRA of your own::
 
         pipe = InvDiffPipeline.from_pretrained("runs/waterbirds/mini")
         pipe.load_lora_weights("style.safetensors", adapter_name="style")
@@ -219,13 +220,13 @@ class InvDiffPipeline(CarriesAdapter, StableDiffusionPipeline):
 
 
 def locate(folder: Path) -> tuple[str, Path]:
-    """Backbone and adapter of a run folder or an exported folder.
+    """Find the backbone and the adapter of a run folder or an exported folder.
 
     Returns:
-        a pipeline folder, hub id or ``asset:NAME``, and the adapter's folder.
+        the backbone (a pipeline folder, hub id or ``asset:NAME``) and the adapter's folder.
 
     Raises:
-        InvDiffError: if the folder is neither, or the run's backbone is no longer there.
+        InvDiffError: if the folder is neither, or the run's record cannot be read.
     """
     exported = folder / ADAPTER_FOLDER
     if (exported / CONFIG_FILE).is_file() and (folder / "model_index.json").is_file():

@@ -1,4 +1,4 @@
-"""LoRAs of anybody's, put into a pipeline for a while, one or several at once."""
+"""Putting any LoRAs into a pipeline for a while, one or several at once."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -17,13 +17,13 @@ Without = Callable[[], AbstractContextManager[None]]
 
 
 def lora_file(source: TrainedAdapter | str | Path) -> Path:
-    """The safetensors file of a LoRA.
+    """Find the safetensors file of a LoRA.
 
     Args:
         source: the file; a folder that holds one; a run folder; or a trained adapter.
 
     Raises:
-        InvDiffError: if there is none, or what is there is a pickle.
+        InvDiffError: if there is no such file, or it is not a safetensors file.
     """
     path = Path(source.folder if isinstance(source, TrainedAdapter) else source)
     if (path / "adapter" / "adapter").is_dir():  # of a run
@@ -52,17 +52,17 @@ def lora_file(source: TrainedAdapter | str | Path) -> Path:
 def carrying(
     pipe: DiffusionPipeline, loras: Sequence[TrainedAdapter | str | Path]
 ) -> Iterator[Without]:
-    """A pipeline with LoRAs beside those that it has, taken out again afterwards.
+    """Add LoRAs to those that a pipeline has, and remove them afterwards.
 
     Args:
         pipe: a loaded pipeline.
-        loras: all of which are active, each at its full strength.
+        loras: LoRAs, all of them active, each at its full strength.
 
     Yields:
-        makes a context in which they are not active.
+        a function that makes a context in which they are not active.
 
     Raises:
-        InvDiffError: naming the first that cannot be read or does not fit.
+        InvDiffError: naming the first LoRA that cannot be read or does not fit.
     """
     files = [lora_file(lora) for lora in loras]
     if files and not hasattr(pipe, "load_lora_weights"):
@@ -105,7 +105,7 @@ def _load(pipe: DiffusionPipeline, file: Path, name: str) -> None:
         pipe.load_lora_weights(
             str(file.parent), weight_name=file.name, adapter_name=name, use_safetensors=True
         )
-    except Exception as error:  # of another architecture, they raise whatever is stumbled over
+    except Exception as error:  # with another architecture's LoRA, anything may be raised
         told = [line for line in str(error).splitlines() if line.strip()]
         reason = " ".join(" ".join(told[:2]).split())[:300] or type(error).__name__
         raise InvDiffError(
@@ -126,7 +126,7 @@ def _loaded(pipe: DiffusionPipeline) -> set[str]:
 def _activate(
     networks: Sequence[nn.Module], before: Sequence[list[str]], names: Sequence[str]
 ) -> None:
-    """Make those active that were, and of others those that a network has."""
+    """Activate the LoRAs that were active before and, of ``names``, those that a network has."""
     for network, active in zip(networks, before, strict=True):
         own = [name for name in names if name in getattr(network, "peft_config", {})]
         activate_adapters(network, [*active, *own])

@@ -1,4 +1,4 @@
-"""An adapter that has been trained, and lies in files."""
+"""A trained adapter, kept in files."""
 
 import shutil
 import tempfile
@@ -14,14 +14,14 @@ from invdiff_pl.utils.names import require_name
 
 
 class TrainedAdapter:
-    """The result of :func:`invdiff_pl.debias`, or a folder that an adapter was saved to.
+    """A trained adapter: the result of :func:`invdiff_pl.debias`, or the folder of a saved one.
 
     The default kind is a LoRA, whose folder stock diffusers loads with ``load_lora_weights``.
 
     Args:
-        folder: of its files.
-        reports: what callbacks measured while it was trained, by name.
-        keep: holds the folder for as long as this object lives, where it is temporary.
+        folder: folder of the adapter's files.
+        reports: what callbacks measured during training, by name.
+        keep: keeps a temporary folder for as long as this object lives.
 
     Raises:
         ValueError: if the folder holds no adapter.
@@ -56,22 +56,22 @@ class TrainedAdapter:
 
     @property
     def trained(self) -> bool:
-        """Whether anything was trained; else it changes nothing."""
+        """Whether anything was trained; if not, the adapter changes nothing."""
         return bool(self.facts.get("trained", True))
 
     def save(self, folder: str | Path, form: Form = "diffusers") -> Path:
-        """Write it into a folder, which must not exist or be empty.
+        """Write the adapter into a folder, which must be empty or not exist yet.
 
         Args:
-            folder: in which stock pipelines of diffusers find a LoRA.
-            form: a further file beside that: ``kohya`` for ComfyUI and A1111, ``peft`` for
-                ``PeftModel.from_pretrained``.
+            folder: folder to write to; stock diffusers pipelines load a LoRA from it.
+            form: which further file to write: ``kohya`` for ComfyUI and A1111, ``peft`` for
+                ``PeftModel.from_pretrained``; none with ``diffusers``.
 
         Returns:
             the folder.
 
         Raises:
-            ValueError: if the folder holds something, or there is no such form of this adapter.
+            ValueError: if the folder is not empty, or this adapter has no such form.
         """
         require_name("form", form, FORMS)
         if form != "diffusers" and self.kind != "lora":

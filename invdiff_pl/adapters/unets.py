@@ -1,4 +1,4 @@
-"""Adapters that are a UNet beside the UNet: a small one, and the reference's copy."""
+"""Adapters that are a second UNet beside the backbone's: a small one, and the reference's copy."""
 
 import copy
 from typing import Any
@@ -15,26 +15,26 @@ from invdiff_pl.adapters.branch import (
 )
 from invdiff_pl.utils.errors import InvDiffError
 
-# Channels are multiples of this, which are also the groups of the normalisation.
+# Numbers of channels are multiples of this, which is also the normalisation's number of groups.
 _GROUPS = 4
 _HEADS = 2
-# Steps between no channels and the backbone's own.
+# Steps between no channels and as many as the backbone has.
 _WIDTHS = 64
 
 
 @register
 class SmallUNetAdapter(WholeBranchAdapter):
-    """A thin UNet of the backbone's shape, added to its prediction: ``f_theta + s G_psi``.
+    """A thin UNet of the backbone's layout, added to its prediction: ``f_theta + s G_psi``.
 
     Its last layer starts at zero, so the untrained adapter changes nothing.
 
     Args:
         network: the frozen denoiser, a UNet.
-        ratio: its size at most, as a share of the backbone's parameters.
-        channels: of each level; found from ``ratio`` if not given.
+        ratio: maximum size of the adapter, as a share of the backbone's parameters.
+        channels: number of channels of each level; chosen by ``ratio`` if not given.
 
     Raises:
-        InvDiffError: if no UNet is that small.
+        InvDiffError: if no UNet is small enough.
     """
 
     kind = "small_unet"
@@ -62,16 +62,16 @@ class SmallUNetAdapter(WholeBranchAdapter):
         self._denoiser = BranchedDenoiser(network, branch)
 
     def rescale(self, factor: float) -> None:
-        """Multiply the last layer."""
+        """Multiply the last layer by the factor."""
         multiply(self.branch.get_submodule("conv_out"), factor)
 
     def settings(self) -> dict[str, Any]:
-        """Ratio and channels."""
+        """Return the ratio and the channels."""
         return {"ratio": self.ratio, "channels": list(self.channels)}
 
 
 def _channels(unet: UNet2DConditionModel, width: int) -> tuple[int, ...]:
-    """Channels of each level at so many 64ths of the backbone's width."""
+    """Return the channels of each level at ``width`` 64ths of the backbone's."""
     return tuple(
         _GROUPS * max(1, round(channels * width / _WIDTHS / _GROUPS))
         for channels in unet.config.block_out_channels
@@ -94,8 +94,9 @@ class UNetCopyAdapter(WholeBranchAdapter):
     """The reference's adapter: a copy of the whole UNet, blended with the frozen one.
 
     The prediction is ``r G_psi + (1 - r) f_theta`` (at s = 1), and the copy's last layer starts at
-    zero. So, unlike all others, it is **not** a no-op at first: training starts from a prediction
-    shrunken by ``1 - r``. It has as many parameters as the backbone. For comparison.
+    zero. So, unlike all other adapters, it is **not** a no-op at first: training starts from a
+    prediction shrunk by ``1 - r``. It has as many parameters as the backbone, and is there for
+    comparison.
 
     Args:
         network: the frozen denoiser, a UNet.
@@ -127,5 +128,5 @@ class UNetCopyAdapter(WholeBranchAdapter):
         raise InvDiffError("unet_copy blends two models: its scale has no meaning beyond 1.")
 
     def settings(self) -> dict[str, Any]:
-        """Ratio of the blend."""
+        """Return the ratio of the blend."""
         return {"ratio": self.ratio}

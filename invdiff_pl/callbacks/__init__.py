@@ -1,4 +1,4 @@
-"""Lightning callbacks: evaluation, image grids, averaging, and what keeps a run from harm."""
+"""Lightning callbacks: evaluation, image grids, weight averaging, and safeguards of a run."""
 
 from invdiff_pl.callbacks.calibration import ScaleCalibration
 from invdiff_pl.callbacks.dashboard import Dashboard

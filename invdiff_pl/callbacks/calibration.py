@@ -1,4 +1,4 @@
-"""How strongly the trained adapter is applied: told by the samples' own environments."""
+"""Calibration of the trained adapter's scale, by the environments of samples."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,14 +20,14 @@ from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import write_json
 from invdiff_pl.utils.progress import track
 
-# Samples of numbers that no run draws for its figures, so that those are of other noises.
+# Sample numbers that no run draws for its figures, so that figures are of other noises.
 FIRST_SAMPLE = 2**31
-# Scales that are tried: the first two always, the others where the even one lies beyond.
+# Scales that are tried: the first two always, one of the others if the even scale lies beyond.
 TRIED = (1.0, 1.5)
 BEYOND = {1.0: 0.5, 1.5: 2.0}
-# Where images are looked at, still clear enough to show everything: a log signal-to-noise ratio.
+# Log signal-to-noise ratio at which images are read, still clear enough to show everything.
 LOOK = 0.26
-# Prompts are left out rather than counted with fewer than this.
+# Prompts are left out rather than counted with fewer samples than this.
 SAMPLES_A_PROMPT = 64
 Features = Callable[[Tensor], Tensor]
 CRITERION = (
@@ -39,32 +39,32 @@ CRITERION = (
 class ScaleCalibration(pl.Callback):
     """Makes scale 1 the one at which the inferred environments are drawn evenly.
 
-    Training lowers a denoising risk, and stops short of even samples, or goes past them, by as much
-    as the adapter's size, steps and rate happen to. So, after training, samples are drawn at a
-    few scales, in pairs of opposite noise, and counted by environment, and the adapter's weights
-    are multiplied by the scale in between at which the environments are most even. No label is
-    read, and the samples are of other noises than those that figures are taken from. ``report``
-    holds what was measured.
+    Training lowers a denoising risk, and stops short of even samples, or goes past them, depending
+    on the adapter's size, the steps and the rate. So, after training, samples are drawn at a few
+    scales, in pairs of opposite noise, and counted by environment, and the adapter's weights are
+    multiplied by the scale in between at which the environments are most even. No labels are
+    read, and the noises are not those of the samples that figures are taken from. ``report`` holds
+    what was measured.
 
-    Shares are even between environments whatever shares samples are scored against. Where they
-    cannot be counted, or do not change with the scale, the adapter is left as trained and
-    ``reason`` tells why.
+    The aim is even shares of the environments, whatever shares samples are scored against. If
+    shares cannot be counted, or do not change with the scale, the adapter is left as trained and
+    the ``reason`` is reported.
 
-    Must come after the callbacks that choose the weights. The reference's ``unet_copy`` is left as
-    it is.
+    This callback must come after those that choose the weights. The reference's ``unet_copy`` is
+    left as it is.
 
     Args:
-        samples: drawn at each scale, over all prompts or, where that would be less than 64 a
-            prompt, over those with most images; 0 leaves the adapter as it is.
-        steps: denoising steps.
-        guidance_scale: of classifier-free guidance.
-        images: of the training split, dealt over (prompt, environment), that the reader learns from
-            at most.
-        batch_size: images and samples together on a rank.
-        least_recall: where the reader finds less of an environment's images again, samples cannot
-            be counted, and the adapter is left as it is.
+        samples: number of samples drawn at each scale, over all prompts or, if that would be fewer
+            than 64 per prompt, over those with most images; 0 leaves the adapter as it is.
+        steps: number of denoising steps.
+        guidance_scale: scale of classifier-free guidance.
+        images: maximum number of images of the training split, dealt over (prompt, environment),
+            that the reader learns from.
+        batch_size: number of images or samples processed together on a rank.
+        least_recall: smallest recall of the reader, over environments, with which samples can be
+            counted; below it, the adapter is left as it is.
         output: folder that ``calibration.json`` is written to; nothing is written if not given.
-        seed: of all noises.
+        seed: seed of all noises.
     """
 
     changes_result = True
@@ -95,7 +95,7 @@ class ScaleCalibration(pl.Callback):
 
     @torch.no_grad()
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw, count, and rescale the adapter before the module writes it."""
+        """Draw, count, and rescale the adapter before it is written."""
         assert isinstance(pl_module, InvariantAdapter)
         adapter, pipeline = pl_module.adapter, pl_module.pipeline
         data = training_data(trainer)
@@ -163,7 +163,7 @@ class ScaleCalibration(pl.Callback):
         return told
 
     def _prompts(self, data: LatentDataModule) -> Tensor:
-        """Prompts that are counted, int64: those of most images, all environments among them."""
+        """Return the prompts to count, int64: those of most images that hold every environment."""
         inferred = data.inferred()
         cells = data.train_prompts() * inferred.groups
         cells = cells + inferred.assignments
@@ -199,7 +199,7 @@ class ScaleCalibration(pl.Callback):
         counted: Tensor,
         scale: float,
     ) -> Counts:
-        """Environments of samples at a scale."""
+        """Count the environments of samples at a scale."""
         pairs = max(2, self.samples // (2 * len(counted)))
         count = 2 * pairs * len(counted)
         rank_zero_only(print)(f"counting environments in {count} samples at scale {scale:g}")
@@ -224,7 +224,7 @@ class ScaleCalibration(pl.Callback):
         return Counts(reader.corrected(read).view(len(counted), pairs, 2, -1).mean(2))
 
     def _place(self, module: InvariantAdapter, scale: float) -> None:
-        """Put the adapter at a scale; folded into the weights where rounding cannot lose it."""
+        """Put the adapter at a scale, folded into the weights if rounding cannot lose it."""
         if module.adapter.network.dtype == torch.float32:
             module.adapter.prepare_sampling(module.pipeline, scale)
         else:
@@ -240,7 +240,7 @@ class ScaleCalibration(pl.Callback):
     def _gathered(
         self, trainer: pl.Trainer, module: InvariantAdapter, count: int, features: Features
     ) -> Tensor:
-        """Features of ``count`` items on every rank, float32 ``[count, D]`` on the CPU.
+        """Gather features of ``count`` items on every rank, float32 ``[count, D]`` on the CPU.
 
         Raises:
             ValueError: on every rank, if some are not finite.

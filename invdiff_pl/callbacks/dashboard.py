@@ -1,4 +1,4 @@
-"""What makes TensorBoard's pages of a training run readable."""
+"""A layout that makes TensorBoard's pages of a training run readable."""
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -8,14 +8,14 @@ from invdiff_pl.utils.tensors import read_tensors
 
 
 class Dashboard(pl.Callback):
-    """Writes the custom scalars' layout, and histograms of the environments' scores if there are.
+    """Writes a layout of custom scalars and, if there are environments, histograms of their scores.
 
-    The layout puts the parts of the loss together, and Bias, with its interval, next to Fréchet
+    The layout groups the parts of the loss, and puts Bias, with its interval, next to Fréchet
     distance and prompt accuracy.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write both."""
+        """Write the layout and the histograms."""
         logger = trainer.logger
         if not (trainer.is_global_zero and isinstance(logger, TensorBoardLogger)):
             return
@@ -34,10 +34,10 @@ class Dashboard(pl.Callback):
 
 
 def layout(attribute: str, *, invariant: bool) -> dict[str, dict[str, list[object]]]:
-    """TensorBoard's custom scalars: categories of charts of tags.
+    """Lay out TensorBoard's custom scalars: categories of charts of tags.
 
     Args:
-        attribute: that Bias is about.
+        attribute: attribute that Bias is about.
         invariant: whether the loss has the parts of the invariant objective.
     """
     parts: dict[str, list[object]] = {
@@ -51,8 +51,8 @@ def layout(attribute: str, *, invariant: bool) -> dict[str, dict[str, list[objec
                 "Margin",
                 [f"bias/{attribute}", *(f"interval/{attribute}_{end}" for end in ("low", "high"))],
             ],
-            # A margin of no width: multiline charts leave outliers out of their range, and of two
-            # large values both.
+            # A margin of no width: multiline charts leave outliers out of their range, and both
+            # of two large values.
             "Fréchet distance": ["Margin", ["val/samples/frechet_distance"] * 3],
             "prompt accuracy, precision, recall": [
                 "Multiline",

@@ -1,4 +1,4 @@
-"""The data set that a callback measures on."""
+"""The DataModule that a callback works on."""
 
 import pytorch_lightning as pl
 
@@ -7,10 +7,10 @@ from invdiff_pl.utils.errors import InvDiffError
 
 
 def data_module(trainer: pl.Trainer) -> BiasedDataModule:
-    """The DataModule of a data set that a trainer runs on.
+    """Return the DataModule of the data set that a trainer runs on.
 
     Raises:
-        ValueError: if the trainer was given a loader instead, or another DataModule.
+        ValueError: if the trainer was given a loader instead, or another kind of DataModule.
     """
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, BiasedDataModule):

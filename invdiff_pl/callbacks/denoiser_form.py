@@ -1,4 +1,4 @@
-"""How a denoiser computes, whatever a stage does with it: compiled, or in another memory format."""
+"""How a denoiser computes, in any stage: compiled, or in another memory format."""
 
 import os
 import shutil
@@ -11,14 +11,14 @@ from invdiff_pl.utils.errors import InvDiffError
 
 
 class DenoiserForm(pl.Callback):
-    """Speeds a stage's denoiser up; results are equal up to rounding.
+    """Speeds up a stage's denoiser; results are equal up to rounding.
 
-    Names of parameters and checkpoints stay what they are.
+    Names of parameters and checkpoints do not change.
 
     Args:
-        compiled: let ``torch.compile`` fuse its operations, from its first call on.
-        channels_last: hold its weights with channels in the innermost place, as tensor cores of
-            GPUs take convolutions.
+        compiled: let ``torch.compile`` fuse the denoiser's operations, from its first call on.
+        channels_last: hold its weights with the channels innermost, as tensor cores of GPUs take
+            convolutions.
     """
 
     def __init__(self, compiled: bool = False, channels_last: bool = False) -> None:
@@ -29,7 +29,7 @@ class DenoiserForm(pl.Callback):
         """Choose the memory format, before ranks lay out their gradients.
 
         Raises:
-            InvDiffError: if it is to be compiled for a CPU without a C++ compiler.
+            InvDiffError: if the denoiser is to be compiled for the CPU without a C++ compiler.
         """
         compiler = os.environ.get("CXX", "g++")
         on_cpu = trainer.strategy.root_device.type == "cpu"
@@ -44,17 +44,17 @@ class DenoiserForm(pl.Callback):
             denoiser_of(pl_module).to(memory_format=torch.channels_last)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Have it compiled, once the stage's plan has been measured."""
+        """Compile the denoiser, once the stage's needs have been measured."""
         if self.compiled:
             denoiser_of(pl_module).compile()
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The same."""
+        """Compile the denoiser, as :meth:`on_train_start` does."""
         self.on_train_start(trainer, pl_module)
 
     on_test_start = on_predict_start
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lay the weights out as files hold them, before the module writes them."""
+        """Restore the memory format of files, before the weights are written."""
         if self.channels_last:
             denoiser_of(pl_module).to(memory_format=torch.contiguous_format)

@@ -10,11 +10,12 @@ from torch import nn
 class ExponentialMovingAverage(pl.Callback):
     """Averages ``module.trainable_parameters()`` and puts the average in place at the end.
 
-    Lightning's own averaging copies the whole module, the frozen backbone with it, and cannot
-    resume from checkpoints without frozen weights; this one holds the trained parameters only.
+    Lightning's own averaging copies the whole module, including the frozen backbone, and cannot
+    resume from checkpoints without frozen weights; this callback holds the trained parameters only.
 
     Args:
-        decay: of the average, in (0, 1); early steps use less, as EMAModel's warm-up has it.
+        decay: decay of the average, in (0, 1); early steps use a smaller one, by EMAModel's
+            warm-up.
     """
 
     changes_result = True
@@ -25,7 +26,7 @@ class ExponentialMovingAverage(pl.Callback):
         self._restored: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start from the present weights, or from a checkpoint's average."""
+        """Start from the current weights, or from a checkpoint's average."""
         self._start(pl_module)
         self._step = trainer.global_step
 
@@ -40,13 +41,13 @@ class ExponentialMovingAverage(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *unused: Any
     ) -> None:
-        """Take in the weights after an optimizer step."""
+        """Update the average after an optimizer step."""
         if trainer.global_step != self._step:
             self._step = trainer.global_step
             self._start(pl_module).step(_parameters(pl_module))
 
     def swap(self, pl_module: pl.LightningModule) -> None:
-        """Put the average in place, keeping the present weights for :meth:`restore`."""
+        """Put the average in place, keeping the current weights for :meth:`restore`."""
         if self._average is not None:
             self._average.store(_parameters(pl_module))
             self._average.copy_to(_parameters(pl_module))
@@ -57,19 +58,19 @@ class ExponentialMovingAverage(pl.Callback):
             self._average.restore(_parameters(pl_module))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the average in place, before the module writes its result.
+        """Put the average in place, before the result is written.
 
-        A run that was interrupted after its last step has no training left to start, so the
+        A run that was interrupted after its last step does not start training again, so the
         average may still have to be taken from the checkpoint.
         """
         self._start(pl_module).copy_to(_parameters(pl_module))
 
     def state_dict(self) -> dict[str, Any]:
-        """The average, for checkpoints."""
+        """Return the average, for checkpoints."""
         return {} if self._average is None else self._average.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember a checkpoint's average until training starts."""
+        """Keep a checkpoint's average until training starts."""
         self._restored = state_dict or None
 
 

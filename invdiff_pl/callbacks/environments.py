@@ -1,4 +1,4 @@
-"""What the inference of environments leaves behind on disk, and in TensorBoard."""
+"""Writing what the inference of environments found, to disk and to TensorBoard."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +22,10 @@ _PROMPTS_TOLD = 20
 
 
 class TrainImages:
-    """The images of a DataModule's train split, read as they are looked at.
+    """The images of a DataModule's train split, read when they are needed.
 
     Args:
-        data: DataModule.
+        data: the DataModule.
     """
 
     def __init__(self, data: BiasedDataModule) -> None:
@@ -34,23 +34,24 @@ class TrainImages:
         self.prompt_ids: Tensor = data.train_prompts()
 
     def pixels(self, rows: Sequence[int], resolution: int) -> Tensor:
-        """Images of B rows, uint8 ``[B, 3, resolution, resolution]``."""
+        """Read the images of B rows, uint8 ``[B, 3, resolution, resolution]``."""
         return read_images(self._data.index.paths(self._rows[list(rows)]), resolution)
 
 
 class SaveEnvironments(pl.Callback):
     """Writes candidates, their sheets and a page that compares them, once they are found.
 
-    See :meth:`invdiff_pl.environments.discovery.Discovery.save` for the files. Labels, where a data
-    set has any, score the environments and nothing else.
+    See :meth:`invdiff_pl.environments.discovery.Discovery.save` for the files. Labels, if a data
+    set has any, are used only to score the environments.
 
     Args:
-        output: folder, created where it is missing.
-        images: that were looked at, in the order of their rows; those of the train split of the
-            trainer's DataModule if not given.
-        tensorboard: folder of events, for sheets and histograms of conflict; none if not given.
-        clip: folder of a CLIP model, which names the groups.
-        words: that they may be named by; a short list of usual ones if not given.
+        output: folder to write to, created if missing.
+        images: images that were searched, in the order of their rows; those of the train split of
+            the trainer's DataModule if not given.
+        tensorboard: folder of TensorBoard events, for sheets and histograms of conflict; neither is
+            written if not given.
+        clip: folder of a CLIP model that names the groups; they are not named if not given.
+        words: words that groups may be named by; a short list of common ones if not given.
     """
 
     changes_result = True
@@ -67,7 +68,7 @@ class SaveEnvironments(pl.Callback):
         self.clip, self.words = clip, words
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write them."""
+        """Write the candidates, print a summary, and write to TensorBoard."""
         assert isinstance(pl_module, EnvironmentInference)
         if not trainer.is_global_zero:
             return
@@ -95,7 +96,7 @@ class SaveEnvironments(pl.Callback):
 
 
 def _quality(found: Discovery, attributes: Tensor | None) -> dict[str, Any]:
-    """Sizes of the environments and, against labels, how well they match."""
+    """Return the sizes of the environments and, if there are labels, how well they match."""
     prompts = found.images.prompt_ids
     if len(found) == 0:
         alone = torch.ones((len(prompts), 1))
@@ -105,7 +106,7 @@ def _quality(found: Discovery, attributes: Tensor | None) -> dict[str, Any]:
 
 
 def _show(found: Discovery, folder: str) -> None:
-    """Sheets of the candidates and histograms of their conflict, for TensorBoard."""
+    """Write sheets of the candidates and histograms of their conflict to TensorBoard."""
     with SummaryWriter(folder) as writer:
         for number, candidate in enumerate(found[:SHOWN]):
             verdict = f"candidate {number}, {candidate.verdict}"
@@ -118,7 +119,7 @@ def _show(found: Discovery, folder: str) -> None:
 
 
 def summary(told: dict[str, Any]) -> str:
-    """What the inference found, for the terminal."""
+    """Summarise what the inference found, for the terminal."""
     names = {True: "bias found", False: "no bias found", None: "bias not tested"}
     tested = told["bias_found"] is not None  # else groups are hardly told apart
     lines = [f"{names[told['bias_found']]}: {told['reason']}"]

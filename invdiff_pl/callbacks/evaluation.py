@@ -1,4 +1,4 @@
-"""Figures of samples while they are drawn: bias, prompt accuracy, distances, recall."""
+"""Scoring of samples while they are drawn: bias, prompt accuracy, distances, recall."""
 
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,16 @@ _BATCH = 1024
 class SampleEvaluation(pl.Callback):
     """Scores what a :class:`ConditionalSampler` draws, on every rank, and writes ``metrics.json``.
 
-    Works in ``predict`` and in ``test``. Ranks add up their sums and gather their features, so the
-    figures do not depend on their number. Distances, precision and recall are to a *balanced*
-    reference: equally many test images of each (prompt, attribute) cell. What cannot be measured
-    for want of weights is told in one line and has a reason in place of a figure. Without attribute
-    labels every figure is ``null``, and the reason is given.
+    It works in ``predict`` and in ``test``. Ranks add up their sums and gather their features, so
+    the figures do not depend on the number of ranks. Distances, precision and recall are relative
+    to a *balanced* reference: equally many test images of each (prompt, attribute) cell. What
+    cannot be measured for lack of weights is reported in one line, and has a reason in place of a
+    figure. Without attribute labels every figure is ``null``, and the reason is given.
 
     Args:
-        output: folder of ``metrics.json``.
+        output: folder that ``metrics.json`` is written to.
         classifier: folder of a trained classifier.
-        scoring: how samples are scored.
+        scoring: settings of the scoring; the defaults if not given.
     """
 
     changes_result = True
@@ -44,7 +44,7 @@ class SampleEvaluation(pl.Callback):
         self.scoring = scoring or EvaluationSettings()
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Load the networks, make a set of metrics a scale, and take in the reference."""
+        """Load the networks, make a set of metrics per scale, and add the reference to each."""
         assert isinstance(pl_module, ConditionalSampler)
         data = data_module(trainer)
         self.scored = data.attributes() is not None
@@ -61,14 +61,14 @@ class SampleEvaluation(pl.Callback):
         outputs: SampledBatch,
         *unused: Any,
     ) -> None:
-        """Take in a batch at every scale."""
+        """Score a batch at every scale."""
         if self.scored and len(outputs["prompt"]) > 0:
             prompts = outputs["prompt"].to(pl_module.device)
             for scale, images in outputs["images"].items():
                 self.scores[scale].update(prompts, images.to(pl_module.device))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compute every figure and write them."""
+        """Compute all figures and write them."""
         data = data_module(trainer)
         report = self._report(data) if self.scored else unscored(data)
         if trainer.is_global_zero:
@@ -125,15 +125,15 @@ def start_scoring(
     *,
     few: bool = False,
 ) -> tuple[Scorers, dict[float, SampleScores]]:
-    """The scoring networks, and metrics for each of several sets of samples with the reference in.
+    """Load the scoring networks, and make metrics with the reference for several sets of samples.
 
     Args:
-        trainer: whose ranks share the work.
-        pl_module: on whose device the metrics are.
-        settings: how samples are scored.
+        trainer: trainer whose ranks share the work.
+        pl_module: module on whose device the metrics are.
+        settings: settings of the scoring.
         classifier: folder of the trained classifier.
         sets: names of the sets.
-        few: only what a quick look during training takes.
+        few: load only what a quick look during training needs.
 
     Raises:
         InvDiffError: if there is no classifier of the data set's prompts, or a setting is wrong.
@@ -169,7 +169,7 @@ def start_scoring(
 
 
 def unscored(data: BiasedDataModule) -> dict[str, Any]:
-    """What ``metrics.json`` holds where there are no attribute labels."""
+    """Return what ``metrics.json`` holds if there are no attribute labels."""
     names = ("scales", "data", "classifier", "frechet_distance")
     return {
         **dict.fromkeys(names),

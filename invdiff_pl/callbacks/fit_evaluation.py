@@ -17,23 +17,24 @@ _LIVE = 0.0
 
 
 class FitEvaluation(LiveSamples):
-    """Scores a few samples of the live model every so many steps; labels serve scoring only.
+    """Scores a few samples of the live model every ``every_n_steps``; labels serve scoring only.
 
-    The modules that are trained draw, as :class:`~invdiff_pl.callbacks.SampleGrid` has them;
-    ranks share the samples and add up. Logs ``bias/ATTRIBUTE``, its 95 % interval, and
+    The modules in training draw, as for :class:`~invdiff_pl.callbacks.SampleGrid`; ranks share the
+    samples and add up their counts. It logs ``bias/ATTRIBUTE``, its 95 % interval, and
     ``val/samples/…``: ``prompt_accuracy``, ``frechet_distance``, ``precision``, ``recall``. With
-    few samples these are rough, and Fréchet distances too high: they tell a course, the samples
-    stage tells figures. Does nothing where there are no labels or no trained classifier.
+    few samples these figures are rough, and Fréchet distances too high: they show a trend, while
+    the samples stage gives the figures to report. Without labels or a trained classifier, it does
+    nothing.
 
     Args:
         classifier: folder of a trained classifier.
-        scoring: how samples are scored; only classifier and main extractor are used.
-        every_n_steps: between looks; there is one before training and one after.
-        samples_per_prompt: drawn each time, from the same noises.
-        steps: denoising steps.
-        guidance_scale: of classifier-free guidance.
-        batch_size: samples drawn together on a rank.
-        seed: of the noises.
+        scoring: settings of the scoring; only the classifier and the main extractor are used.
+        every_n_steps: number of steps between looks; there is one before training and one after.
+        samples_per_prompt: number of samples per prompt drawn each time, from the same noises.
+        steps: number of denoising steps.
+        guidance_scale: scale of classifier-free guidance.
+        batch_size: number of samples drawn together on a rank.
+        seed: seed of the noises.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class FitEvaluation(LiveSamples):
         self._scores: SampleScores | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The look before training, or where training goes on."""
+        """Take a look before training starts or resumes."""
         data = data_module(trainer)
         why = None if data.attributes() is not None else data.why_not_scored
         if why is None:
@@ -71,7 +72,7 @@ class FitEvaluation(LiveSamples):
         self.look(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The look after training; the networks that score are let go."""
+        """Take a look after training, and release the networks that score."""
         self.look(trainer, pl_module)
         self._scores = None
 
@@ -94,7 +95,7 @@ class FitEvaluation(LiveSamples):
 
 
 def quick_figures(figures: dict[str, Any], attribute: str) -> dict[str, float]:
-    """The scalars of a look, by tag; a figure that could not be taken has none."""
+    """Return the scalars of a look by tag, without figures that could not be measured."""
     bias = figures["bias"]
     low, high = bias["interval"]
     found = {

@@ -9,19 +9,19 @@ from invdiff_pl.utils.images import image_grid
 
 
 class SampleGrid(LiveSamples):
-    """Samples every prompt from fixed seeds, with the weights as they stand, every so many steps.
+    """Samples every prompt from fixed seeds, with the current weights, every ``every_n_steps``.
 
-    The live modules draw the samples; there is no second backbone in memory. Where an average of
-    the weights is kept, it is the average that draws.
+    The live modules draw the samples; there is no second backbone in memory. If an average of the
+    weights is kept, the average draws.
 
     Args:
-        every_n_steps: between grids; one is drawn before training too.
-        columns: samples a prompt.
-        prompts: at most so many.
-        steps: denoising steps.
-        guidance_scale: of classifier-free guidance.
-        batch_size: samples drawn together; all of them if not given.
-        seed: of the noises.
+        every_n_steps: number of steps between grids; one is drawn before training, too.
+        columns: number of samples per prompt.
+        prompts: maximum number of prompts.
+        steps: number of denoising steps.
+        guidance_scale: scale of classifier-free guidance.
+        batch_size: number of samples drawn together; all of them if not given.
+        seed: seed of the noises.
     """
 
     def __init__(

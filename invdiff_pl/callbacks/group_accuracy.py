@@ -21,10 +21,10 @@ _BATCH = 256
 class GroupAccuracy(pl.Callback):
     """Tests the networks of an :class:`~invdiff_pl.modules.AugmentedClassifier` after training.
 
-    Labels serve this test only. Writes ``augmentation.json``.
+    Labels serve this test only. The figures are written to ``augmentation.json``.
 
     Args:
-        output: folder, created where it is missing.
+        output: folder to write to, created if missing.
     """
 
     changes_result = True
@@ -33,10 +33,10 @@ class GroupAccuracy(pl.Callback):
         self.output = output
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse a data set without labels.
+        """Reject a data set without labels.
 
         Raises:
-            ValueError: if there are none.
+            ValueError: if there are no labels.
         """
         data = data_module(trainer)
         if data.attributes() is None:
@@ -68,7 +68,7 @@ class GroupAccuracy(pl.Callback):
 
 @torch.no_grad()
 def _test(trainer: pl.Trainer, network: nn.Module) -> Tensor:
-    """Wrong and right answers by (prompt, attribute), int64 ``[P, K, 2]`` over all ranks."""
+    """Count wrong and right answers by (prompt, attribute), int64 ``[P, K, 2]``, over all ranks."""
     data, device = data_module(trainer), trainer.strategy.root_device
     prompts, attributes = data.labels("test")
     assert attributes is not None
@@ -85,7 +85,7 @@ def _test(trainer: pl.Trainer, network: nn.Module) -> Tensor:
 
 
 def group_figures(counts: Tensor, prompts: Sequence[str], classes: Sequence[str]) -> dict[str, Any]:
-    """Accuracy by group, JSON-ready.
+    """Compute the accuracy of each group, JSON-ready.
 
     Args:
         counts: wrong and right answers, int64 ``[P, K, 2]``; groups without an image are left out.

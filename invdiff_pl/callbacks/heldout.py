@@ -1,4 +1,4 @@
-"""Which checkpoint becomes the result: told by held-out risks, never by labels."""
+"""Selection of the weights that become the result, by held-out risks, never by labels."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -38,23 +38,24 @@ NOTHING_HELD_OUT = (
 class HeldOutSelection(pl.Callback):
     """Measures group risks on images that training never sees, and keeps the best weights.
 
-    Noises and timesteps are the same before training and every so many steps, so that differences
-    are the adapter's, and the same for the first image of every (prompt, environment), for the
-    second of every one, and so on, so that environments are compared at equal draws.
+    Noises and timesteps are the same in every measurement, so that differences are due to the
+    adapter, and the same for the first image of every (prompt, environment), for the second of
+    every one, and so on, so that environments are compared at equal draws.
 
-    Of the weights whose held-out objective is within one standard error of the lowest the last
+    Among the weights whose held-out objective is within one standard error of the lowest, the last
     become the result: training is meant to run to its end, and an earlier step, or the untrained
-    adapter of step 0, must be better by more than noise. Where an average of the weights is kept it
-    is the average that is measured. ``report`` holds, per timestep bin, mean and worst group risk
-    and the bound of METHOD, before and after. Labels are not read.
+    adapter of step 0, must be better by more than noise. If an average of the weights is kept, the
+    average is measured. ``report`` holds, per timestep bin, the mean and the worst group risk and
+    the bound of METHOD, before and after. Labels are not read.
 
     Args:
-        every_n_steps: between measurements; one is taken before training and one at its end.
-        images: at most so many, dealt over (prompt, environment) in turn.
-        bins: of timesteps, of equal width.
-        batch_size: images measured together on a rank.
+        every_n_steps: number of steps between measurements; one is taken before training and one at
+            its end.
+        images: maximum number of images, dealt over (prompt, environment) in turn.
+        bins: number of timestep bins, of equal width.
+        batch_size: number of images measured together on a rank.
         output: folder that ``heldout.json`` is written to; nothing is written if not given.
-        seed: of the noises.
+        seed: seed of the noises.
     """
 
     changes_result = True
@@ -77,12 +78,12 @@ class HeldOutSelection(pl.Callback):
         self.report: dict[str, Any] = {}
         self.seed = seed
         self._candidates: list[dict[str, Any]] = []
-        # Losses [n, bins] before training, at the lowest objective and of the weights kept.
+        # Losses [n, bins] before training, at the lowest objective, and of the weights kept.
         self._losses: dict[str, Tensor] = {}
         self._kept: dict[str, Tensor] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse a place before the average, which would undo the choice."""
+        """Reject a position before the averaging callback, which would undo the choice."""
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         later = callbacks[callbacks.index(self) :]
         if any(isinstance(callback, ExponentialMovingAverage) for callback in later):
@@ -98,7 +99,7 @@ class HeldOutSelection(pl.Callback):
             self._measure(trainer, pl_module)
 
     def _prepare(self, trainer: pl.Trainer, module: InvariantAdapter) -> bool:
-        """Choose images and timesteps; whether there are any images."""
+        """Choose images and timesteps, and return whether there are any images."""
         data = training_data(trainer)
         inferred, held = data.inferred(), data.held_out().nonzero().squeeze(1)
         prompts = data.train_prompts()
@@ -147,7 +148,7 @@ class HeldOutSelection(pl.Callback):
             logger.log_metrics({"heldout/objective": value}, step)
 
     def _consider(self, step: int, losses: Tensor, module: InvariantAdapter) -> float:
-        """Take in a candidate, and keep its weights if it is the one to choose so far."""
+        """Add a candidate, and keep its weights if it is the one to choose so far."""
         weights = module.loss_weights(self._timesteps.to(module.device)).double().cpu()
         binned = losses * weights
         value = self._objective.value(binned)
@@ -170,7 +171,7 @@ class HeldOutSelection(pl.Callback):
 
     @torch.no_grad()
     def _measured_losses(self, trainer: pl.Trainer, module: InvariantAdapter) -> Tensor:
-        """Losses of all images with the present weights, float64 ``[n, bins]``."""
+        """Return the losses of all images with the current weights, float64 ``[n, bins]``."""
         data = training_data(trainer)
         losses = torch.zeros(self._timesteps.shape, device=module.device)
         own = torch.arange(trainer.global_rank, len(self.rows), trainer.world_size)
@@ -197,12 +198,12 @@ class HeldOutSelection(pl.Callback):
 
     @torch.no_grad()
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the chosen weights in place, before the module writes its result."""
+        """Put the chosen weights in place, before the result is written."""
         assert isinstance(pl_module, InvariantAdapter)
         for name, parameter in pl_module.trainable_parameters().items():
             if name in self._kept:
                 parameter.copy_(self._kept[name])
-        # A run that was interrupted after its last step has not started training again.
+        # A run that was interrupted after its last step does not start training again.
         measured = self._prepare(trainer, pl_module)
         self.report = self._report(pl_module) if measured else {"reason": NOTHING_HELD_OUT}
         if trainer.is_global_zero and self.output is not None:
@@ -235,7 +236,7 @@ class HeldOutSelection(pl.Callback):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What was measured and the weights kept, for checkpoints."""
+        """Return what was measured and the weights kept, for checkpoints."""
         if not self._candidates:
             return {}
         return {
@@ -246,7 +247,7 @@ class HeldOutSelection(pl.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Resume from a checkpoint."""
         if state_dict:
             self._candidates = list(state_dict["candidates"])
             self._chosen_step = state_dict["chosen_step"]

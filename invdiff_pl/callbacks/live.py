@@ -1,4 +1,4 @@
-"""Drawing samples with the modules that are being trained."""
+"""Drawing samples with the modules in training."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,10 +17,10 @@ from invdiff_pl.utils.progress import track
 
 @contextmanager
 def live_pipeline(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[Any]:
-    """The module's own pipeline, ready to sample: there is no second backbone in memory.
+    """Yield the module's own pipeline, ready to sample, with no second backbone in memory.
 
-    Where an average of the weights is kept, it is the average that draws. An adapter that wraps the
-    denoiser takes its place. Afterwards weights, modes and denoiser are what they were.
+    If an average of the weights is kept, the average draws. An adapter that wraps the denoiser
+    takes its place. Afterwards weights, modes and denoiser are restored.
     """
     averages = [c for c in trainer.callbacks if isinstance(c, ExponentialMovingAverage)]  # type: ignore[attr-defined]
     pipeline: Any = module.pipeline
@@ -46,13 +46,13 @@ def live_pipeline(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[A
 
 
 class LiveSamples(pl.Callback):
-    """Draws samples from fixed seeds, with the weights as they stand, every so many steps.
+    """Base class that draws samples from fixed seeds, with the current weights, at intervals.
 
     Args:
-        every_n_steps: between looks.
-        steps: denoising steps.
-        guidance_scale: of classifier-free guidance.
-        seed: of the noises.
+        every_n_steps: number of steps between looks.
+        steps: number of denoising steps.
+        guidance_scale: scale of classifier-free guidance.
+        seed: seed of the noises.
     """
 
     def __init__(self, every_n_steps: int, steps: int, guidance_scale: float, seed: int) -> None:
@@ -63,24 +63,24 @@ class LiveSamples(pl.Callback):
         self._looked_at = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The look before training, or where training goes on."""
+        """Take a look before training starts or resumes."""
         self.look(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *unused: Any
     ) -> None:
-        """A look every ``every_n_steps`` optimizer steps."""
+        """Take a look every ``every_n_steps`` optimizer steps."""
         if trainer.global_step % self.every_n_steps == 0:
             self.look(trainer, pl_module)
 
     def look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw, unless there are samples of this step, and show what was drawn."""
+        """Draw samples and show them, unless this was done at this step already."""
         if self._looked_at != trainer.global_step:
             self._looked_at = trainer.global_step
             self.show(trainer, pl_module)
 
     def show(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Draw, and show what was drawn."""
+        """Draw samples and show them."""
 
     def drawn(
         self,
@@ -91,15 +91,15 @@ class LiveSamples(pl.Callback):
         batch: int,
         what: str,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Prompts int64 ``[B]`` and samples uint8 ``[B, 3, H, W]``, a batch at a time.
+        """Yield prompts int64 ``[B]`` and samples uint8 ``[B, 3, H, W]``, one batch at a time.
 
         Args:
-            trainer: that trains.
-            module: whose pipeline draws.
-            indices: of the samples; ``per_prompt`` in a row are of one prompt.
-            per_prompt: samples of each prompt.
-            batch: samples drawn together.
-            what: is drawn, as progress tells it.
+            trainer: the trainer.
+            module: module whose pipeline draws.
+            indices: indices of the samples; each run of ``per_prompt`` belongs to one prompt.
+            per_prompt: number of samples per prompt.
+            batch: number of samples drawn together.
+            what: what is drawn, as named in the progress.
         """
         conditions, told = module.conditions, f"{stage_name(module)}, {what}"
         with live_pipeline(trainer, module) as pipeline:

@@ -1,4 +1,4 @@
-"""How far a stage has come: a bar that does not wait for the device at every step, or lines."""
+"""Progress of a stage: a bar that does not wait for the device at every step, or lines."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from invdiff_pl.utils.progress import Loop, shows_bars, start
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar, whose figures are read off the device as often as they are logged.
+    """Lightning's progress bar, with figures read from the device only as often as they are logged.
 
-    To show a loss is to wait until the device has computed it. Lightning's own bar does so at every
-    step, and the queue of the device runs empty meanwhile.
+    Showing a loss means waiting until the device has computed it. Lightning's own bar does so at
+    every step, and the device's queue runs empty meanwhile.
     """
 
     def __init__(self) -> None:
@@ -23,18 +23,18 @@ class ProgressBar(RichProgressBar):
         self._figures: dict[str, Any] = {}
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """The figures as they stood when they were last logged."""
+        """Return the figures as of when they were last logged."""
         interval = max(1, int(trainer.log_every_n_steps))  # type: ignore[attr-defined]
         number = trainer.global_step // interval
         if number != self._read_at:
             self._read_at = number
             self._figures = super().get_metrics(trainer, pl_module)
-            # The logger's version is the stage's name here, cut to four letters: it tells nothing.
+            # The logger's version is the stage's name here, cut to four letters: it says nothing.
             self._figures.pop("v_num", None)
         return self._figures
 
     def _get_train_description(self, current_epoch: int) -> str:
-        """Lightning's, but for "/-2" where training is counted in steps."""
+        """Return Lightning's description, but for its "/-2" if training is counted in steps."""
         epochs = self.trainer.max_epochs
         if epochs is not None and epochs > 0:
             return super()._get_train_description(current_epoch)
@@ -42,28 +42,31 @@ class ProgressBar(RichProgressBar):
 
 
 class ProgressLines(pl.Callback):
-    """A line now and then, for output that is no terminal; see :mod:`invdiff_pl.utils.progress`."""
+    """Prints a line now and then if the output is not a terminal.
+
+    See :mod:`invdiff_pl.utils.progress`.
+    """
 
     def __init__(self) -> None:
         self._loop: Loop | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start to count optimizer steps."""
+        """Start counting optimizer steps."""
         total = trainer.max_steps if trainer.max_steps > 0 else None
         self._start(pl_module, total, "step", trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *unused: Any
     ) -> None:
-        """Tell of the steps."""
+        """Report the steps done."""
         self._reach(trainer.global_step)
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start to count batches."""
+        """Start counting batches."""
         self._start(pl_module, int(sum(trainer.num_predict_batches)), "batch")
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start to count batches."""
+        """Start counting batches."""
         self._start(pl_module, int(sum(trainer.num_test_batches)), "batch")
 
     def on_predict_batch_end(
@@ -75,7 +78,7 @@ class ProgressLines(pl.Callback):
         batch_idx: int,
         *unused: Any,
     ) -> None:
-        """Tell of the batches."""
+        """Report the batches done."""
         self._reach(batch_idx + 1)
 
     on_test_batch_end = on_predict_batch_end  # type: ignore[assignment]
@@ -92,5 +95,5 @@ class ProgressLines(pl.Callback):
 
 
 def progress_callback() -> pl.Callback:
-    """The bar where output is a terminal, else lines."""
+    """Return the bar if the output is a terminal, else the lines."""
     return ProgressBar() if shows_bars() else ProgressLines()

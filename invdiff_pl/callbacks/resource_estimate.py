@@ -1,4 +1,4 @@
-"""What a stage takes of memory and disk, told before it takes it."""
+"""Estimate of the memory and disk space that a stage takes, before it takes them."""
 
 from collections.abc import Callable
 from math import ceil, prod
@@ -26,17 +26,17 @@ _REMEDIES = {
     "smaller adapter (of the backbone: --scale.backbone_lora_rank)",
     False: "lower --scale.scoring_batch (environments) or --scale.sampling_batch (samples)",
 }
-# Of the parts those that are there before the first step.
+# Parts that are in memory before the first step.
 _LOADED = ("weights, trained", "weights, frozen", "cache held")
-# PNG hardly ever brings a picture below this part of its pixels.
+# PNG hardly ever compresses a picture below this share of its pixels' bytes.
 _PNG_SHARE = 0.5
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of the tensors that come to be while it is entered, and their peak.
+    """Counts the bytes of the tensors that are created while it is entered, and their peak.
 
-    Whatever the device, what an operation allocates for itself and frees before it returns is not
-    seen, nor what an allocator loses between blocks.
+    On any device, it does not see what an operation allocates for itself and frees before it
+    returns, nor what an allocator loses between blocks.
 
     Attributes:
         peak: largest number of bytes alive at once.
@@ -49,7 +49,7 @@ class PeakMemory(TorchDispatchMode):
         self._alive: WeakSet[torch.UntypedStorage] = WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and take note of storages that are new."""
+        """Run an operation and record new storages."""
         given = _storages((args, kwargs))
         result = func(*args, **(kwargs or {}))
         self._alive |= _storages(result) - given
@@ -62,13 +62,13 @@ def _storages(values: Any) -> set[torch.UntypedStorage]:
 
 
 def activations(run: Callable[[int], object], batch: int) -> int:
-    """Peak bytes of a pass over ``batch`` samples, from passes over one and over two.
+    """Estimate the peak bytes of a pass over ``batch`` samples, from passes over one and over two.
 
-    What grows with the batch grows in proportion to it.
+    What grows with the batch is taken to grow in proportion to it.
 
     Args:
-        run: makes a pass over so many samples: forward, and backward where there is one.
-        batch: samples.
+        run: makes a pass over a number of samples: forward and, in training, backward.
+        batch: number of samples.
     """
     peaks = []
     for count in (1, 2):
@@ -79,18 +79,19 @@ def activations(run: Callable[[int], object], batch: int) -> int:
 
 
 class ResourceEstimate(pl.Callback):
-    """Tells before the first step what a stage takes, and refuses what cannot fit.
+    """Reports before the first step what a stage takes, and refuses what cannot fit.
 
     Weights, gradients, AdamW's two moments and the moving average are counted; activations are
     measured on the device itself, in passes over one and over two empty samples.
 
     Args:
-        max_samples: most samples to draw, of all prompts and scales; any number if not given.
+        max_samples: maximum number of samples to draw, over all prompts and scales; any number if
+            not given.
 
     Attributes:
-        parts: bytes by what holds them, once told.
-        operations: of the denoiser's matrix products, convolutions and attention that a device
-            computes, once told.
+        parts: bytes by what holds them, once reported.
+        operations: number of operations per device in the denoiser's matrix products, convolutions
+            and attention, once reported.
     """
 
     def __init__(self, max_samples: int | None = None) -> None:
@@ -99,13 +100,13 @@ class ResourceEstimate(pl.Callback):
         self.operations = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure, tell, and refuse what cannot fit."""
+        """Measure, report, and refuse what cannot fit."""
         folder, device = Path(trainer.default_root_dir), pl_module.device
         if isinstance(pl_module, ConditionalSampler):
             data, side = data_module(trainer), pl_module.frozen.resolution
             sizes = len(data.prompts), data.samples_per_prompt, len(pl_module.scales)
             require_few_samples(*sizes, self.max_samples)
-            # What is there already needs no room.
+            # Files that exist already need no more room.
             there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             size = int(_PNG_SHARE * prod(sizes) * 3 * side**2) - there
             require_room(folder, max(0, size), f"{prod(sizes)} images of {side}×{side} pixels")
@@ -113,7 +114,7 @@ class ResourceEstimate(pl.Callback):
         self.parts = _parts(trainer, pl_module, trained)
         free, total = free_memory(device), sum(self.parts.values())
         if free is not None:
-            # The machine's processes share its memory; what is loaded has been taken of it.
+            # Processes on a machine share its memory; what is loaded is no longer free.
             free //= max(1, trainer.num_devices) if device.type == "cpu" else 1
             free += sum(self.parts[name] for name in _LOADED)
         room = "unknown" if free is None else in_units(free)
@@ -135,7 +136,7 @@ class ResourceEstimate(pl.Callback):
 
 
 def _parts(trainer: pl.Trainer, module: Any, trained: list[Tensor]) -> dict[str, int]:
-    """Bytes by what holds them; the activations come last."""
+    """Return bytes by what holds them; the activations come last."""
     data, weights = data_module(trainer), sum(value.nbytes for value in trained)
     held = {
         id(value): value.nbytes
@@ -154,11 +155,11 @@ def _parts(trainer: pl.Trainer, module: Any, trained: list[Tensor]) -> dict[str,
         "weights, trained": weights,
         "weights, frozen": sum(held.values()) - weights,
         "cache held": data.moments().nbytes if cached else 0,
-        # DistributedDataParallel has buckets of its own for them.
+        # DistributedDataParallel has its own buckets for them.
         "gradients": weights * (2 if trainer.world_size > 1 else 1),
         "optimizer": 2 * (weights // 4 if _in_eight_bits(module) else weights),
         "moving average": weights,
-        # Of a pass that trains the gradients are part of the peak.
+        # In a training pass the gradients are part of the peak.
         f"activations of {batch} samples": max(0, peak - weights),
     }
 
@@ -168,10 +169,10 @@ def _in_eight_bits(module: Any) -> bool:
 
 
 def _operations(trainer: pl.Trainer, module: Any, trained: list[Tensor]) -> int:
-    """Of a sample's passes, times a device's samples and steps; 0 where no network is asked.
+    """Count the operations per device: those of a sample's passes, times its samples and steps.
 
-    What accumulation adds for the penalty, frozen predictions that are trained towards, and what
-    callbacks draw and measure are left out.
+    The extra pass of gradient accumulation, frozen predictions used as targets, and what callbacks
+    draw and measure are left out. The count is 0 if the stage runs no denoiser.
     """
     data = data_module(trainer)
 
@@ -195,7 +196,7 @@ def _operations(trainer: pl.Trainer, module: Any, trained: list[Tensor]) -> int:
 
 
 def _latent_shape(data: Any, module: Any) -> tuple[int, ...]:
-    """Of the latents that a stage's network is given, ``[C, H, W]``."""
+    """Return the shape ``[C, H, W]`` of the latents that a stage's network is given."""
     channels, *size = module.frozen.latent_shape
     if data.content == "latents":
         size = list(data.moments().shape[-2:])
@@ -205,7 +206,7 @@ def _latent_shape(data: Any, module: Any) -> tuple[int, ...]:
 def _pass(
     trainer: pl.Trainer, module: Any, trained: list[Tensor], count: int, decodes: bool = True
 ) -> None:
-    """A pass over so many empty samples: forward, and backward where there is one."""
+    """Make a pass over ``count`` empty samples: forward and, in training, backward."""
     data, frozen = data_module(trainer), module.frozen
     draws = isinstance(module, ConditionalSampler)
     rows = 2 * count if draws and module.guidance_scale > 1 else count
@@ -214,10 +215,10 @@ def _pass(
     plugin = trainer.precision_plugin
     context = plugin.train_step_context if trained else plugin.predict_step_context
     with context(), torch.set_grad_enabled(bool(trained)):
-        prompts = module.conditions[zeros - 1]  # the empty one is the last
+        prompts = module.conditions[zeros - 1]  # the empty prompt is the last
         prediction = frozen.predict(noisy, zeros, prompts, denoiser_of(module))
         if trained:
-            # Unlike backward() it touches neither .grad nor what listens to it.
+            # Unlike backward(), it touches neither .grad nor hooks on it.
             torch.autograd.grad(prediction.float().square().mean(), trained, allow_unused=True)
         elif draws and decodes:
             module.vae.decode(noisy[:count].to(module.vae.dtype))

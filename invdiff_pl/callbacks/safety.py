@@ -1,4 +1,4 @@
-"""What keeps a run from spoiling its own work: on in every stage, whatever its YAML file says."""
+"""Safeguards of a run's own work: on in every stage, whatever its YAML file says."""
 
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ class StopOnDivergence(pl.Callback):
     A finite loss can have such gradients; the step would spoil every weight, and the next
     checkpoint would keep them. Under float16 the gradient scaler skips such steps itself.
 
-    To look at the norm is to wait for the device. On a GPU the fused optimizer is therefore told
-    on the device to leave the weights alone from such a step on, and the host looks as often as
+    Reading the norm means waiting for the device. On a GPU, a flag on the device therefore makes
+    the fused optimizer leave the weights alone from such a step on, and the host checks as often as
     figures are logged, before a checkpoint is written and when training ends.
 
     Args:
-        deferred: whether the host looks later; on GPUs if not given.
+        deferred: whether the host checks later; on GPUs only if not given.
     """
 
     def __init__(self, deferred: bool | None = None) -> None:
@@ -36,7 +36,7 @@ class StopOnDivergence(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Look at the norm of all gradients."""
+        """Check the norm of all gradients."""
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return
         gradients = [
@@ -56,12 +56,12 @@ class StopOnDivergence(pl.Callback):
             raise diverged(pl_module, f"the gradients' norm is {float(norm)} ({named})")
 
     def _hold(self, norm: Tensor, optimizer: Optimizer, step: int) -> None:
-        """Have the optimizer skip this step and all later ones, if this one is not finite."""
+        """Make the optimizer skip this and all later steps, if the norm is not finite."""
         if self._stopped_at is None:
             self._stopped_at = torch.full((), -1, dtype=torch.int64, device=norm.device)
         first = (self._stopped_at < 0) & ~torch.isfinite(norm)
         self._stopped_at = torch.where(first, step, self._stopped_at)
-        # What a gradient scaler would set; fused optimizers read it.
+        # A gradient scaler would set this; fused optimizers read it.
         optimizer.found_inf = (self._stopped_at >= 0).float()  # type: ignore[attr-defined]
 
     def _look(self, module: pl.LightningModule) -> None:
@@ -72,27 +72,27 @@ class StopOnDivergence(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Look before anything is written."""
+        """Check before anything is written."""
         self._look(pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look before the result is written."""
+        """Check before the result is written."""
         self._look(pl_module)
 
 
 class StopOnSigterm(pl.Callback):
-    """Ends training on SIGTERM after the present batch, with a checkpoint.
+    """Ends training on SIGTERM after the current batch, with a checkpoint.
 
-    Several ranks are left to Lightning: they do not all see the signal at the same step. Lightning
-    does not look for the signal while it predicts.
+    Several ranks are left to Lightning, as they do not all see the signal at the same step.
+    Prediction is stopped here, too, as Lightning does not check for the signal while it predicts.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Have the signal wait for the end of a batch."""
+        """Defer the signal to the end of a batch."""
         defer_sigterm(trainer.world_size == 1)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """No longer."""
+        """Stop deferring the signal."""
         defer_sigterm(False)
 
     def on_train_batch_end(
@@ -109,7 +109,7 @@ class StopOnSigterm(pl.Callback):
             return
         callback = trainer.checkpoint_callback
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
-            # Said beforehand, so that a resumed run goes on writing to this file, not beside it.
+            # Set beforehand, so that a resumed run goes on writing to this file, not beside it.
             callback.last_model_path = str(Path(callback.dirpath) / "last.ckpt")
             trainer.save_checkpoint(callback.last_model_path)
         raise SIGTERMException
@@ -121,7 +121,7 @@ class StopOnSigterm(pl.Callback):
 
 
 def _not_finite(module: nn.Module) -> str:
-    """The first parameter whose gradient is not finite, and how many others."""
+    """Name the first parameter whose gradient is not finite, and count the others."""
     names = [
         name
         for name, parameter in module.named_parameters()

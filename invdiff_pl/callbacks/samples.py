@@ -1,4 +1,4 @@
-"""What sampling leaves behind on disk."""
+"""Writing samples to disk."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ FACTS = "generation.json"
 class SaveSamples(pl.Callback):
     """Writes samples as PNG files while they are drawn, and then ``manifest.jsonl``.
 
-    Samples that an interrupted run left are not drawn again. What ``ImageGeneration`` drew is told
-    in ``generation.json``, too.
+    Samples left by an interrupted run are not drawn again. For ``ImageGeneration``, facts about
+    what was drawn are written to ``generation.json``, too.
 
     Args:
-        output: folder, created where it is missing.
+        output: folder to write to, created if missing.
     """
 
     changes_result = True
@@ -29,13 +29,13 @@ class SaveSamples(pl.Callback):
         self.output = output
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Let the module keep its samples."""
+        """Give the module a folder to keep its samples in."""
         assert isinstance(pl_module, ConditionalSampler)
         self._folder = SampleFolder(Path(self.output), pl_module.frozen.resolution)
         pl_module.folder = self._folder
 
     def on_predict_batch_end(self, *unused: object) -> None:
-        """Stop where a file could not be written."""
+        """Stop if a file could not be written."""
         self._folder.check()
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -56,7 +56,7 @@ class SaveSamples(pl.Callback):
 
 
 def _samples(module: ConditionalSampler, drawn: dict[int, str]) -> list[Sample]:
-    """All samples with what it takes to draw them again, a scale after the other."""
+    """Return all samples with what it takes to draw them again, scale by scale."""
     texts = dict.fromkeys([*module.conditions.prompts, *drawn.values()])
     numbers = {text: number for number, text in enumerate(texts)}
     return [

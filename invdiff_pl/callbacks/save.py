@@ -1,4 +1,4 @@
-"""What training leaves behind on disk."""
+"""Writing the results of training to disk."""
 
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from invdiff_pl.utils.files import atomic_path, write_json
 class SaveAdapter(pl.Callback):
     """Writes the trained adapter into the folder ``adapter`` of ``output``.
 
-    Must come after the callbacks that choose or change the weights.
+    This callback must come after those that choose or change the weights.
 
     Args:
-        output: folder, created where it is missing.
+        output: folder to write to, created if missing.
     """
 
     changes_result = True
@@ -33,7 +33,7 @@ class SaveAdapter(pl.Callback):
         self.output = output
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write it: averaged, or an earlier one, if callbacks put that in place."""
+        """Write the adapter with the weights that earlier callbacks put in place."""
         assert isinstance(pl_module, InvariantAdapter)
         if not trainer.is_global_zero:
             return
@@ -51,11 +51,12 @@ class SaveAdapter(pl.Callback):
 class SavePipeline(pl.Callback):
     """Writes a trained backbone or autoencoder into the folder ``pipeline`` of ``output``.
 
-    The folder is an ordinary pipeline. Must come after the callbacks that change the weights.
+    The folder holds an ordinary pipeline. This callback must come after those that change the
+    weights.
 
     Args:
-        output: folder, created where it is missing.
-        half_precision: write float16 weights.
+        output: folder to write to, created if missing.
+        half_precision: whether to write float16 weights.
     """
 
     changes_result = True
@@ -64,7 +65,7 @@ class SavePipeline(pl.Callback):
         self.output, self.half_precision = output, half_precision
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write it, with the averaged weights if an EMA callback put them in place."""
+        """Write the pipeline, with the averaged weights if an EMA callback put them in place."""
         assert isinstance(pl_module, Backbone | Autoencoder)
         if not trainer.is_global_zero:
             return
@@ -74,12 +75,12 @@ class SavePipeline(pl.Callback):
 
 
 class LatentScale(pl.Callback):
-    """Sets the factor by which an autoencoder's latents are brought to unit variance.
+    """Sets the factor that scales an autoencoder's latents to unit variance.
 
     Args:
-        images: uint8 ``[N, 3, H, W]`` that it is measured on; the first ones of the train split of
-            the trainer's DataModule if not given.
-        count: how many of these.
+        images: uint8 ``[N, 3, H, W]``, images that it is measured on; the first images of the train
+            split of the trainer's DataModule if not given.
+        count: maximum number of images taken from the DataModule.
     """
 
     changes_result = True
@@ -89,7 +90,7 @@ class LatentScale(pl.Callback):
 
     @torch.no_grad()
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure and set it, on the rank that writes the pipeline."""
+        """Measure and set the factor, on the rank that writes the pipeline."""
         assert isinstance(pl_module, Autoencoder)
         if not trainer.is_global_zero:
             return
@@ -105,10 +106,10 @@ class LatentScale(pl.Callback):
 class SaveClassifier(pl.Callback):
     """Writes a trained classifier and its held-out accuracy into ``classifier`` of ``output``.
 
-    Where there were no labels, ``classifier.json`` says so.
+    If there were no labels, ``classifier.json`` says so.
 
     Args:
-        output: folder, created where it is missing.
+        output: folder to write to, created if missing.
     """
 
     changes_result = True
@@ -117,7 +118,7 @@ class SaveClassifier(pl.Callback):
         self.output = output
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write it."""
+        """Write the classifier."""
         assert isinstance(pl_module, AttributeClassifier)
         if not trainer.is_global_zero:
             return
@@ -131,7 +132,7 @@ class SaveClassifier(pl.Callback):
             "prompts": list(labels.prompts),
             "resolution": pl_module.resolution,
             "held_out_accuracy": pl_module.accuracies,
-            # True class by told class, of the attribute.
+            # The attribute's true class by predicted class.
             "held_out_confusion": {"attribute": pl_module.confusion.tolist()},
             "held_out_images": int(pl_module.confusion.sum()),
         }

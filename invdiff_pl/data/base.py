@@ -1,4 +1,4 @@
-"""The DataModule that every data set shares: cached latents, prompts and balanced batches."""
+"""The DataModule that all data sets derive from: cached latents, prompts, balanced batches."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -47,11 +47,11 @@ Content = Literal["latents", "images", "labelled_images", "prompts"]
 
 
 class BiasedDataModule(IndexedDataModule):
-    """A data set whose prompts go along with an attribute that nobody has labelled.
+    """DataModule of a data set whose prompts go along with an unlabelled attribute.
 
     Latents (both flips) and prompt embeddings are computed once by the backbone's VAE and text
-    encoder, kept in ``cache_dir`` under a key of everything they depend on, and read through
-    memory maps afterwards.
+    encoder, kept in ``cache_dir`` under a key of everything they depend on, and read from there
+    afterwards.
 
     Args:
         backbone: pipeline folder, hub id or ``asset:NAME``, whose VAE and text encoder are used.
@@ -60,21 +60,21 @@ class BiasedDataModule(IndexedDataModule):
             ``labelled_images``, for the classifier that scores samples: training batches come
             from the val split, validation batches from the test split, with attributes; or
             ``prompts``, to be sampled.
-        samples_per_prompt: how often each prompt is sampled.
+        samples_per_prompt: number of samples per prompt.
         environments: folder of the environment stage's result. If given, training batches are
             made as ``batches`` says.
         soft_environments: whether images belong to environments by soft memberships.
         candidate: number of the candidate that is trained on, or several as ``"0,1"``, which are
             crossed; the first that is called a bias if not given.
-        latent_device: where latents are held while they are trained on: ``disk`` reads each batch's
-            rows from the shards; ``memory`` and ``device`` read all of them once; ``auto`` takes
-            the device where they fill at most a quarter of what is free of its memory, else the
-            host's memory on the same terms, else the disk.
-        embedding_dtype: in which prompt embeddings are cached: ``float32`` or ``float16``. Latents
-            are cached in float16 always.
-        frozen_weights: how the text encoders' are held, see
+        latent_device: where latents are held in training: ``disk`` reads each batch's rows from the
+            shards; ``memory`` and ``device`` read all of them once; ``auto`` takes the device if
+            they fill at most a quarter of its free memory, else the host's memory on the same
+            terms, else the disk.
+        embedding_dtype: dtype in which prompt embeddings are cached: ``float32`` or ``float16``.
+            Latents are always cached in float16.
+        frozen_weights: how the text encoders' weights are held, see
             :func:`~invdiff_pl.backbones.pipeline.load_pipeline`; the VAE's are float32.
-        settings: as of :class:`~invdiff_pl.data.indexed.IndexedDataModule`.
+        settings: as for :class:`~invdiff_pl.data.indexed.IndexedDataModule`.
     """
 
     def __init__(
@@ -115,10 +115,10 @@ class BiasedDataModule(IndexedDataModule):
         return self.environments is not None
 
     def inferred(self) -> Environments:
-        """The environments of the train split, read once.
+        """Return the environments of the train split, read once.
 
         Raises:
-            InvDiffError: if none are given, or they do not fit the data.
+            InvDiffError: if none are given, or they do not match the data.
         """
         if self.environments is None:
             raise InvDiffError(
@@ -133,7 +133,7 @@ class BiasedDataModule(IndexedDataModule):
         return self._inferred
 
     def setup(self, stage: str) -> None:
-        """Hand the module what it needs beside the batches."""
+        """Give the module what it needs beside the batches."""
         if self.content in ("latents", "prompts"):
             super().setup(stage)
             return
@@ -142,7 +142,7 @@ class BiasedDataModule(IndexedDataModule):
             module.use_labels(self._labels())
 
     def _labels(self) -> Labels:
-        """What training batches of images hold beside them."""
+        """Return the names and counts of what training batches hold beside images."""
         if self.content == "images":
             return Labels(self.prompts)
         names = self.prompts, tuple(self.attribute_names)
@@ -155,7 +155,7 @@ class BiasedDataModule(IndexedDataModule):
         return Labels(*names, counts.reshape(rows, columns))
 
     def prepare_data(self) -> None:
-        """Compute what the caches lack. Runs on one process a node."""
+        """Compute what the caches lack; runs in one process per node."""
         if self.content == "labelled_images" and self.attributes() is None:
             return  # nothing can be scored, so no classifier is trained
         remove_leftovers(self.cache_dir, older_than=DAY)
@@ -171,7 +171,7 @@ class BiasedDataModule(IndexedDataModule):
         encode_images(load_autoencoder(self.backbone), paths, self.resolution, folder)
 
     def conditions(self) -> Conditions:
-        """What every prompt and, last, the empty one become for the denoiser, in float32."""
+        """Return the denoiser's inputs for every prompt and, last, the empty one, in float32."""
         file = self._prompts_file()
         if file.exists():
             try:
@@ -190,7 +190,7 @@ class BiasedDataModule(IndexedDataModule):
         return Conditions(in_precision(stored, torch.float32), self.prompts)
 
     def images(self, split: Split) -> ShardedTensor:
-        """The images of a split at ``resolution``, uint8 ``[N, 3, H, W]``, cached."""
+        """Return the images of a split at ``resolution``, uint8 ``[N, 3, H, W]``, cached."""
         folder = self._folder("images", split)
         if not is_complete(folder):
             paths = self.index.paths(self.index.rows(split))
@@ -205,11 +205,11 @@ class BiasedDataModule(IndexedDataModule):
         return ShardedTensor(folder)
 
     def content_key(self, split: Split) -> str:
-        """Digest of a split's images as :meth:`images` gives them."""
+        """Return the digest of a split's images as :meth:`images` returns them."""
         return self._folder("images", split).name
 
     def train_dataloader(self) -> DataLoader:
-        """Batches from the step that training stands at."""
+        """Return the loader of training batches, from the current step on."""
         if self.content == "labelled_images":
             return self._image_loader("val", labelled=True, shuffled=True)
         if self.content == "images":
@@ -217,24 +217,24 @@ class BiasedDataModule(IndexedDataModule):
         return super().train_dataloader()
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Labelled images of the test split where ``content`` asks for labels, else nothing."""
+        """Return the test split's labelled images if ``content`` asks for labels, else nothing."""
         if self.content != "labelled_images" or self.attributes() is None:
             return []
         return self._image_loader("test", labelled=True, shuffled=False)
 
     def test_dataloader(self) -> DataLoader:
-        """What :meth:`predict_dataloader` gives."""
+        """Return the same loader as :meth:`predict_dataloader`."""
         return self.predict_dataloader()
 
     def predict_dataloader(self) -> DataLoader:
-        """Every latent of the train split once, or every sample to draw, shared by the ranks."""
+        """Return every latent of the train split, or every sample to draw, over all ranks."""
         if self.content == "prompts":
             count = len(self.prompts) * self.samples_per_prompt
             return self._loader(PromptDataset(self.samples_per_prompt), self._every_row(count))
         return super().predict_dataloader()
 
     def moments(self) -> RowSource:
-        """The train split's latents, float16 ``[N, 2, 2C, h, w]``, where ``latent_device`` says."""
+        """Return the train split's moments, float16 ``[N, 2, 2C, h, w]``, on ``latent_device``."""
         if self._moments is None:
             shards = ShardedTensor(self._folder("latents", "train"))
             device, processes = torch.device("cpu"), 1

@@ -1,7 +1,7 @@
-"""Which images form a training batch: a pure function of the seed and the step.
+"""Samplers of training batches, which are a pure function of the seed and the step.
 
-Both samplers start at any step, so a resumed run sees the batches that an undisturbed one sees,
-and both cut the same global batch into shares for the ranks.
+Both samplers can start at any step, so a resumed run sees the batches of an uninterrupted one, and
+both cut the same global batch into shares for the ranks.
 """
 
 from collections.abc import Iterator
@@ -17,16 +17,16 @@ from invdiff_pl.utils.errors import InvDiffError
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Where in training a sampler stands and whose share it takes.
+    """How far training is, and which rank's share a sampler takes.
 
     Attributes:
-        batch_size: of the global batch, over all ranks and accumulated micro-batches.
-        seed: of the order and the flips.
+        batch_size: size of the global batch, over all ranks and accumulated micro-batches.
+        seed: seed of the order and the flips.
         first: first micro-batch to yield.
-        last: micro-batches in the whole of training; a sampler's length, whatever ``first`` is,
-            since a resumed trainer goes on counting where it was.
-        micro_batches: micro-batches that make up one optimizer step.
-        rank: this process.
+        last: number of micro-batches in the whole of training; a sampler's length, whatever
+            ``first`` is, since a resumed trainer continues its count.
+        micro_batches: number of micro-batches per optimizer step.
+        rank: rank of this process.
         world_size: number of processes.
     """
 
@@ -48,11 +48,11 @@ class BatchPlan:
 
     @property
     def shares(self) -> int:
-        """Into how many parts a global batch is cut."""
+        """Number of parts that a global batch is cut into."""
         return self.world_size * self.micro_batches
 
     def share(self, items: Tensor, micro_batch: int) -> Tensor:
-        """The part of a global batch's items that this rank takes in a micro-batch."""
+        """Return the part of a global batch's items that this rank takes in a micro-batch."""
         part = (micro_batch % self.micro_batches) * self.world_size + self.rank
         return items.tensor_split(self.shares)[part]
 
@@ -62,12 +62,12 @@ class Selection:
     """The rows of one rank's batch.
 
     Attributes:
-        rows: int64 ``[B]`` into the split.
-        flips: int64 ``[B]``, 1 where the image is mirrored.
+        rows: int64 ``[B]``, rows of the split.
+        flips: int64 ``[B]``, 1 if the image is mirrored.
         draws: int64 ``[B]``, which draw of (timestep, noise) of the global batch each row takes.
-        draw_count: how many draws the global batch has.
-        environments: int64 ``[B]``, for which environment each row was drawn; ``None`` where rows
-            count for all in which they are members.
+        draw_count: number of draws of the global batch.
+        environments: int64 ``[B]``, environment for which each row was drawn; ``None`` if rows
+            count for all environments in which they are members.
     """
 
     rows: Tensor
@@ -78,10 +78,10 @@ class Selection:
 
 
 class ShuffledBatches(Sampler[Selection]):
-    """Every row once an epoch, in random order, each with a draw of its own.
+    """Draws every row once per epoch, in random order, each with its own draw of the noise.
 
     Args:
-        rows: int64 ``[N]``, what is drawn from; or N, for rows 0 to N - 1.
+        rows: int64 ``[N]``, rows to draw from; or N, for rows 0 to N - 1.
         plan: seed, steps and ranks.
     """
 
@@ -124,20 +124,20 @@ class ShuffledBatches(Sampler[Selection]):
 
 
 class PairedEnvironmentBatches(Sampler[Selection]):
-    """Batches balanced over (prompt, environment), with paired draws.
+    """Draws batches balanced over (prompt, environment), with paired draws of the noise.
 
     A global batch is made of ``batch_size // G`` pairs. A pair is one prompt, one draw of
     (timestep, noise), and one image for each environment of that prompt, so that differences of
     loss within a pair are differences between environments. An image is drawn for an environment
-    with a probability in proportion to its membership, so an environment of three images is drawn
-    from as often as any other, and soft memberships give the soft group risks. Where a prompt
-    lacks an environment, its images of the largest one fill the place and count for that one.
+    with a probability proportional to its membership, so an environment of three images is drawn
+    from as often as any other, and soft memberships give the soft group risks. If a prompt lacks
+    an environment, images of its largest one fill the gap and count for that one.
 
     Args:
         prompt_ids: int64 ``[N]``.
         memberships: float ``[N, G]``, at least 0; rows of zeros are never drawn.
         plan: seed, steps and ranks.
-        paired: whether the images of a pair share their draw; else each has one of its own.
+        paired: whether the images of a pair share their draw; otherwise each has its own.
 
     Raises:
         InvDiffError: if the global batch has fewer pairs than it has shares.
@@ -180,7 +180,7 @@ class PairedEnvironmentBatches(Sampler[Selection]):
         )
 
     def _global_batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows, flips and environments ``[pairs, G]`` of a step."""
+        """Return rows, flips and environments ``[pairs, G]`` of a step."""
         source = generator(self.plan.seed, "pairs", step)
         prompts = self.cells.prompts
         # Whole rounds over the prompts first, the remainder drawn without repetition.
@@ -195,11 +195,11 @@ class PairedEnvironmentBatches(Sampler[Selection]):
 class _Cells:
     """The images of each (prompt, environment), to be drawn in proportion to their memberships.
 
-    Prompts without any image are left out. A cell without any is replaced by its prompt's largest.
+    Prompts without images are left out. A cell without images is replaced by its prompt's largest.
 
     Attributes:
-        prompts: P, how many there are.
-        environments: int64 ``[P, G]``, whose images stand in each cell.
+        prompts: P, the number of prompts with images.
+        environments: int64 ``[P, G]``, environment whose images are in each cell.
     """
 
     def __init__(self, prompt_ids: Tensor, memberships: Tensor) -> None:
@@ -207,7 +207,7 @@ class _Cells:
         rows = drawn.nonzero().squeeze(1)
         self.members = rows[prompt_ids[rows].argsort(stable=True)]
         weights = memberships[self.members].double()
-        # For each environment the running sum of its members' weights, prompt after prompt.
+        # For each environment, the running sum of its members' weights, prompt by prompt.
         self.ends = weights.cumsum(0).T.contiguous()
         sizes = prompt_ids[self.members].bincount()
         stops = sizes[sizes > 0].cumsum(0)
@@ -224,7 +224,7 @@ class _Cells:
         self.bounds = starts, stops - 1
 
     def draw(self, prompts: Tensor, uniform: Tensor) -> Tensor:
-        """Rows ``[n, G]`` of prompts ``[n]`` from numbers ``[n, G]`` in [0, 1)."""
+        """Draw rows ``[n, G]`` of prompts ``[n]`` by numbers ``[n, G]`` in [0, 1)."""
         wanted = self.offsets[prompts] + uniform * self.masses[prompts]
         environments = self.environments[prompts]
         places = torch.empty_like(environments)

@@ -19,7 +19,7 @@ _NAMED = 10
 def inspect_files(
     index: ImageIndex, description: str, *, follow_links: bool = False
 ) -> Iterator[ImageFacts]:
-    """What each file of an index holds, in order, with a progress bar.
+    """Yield what each file of an index holds, in order, with a progress bar.
 
     Files are decoded in threads; a link that leaves the root is followed only if asked for.
     """
@@ -31,7 +31,7 @@ def inspect_files(
         except InvDiffError:
             return ImageFacts("it is a link that leaves the data folder", "outside")
         except (OSError, ValueError):
-            pass  # told by the attempt to read it
+            pass  # the attempt to read it will report it
         return inspect_image(index.root / name)
 
     facts = map_in_threads(inspect, index.files)
@@ -41,15 +41,15 @@ def inspect_files(
 def readable_rows(
     index: ImageIndex, memo_folder: Path, *, follow_links: bool = False
 ) -> tuple[Tensor, Path | None]:
-    """Rows whose images can be read.
+    """Find the rows whose images can be read.
 
-    What was found is remembered for as long as every file keeps its size and modification time, so
+    The result is remembered for as long as every file keeps its size and modification time, so
     that all stages and ranks leave out the same images.
 
     Args:
-        index: of the whole data set.
-        memo_folder: where to remember.
-        follow_links: count an image as readable where a link that leaves the root leads to it.
+        index: index of the whole data set.
+        memo_folder: folder where the result is remembered.
+        follow_links: count an image as readable if a link out of the root leads to it.
 
     Returns:
         int64 row numbers, ascending; and the file that lists the broken images, if there are any.
@@ -82,7 +82,7 @@ def readable_rows(
 
 
 def _remembered(memo: Path) -> dict[str, str] | None:
-    """The broken images that a memo names; ``None`` if there is no memo, or a damaged one."""
+    """Read the broken images from a memo; ``None`` if there is no memo, or a damaged one."""
     try:
         broken: dict[str, str] = read_object(memo, images=int, broken=dict)["broken"]
     except InvDiffError:
@@ -91,7 +91,7 @@ def _remembered(memo: Path) -> dict[str, str] | None:
 
 
 def describe_broken(memo: Path) -> str:
-    """Which images are left out, for the terminal: their number, and the first few by name."""
+    """Say which images are left out, for the terminal: their number, and the first few by name."""
     found = read_json(memo)
     broken: dict[str, str] = found["broken"]
     lines = [f"left out {len(broken)} of {found['images']} images that cannot be read:"]

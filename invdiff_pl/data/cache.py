@@ -1,4 +1,4 @@
-"""Tensors computed once a row, kept as safetensors shards and read a row at a time."""
+"""Tensors computed once per row, kept as safetensors shards and read row by row."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -28,16 +28,16 @@ _DTYPES = {"U8": torch.uint8, "F16": torch.float16, "F32": torch.float32, "I64":
 def build_shards(
     folder: Path, rows: int, compute: Callable[[Sequence[int]], Tensor], description: str
 ) -> None:
-    """Fill ``folder`` with ``compute``'s tensors for rows 0 to ``rows - 1``, a shard at a time.
+    """Fill ``folder`` with ``compute``'s tensors for rows 0 to ``rows - 1``, shard by shard.
 
-    A shard that is already there is kept, so an interrupted build goes on where it was. Of several
+    A shard that exists already is kept, so an interrupted build resumes where it was. Of several
     processes one builds, and the others wait for it. The header holds the digest of each shard.
 
     Args:
-        folder: holds ``00000.safetensors``, … and, once complete, a header.
+        folder: folder of ``00000.safetensors``, … and, once complete, a header.
         rows: number of rows.
-        compute: from row numbers to a tensor ``[len(rows), ...]``.
-        description: shown beside the progress bar.
+        compute: function from row numbers to a tensor ``[len(rows), ...]``.
+        description: text shown beside the progress bar.
     """
     if is_complete(folder):
         return
@@ -76,13 +76,13 @@ def is_complete(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Shard:
-    """Where the values of a safetensors file lie.
+    """Where the values of a safetensors file are.
 
     Attributes:
-        path: of the file.
-        start: of the values, in bytes.
-        shape: of the values.
-        dtype: of the values.
+        path: path of the file.
+        start: offset of the values, in bytes.
+        shape: shape of the values.
+        dtype: dtype of the values.
     """
 
     path: Path
@@ -96,7 +96,7 @@ class _Shard:
 
         Raises:
             OSError: if the file cannot be read.
-            ValueError: if it is no such file, or not whole.
+            ValueError: if it is not a safetensors file of ``values``, or incomplete.
         """
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -118,7 +118,7 @@ class _Shard:
 
 
 class RowSource(Protocol):
-    """Rows of one tensor ``[rows, ...]``, wherever they lie."""
+    """Rows of one tensor ``[rows, ...]``, wherever they are held."""
 
     rows: int
 
@@ -126,10 +126,10 @@ class RowSource(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Of all values."""
+        """Number of bytes of all values."""
 
     def held_on(self, device: torch.device) -> bool:
-        """Whether all rows take memory of a device."""
+        """Whether all rows are held in a device's memory."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -137,17 +137,17 @@ class RowSource(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where gathered rows lie."""
+        """Device of gathered rows."""
 
     def gather(self, rows: Tensor, variants: Tensor | None = None) -> Tensor:
-        """Rows in the order asked for."""
+        """Return rows in the given order."""
 
 
 class ResidentTensor:
-    """Rows that are held in memory or on a device.
+    """Rows held in memory or on a device.
 
     Args:
-        values: ``[rows, ...]``.
+        values: the rows, ``[rows, ...]``.
     """
 
     def __init__(self, values: Tensor) -> None:
@@ -156,7 +156,7 @@ class ResidentTensor:
 
     @classmethod
     def read(cls, shards: "ShardedTensor", device: torch.device) -> "ResidentTensor":
-        """Read the rows of shards, once, and hold them on a device."""
+        """Read all rows of shards once, and hold them on a device."""
         values = torch.empty((len(shards), *shards.shape), dtype=shards.dtype, device=device)
         for part in torch.arange(len(shards)).split(SHARD_ROWS):
             values[part[0] : part[-1] + 1] = shards.gather(part).to(device)
@@ -172,20 +172,20 @@ class ResidentTensor:
 
     @property
     def nbytes(self) -> int:
-        """Of all values."""
+        """Number of bytes of all values."""
         return self.values.nbytes
 
     def held_on(self, device: torch.device) -> bool:
-        """Whether all rows take memory of a device."""
+        """Whether all rows are held in a device's memory."""
         return self.device == device
 
     @property
     def device(self) -> torch.device:
-        """Where the rows lie."""
+        """Device of the rows."""
         return self.values.device
 
     def gather(self, rows: Tensor, variants: Tensor | None = None) -> Tensor:
-        """Rows in the order asked for, as :meth:`ShardedTensor.gather` gives them."""
+        """Return rows in the given order, as :meth:`ShardedTensor.gather` does."""
         rows = on_device(rows, self.device)
         return (
             self.values[rows]
@@ -197,8 +197,8 @@ class ResidentTensor:
 class ShardedTensor:
     """Read-only view of a folder of shards as one tensor ``[rows, ...]``.
 
-    Rows are read from the files as they are asked for. A memory map would read ahead megabytes
-    around each row, many times what random batches of a large data set need.
+    Rows are read from the files on demand. A memory map would read ahead megabytes around each row,
+    many times what random batches of a large data set need.
 
     Raises:
         InvDiffError: if the folder is incomplete or a shard is damaged.
@@ -220,7 +220,7 @@ class ShardedTensor:
             self._require_fit(number)
 
     def _require_fit(self, number: int) -> None:
-        """Refuse a shard that holds other rows than the header says."""
+        """Reject a shard that does not hold the rows that the header says."""
         shard, first = self._shards[number], self._shards[0]
         rows = min(self._shard_rows, self.rows - number * self._shard_rows)
         if (shard.shape[0], shard.shape[1:], shard.dtype) != (rows, first.shape[1:], first.dtype):
@@ -236,25 +236,25 @@ class ShardedTensor:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the values."""
+        """Dtype of the values."""
         return self._shards[0].dtype
 
     @property
     def nbytes(self) -> int:
-        """Of all values."""
+        """Number of bytes of all values."""
         return self.rows * prod(self.shape) * self.dtype.itemsize
 
     def held_on(self, device: torch.device) -> bool:
-        """They take none."""
+        """Whether all rows are held in a device's memory: never."""
         return False
 
     @property
     def device(self) -> torch.device:
-        """Rows are read into the host's memory."""
+        """Device of gathered rows: the host's memory."""
         return torch.device("cpu")
 
     def gather(self, rows: Tensor, variants: Tensor | None = None) -> Tensor:
-        """Rows in the order asked for.
+        """Return rows in the given order.
 
         Args:
             rows: int64 ``[B]``.

@@ -1,4 +1,4 @@
-"""From captions to prompts: one for all, a mapping, or words that captions hold."""
+"""Making prompts from captions: one for all, by a mapping, or by words that captions hold."""
 
 import json
 import re
@@ -20,17 +20,17 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class PromptRule:
-    """How prompts are made of captions; at most one of the first three is given.
+    """How prompts are made from captions; at most one of the first three is given.
 
     Attributes:
-        prompt: of every image, whatever its caption, if not empty.
+        prompt: prompt of every image, whatever its caption, if not empty.
         prompt_map: file that gives the prompt of each caption: a JSON object, or a table whose
-            first two columns are caption and prompt. Other captions are left out.
-        prompts_from: ``captions``, or ``words:nurse,doctor``: an image is of the prompt of the one
-            word that its caption holds, as a whole word in any case. Images of none of the words,
-            or of several, are left out.
-        template: makes a prompt of a word, in the place of ``{}``.
-        captions: ``one`` refuses an image with several captions, ``first`` takes its first, and
+            first two columns are caption and prompt. Images with other captions are left out.
+        prompts_from: ``captions``, or ``words:nurse,doctor``: an image's prompt is that of the one
+            word that its caption holds, as a whole word in any case. Images with none of the words,
+            or several, are left out.
+        template: template that makes a prompt from a word, in the place of ``{}``.
+        captions: ``one`` rejects an image with several captions, ``first`` takes its first, and
             ``all`` takes each of them.
     """
 
@@ -41,10 +41,10 @@ class PromptRule:
     captions: Captions = "one"
 
     def __post_init__(self) -> None:
-        """Check what was given.
+        """Check the arguments.
 
         Raises:
-            InvDiffError: naming the argument.
+            InvDiffError: naming the argument that is wrong.
         """
         words = self.prompts_from != "captions"
         given = {
@@ -83,10 +83,10 @@ class Prompted:
     """Images with their prompts.
 
     Attributes:
-        rows: positions among the rows that were given, ascending.
-        prompts: of each of them.
-        left_out: images that have no prompt.
-        ambiguous: images left out among them that hold several of the words.
+        rows: positions among the given rows, ascending.
+        prompts: prompt of each row.
+        left_out: number of images without a prompt.
+        ambiguous: number of those whose captions hold several of the words.
     """
 
     rows: list[int]
@@ -96,13 +96,13 @@ class Prompted:
 
 
 def prompted(files: pd.Series, captions: pd.Series, rule: PromptRule, source: Path) -> Prompted:
-    """The prompts of images by their captions.
+    """Make the prompts of images from their captions.
 
     Args:
-        files: names, text ``[N]``; an image has a row for each of its captions.
+        files: file names, text ``[N]``; an image has a row for each of its captions.
         captions: text ``[N]``.
         rule: how prompts are made.
-        source: table of both, to be named.
+        source: table of both, to be named in errors.
 
     Raises:
         InvDiffError: if an image has several captions and the rule does not say which count, or the
@@ -130,12 +130,12 @@ def prompted(files: pd.Series, captions: pd.Series, rule: PromptRule, source: Pa
     )
 
 
-# Of captions that hold more than one of the words; no prompt, since it is blank.
+# Stands for captions that hold more than one of the words; no prompt, since it is blank.
 _SEVERAL = " "
 
 
 def _prompts_of(captions: pd.Series, rule: PromptRule) -> pd.Series:
-    """The prompt of each caption, missing where it has none."""
+    """Return the prompt of each caption, missing if it has none."""
     if rule.prompt:
         return pd.Series(rule.prompt.strip(), index=captions.index)
     if rule.prompt_map is not None:
@@ -155,7 +155,7 @@ def _prompts_of(captions: pd.Series, rule: PromptRule) -> pd.Series:
 
 
 def read_prompt_map(path: Path) -> dict[str, str]:
-    """The prompt of each caption: a JSON object, or the first two columns of a table.
+    """Read the prompt of each caption from a JSON object, or the first two columns of a table.
 
     Raises:
         InvDiffError: if the file cannot be read, or gives one caption two prompts.
@@ -203,7 +203,7 @@ def _refuse_several(files: pd.Series, captions: pd.Series, source: Path) -> None
 
 
 def left_out_by_prompt(found: Sequence[Prompted], rule: PromptRule, kept: int) -> str | None:
-    """How many images have no prompt, for people; ``None`` if all have one."""
+    """Say how many images have no prompt; ``None`` if all have one."""
     count = sum(each.left_out for each in found)
     if not count:
         return None

@@ -19,17 +19,17 @@ _ENDINGS = (".jpg", ".png", ".jpeg")
 
 
 class CelebADataModule(RatioDataModule):
-    """Reads CelebA as it is published, or in the CSV form that Kaggle passes on.
+    """Reads CelebA as published, or in the CSV form that Kaggle distributes.
 
     The prompt names the hair colour, the hidden attribute is ``Male``. Images of neither colour,
     or of both, are left out. Groups of the ratio: black hair, female; black, male; blond, female;
     blond, male. So ``"1:4:4:1"`` makes black hair go along with men and blond hair with women.
 
-    Pictures are cut to their central square when they are read.
+    Pictures are cropped to their central square when they are read.
 
     Args:
         ratio: see :class:`RatioDataModule`.
-        **settings: of :class:`RatioDataModule`.
+        **settings: as for :class:`RatioDataModule`.
     """
 
     attribute = "gender"
@@ -39,7 +39,7 @@ class CelebADataModule(RatioDataModule):
         super().__init__(ratio=ratio, **settings)
 
     def label_files(self) -> list[Path]:
-        """The attribute table and the partition table."""
+        """Return the attribute table and the partition table."""
         return [self._table("list_attr_celeba"), self._table("list_eval_partition")]
 
     def read_labelled(self) -> LabelledImages:
@@ -81,7 +81,7 @@ class CelebADataModule(RatioDataModule):
         )
 
     def _paths(self, names: Any) -> Any:
-        """Paths of the images: the folder may be nested, and pictures may be PNG."""
+        """Return the images' paths; the folder may be nested, and pictures may be PNG."""
         folders = (
             "img_align_celeba",
             "img_align_celeba/img_align_celeba",

@@ -1,4 +1,4 @@
-"""Data sets of one's own: images with captions or prompts and, for scoring, an attribute."""
+"""Users' own data sets: images with captions or prompts and, for scoring, an attribute."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,54 +18,55 @@ from invdiff_pl.data.layouts import Listing, Reading, read_listings
 from invdiff_pl.data.tables import encode, read_table
 from invdiff_pl.utils.errors import InvDiffError
 
-# Of 8 images that are all alike the share of others may still be 31 % (95 %), about the least
-# difference between prompts that is told from none.
+# If 8 images are all alike, the share of others may still be 31 % (95 %), about the least
+# difference between prompts that can be told from none.
 LEAST_IMAGES = 8
 
 
 class TableDataModule(BiasedDataModule):
-    """Reads a folder of images with captions, as people have them.
+    """Reads a folder of images with captions, in any common layout.
 
-    Read are, in this order: ``table`` if it is given; ``metadata.EXT`` in the root, then in folders
-    named after the splits (the layout of Hugging Face's imagefolder); any other table, if it is the
-    only one there; and without a table a caption file beside each image, or the class that its
-    folder is named after. Tables are CSV (with commas, semicolons, tabs or bars), TSV, JSON lines,
-    JSON arrays or Parquet, with one row an image or, see ``captions``, one a caption. File names
-    are relative to the table's folder, the root, or a folder in either.
+    The following are tried, in this order: ``table`` if it is given; ``metadata.EXT`` in the root,
+    then in folders named after the splits (the layout of Hugging Face's imagefolder); any other
+    table, if it is the only one there; and, without a table, a caption file beside each image, or
+    the class that its folder is named after. Tables are CSV (with commas, semicolons, tabs or
+    bars), TSV, JSON lines, JSON arrays or Parquet, with one row per image or, see ``captions``, per
+    caption. File names are relative to the table's folder, the root, or a folder in either.
 
-    Images of one prompt are compared with each other, so prompts must repeat. Where captions do
-    not, ``prompt``, ``prompt_map`` or ``prompts_from`` makes prompts of them; only one is given.
+    Images of one prompt are compared with each other, so prompts must repeat. If captions do not,
+    one of ``prompt``, ``prompt_map`` and ``prompts_from`` makes prompts from them.
 
-    Where neither a column nor a folder tells an image's split, a hash of its file name deals it,
-    so that it stays where it is when others come or go.
+    If neither a column nor a folder gives an image's split, a hash of its file name decides, so
+    that the image keeps its split when others are added or removed.
 
     Args:
         table: path of the table, relative to ``root``; found as above if not given.
-        file_column: names the image; the first column of a usual name (``file_name``, ``image``,
-            ``path``, …) if not given.
-        prompt_column: its caption, which is its prompt unless the following say otherwise; the
-            first column of a usual name (``text``, ``caption``, ``prompt``, …) if not given.
-        prompt: of all images, if given; captions are not read.
+        file_column: column that names the image; the first column with a common name
+            (``file_name``, ``image``, ``path``, …) if not given.
+        prompt_column: column of the caption, which is the prompt unless the following say
+            otherwise; the first column with a common name (``text``, ``caption``, ``prompt``, …) if
+            not given.
+        prompt: prompt of all images, if given; captions are not read.
         prompt_map: file, relative to ``root`` or the working directory, that gives the prompt of
             each caption: a JSON object, or a table whose first two columns are caption and prompt.
-            Images of other captions are left out and counted.
+            Images with other captions are left out and counted.
         prompts_from: ``captions``, or ``words:nurse,doctor``: the one of the words that an image's
-            caption holds, as a whole word in any case, makes its prompt. Images of none of them, or
-            of several, are left out and counted.
-        prompt_template: makes a prompt of such a word, or of the name of a class folder, in the
-            place of ``{}``.
-        captions: of an image with several rows: ``one`` refuses it, ``first`` takes the first, and
-            ``all`` takes each; the image then belongs to each of their prompts.
-        min_images_per_prompt: see :class:`BiasedDataModule`. With fewer than 8 images even a
-            prompt whose images are all alike is not told from one of which a third differ.
-        split_column: its split (train, val or test; also 0, 1 or 2), if there is such a column.
-        attribute_column: the attribute that goes along with the prompts; read for scoring only.
-            Without one nothing is scored.
+            caption holds, as a whole word in any case, makes its prompt. Images with none of them,
+            or several, are left out and counted.
+        prompt_template: template that makes a prompt from such a word, or from the name of a class
+            folder, in the place of ``{}``.
+        captions: what to do with an image with several rows: ``one`` rejects it, ``first`` takes
+            the first, and ``all`` takes each; the image then belongs to each of their prompts.
+        min_images_per_prompt: see :class:`BiasedDataModule`. With fewer than 8 images, even a
+            prompt whose images are all alike cannot be told from one in which a third differ.
+        split_column: column of the split (train, val or test; also 0, 1 or 2), if there is one.
+        attribute_column: column of the attribute that goes along with the prompts; read for scoring
+            only. Without one nothing is scored.
         attribute_names: the attribute's classes, in order; the column's distinct values, sorted,
             if not given.
-        val_share: of the images that are dealt, those for training the scoring classifier.
-        test_share: of the images that are dealt, those for testing it and for the Fréchet distance.
-        **settings: of :class:`BiasedDataModule`.
+        val_share: share, of the images split by hash, for training the scoring classifier.
+        test_share: share, of the images split by hash, for testing it and for the Fréchet distance.
+        **settings: as for :class:`BiasedDataModule`.
     """
 
     def __init__(
@@ -132,14 +133,14 @@ class TableDataModule(BiasedDataModule):
 
     @property
     def told(self) -> list[str]:
-        """What was read from where and what was left out, for people."""
+        """Messages for the user: what was read, from where, and what was left out."""
         listed = self._listed()
         found = [prompts for _, prompts in listed]
         out = left_out_by_prompt(found, self.rule, sum(len(prompts.rows) for prompts in found))
         return [*(listing.told for listing, _ in listed), *([] if out is None else [out])]
 
     def read_index(self) -> ImageIndex:
-        """Read files, prompts and splits; the attribute column is not looked at."""
+        """Read files, prompts and splits; the attribute column is not read."""
         parts = []
         for listing, found in self._listed():
             if not found.rows:
@@ -162,7 +163,7 @@ class TableDataModule(BiasedDataModule):
         return join_indices(self.root, parts)
 
     def read_attributes(self) -> Tensor | None:
-        """Attribute class of each image; ``None`` without an attribute column."""
+        """Return the attribute class of each image; ``None`` without an attribute column."""
         if self.attribute_column is None:
             return None
         codes = {name: code for code, name in enumerate(self.attribute_names)}
@@ -175,7 +176,7 @@ class TableDataModule(BiasedDataModule):
         return torch.from_numpy(np.concatenate(parts))
 
     def _listed(self) -> list[tuple[Listing, Prompted]]:
-        """What tables or folders list, and the prompts made of it; read once."""
+        """Return what tables or folders list, and the prompts made from it; read once."""
         if self._read is None:
             read = [
                 (listing, prompted(listing.files, listing.captions, self.rule, listing.source))
@@ -199,13 +200,13 @@ class TableDataModule(BiasedDataModule):
 
 
 def prompt_map_path(root: Path, name: str) -> Path:
-    """Where a mapping of captions lies: in the data folder, else as the name says."""
+    """Return the path of a mapping of captions: in the data folder, else as the name says."""
     inside = root / name
     return inside if inside.is_file() else Path(name)
 
 
 def deal_splits(files: Sequence[str], val_share: float, test_share: float) -> NDArray[np.int64]:
-    """Split of each file, by a hash of its name alone.
+    """Return the split of each file, by a hash of its name alone.
 
     Args:
         files: relative paths.
@@ -213,7 +214,7 @@ def deal_splits(files: Sequence[str], val_share: float, test_share: float) -> ND
         test_share: expected share of the test split.
 
     Returns:
-        int64 ``[N]`` into ``SPLITS``.
+        int64 ``[N]``, numbers of ``SPLITS``.
     """
     digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in files)
     uniform = np.frombuffer(digests, dtype="<u8") / 2.0**64

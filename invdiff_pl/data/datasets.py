@@ -1,4 +1,4 @@
-"""Data sets whose items are whole batches, fetched by a :class:`Selection` of rows."""
+"""Data sets whose items are whole batches, selected by a :class:`Selection` of rows."""
 
 from collections.abc import Iterator
 from typing import TypedDict, cast
@@ -14,22 +14,22 @@ from invdiff_pl.data.cache import RowSource, ShardedTensor
 
 
 class LatentBatch(TypedDict, total=False):
-    """What training and inference see of an image. There is no attribute among it."""
+    """What training and inference see of images, which includes no attribute."""
 
-    row: Tensor  # int64 [B], in the split; on the CPU always
+    row: Tensor  # int64 [B], in the split; always on the CPU
     prompt: Tensor  # int64 [B]
     moments: Tensor  # [B, 2C, h, w], posterior mean and log variance
-    latents: Tensor  # [B, C, h, w] of unit variance, where a loader gives these instead
+    latents: Tensor  # [B, C, h, w] of unit variance, if a loader gives these instead
     draw: Tensor  # int64 [B], which draw of (timestep, noise) of the global batch
-    draw_count: int  # how many draws the global batch has
+    draw_count: int  # number of draws of the global batch
     membership: Tensor  # float32 [B, G], in the inferred environments
 
 
 class LatentDataset(Dataset[LatentBatch]):
-    """Cached latents of one split; fetched a batch at a time by a :class:`Selection`.
+    """Cached latents of one split, selected by a :class:`Selection`, one batch at a time.
 
-    A row that was drawn for one environment is a member of that one alone. Where the latents are
-    held by a device the whole batch is on it, but for the row numbers.
+    A row that was drawn for one environment is a member of that one alone. If the latents are held
+    on a device, the whole batch is on it, except for the row numbers.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class LatentDataset(Dataset[LatentBatch]):
 
 
 class SequentialBatches(Sampler[Selection]):
-    """Every row once, unflipped, in order; each rank takes every ``world_size``-th batch.
+    """Yields every row once, unflipped, in order; each rank takes every ``world_size``-th batch.
 
-    Ranks share out whole batches: which rows are computed together changes the last bits of what
-    comes out, and must not depend on the number of ranks. A rank for which there is none gets one
-    of no rows, since Lightning would leave it out of the loop, whose end the others wait at.
+    Whole batches are distributed over ranks: which rows are computed together changes the last bits
+    of results, and must not depend on the number of ranks. A rank without a batch gets one of no
+    rows, since otherwise Lightning would leave it out of the loop, at whose end the others wait.
     """
 
     def __init__(self, count: int, batch_size: int, rank: int, world_size: int) -> None:
@@ -94,12 +94,12 @@ class LabelledBatch(TypedDict, total=False):
     images: Tensor  # uint8 [B, 3, H, W]
     prompt: Tensor  # int64 [B]
     attribute: Tensor  # int64 [B]
-    draw: Tensor  # int64 [B], place in the global batch
+    draw: Tensor  # int64 [B], position in the global batch
     draw_count: int  # size of the global batch
 
 
 class ImageDataset(Dataset[LabelledBatch]):
-    """Cached images of one split; with attributes only if they are handed in."""
+    """Cached images of one split, with attributes only if they are given."""
 
     def __init__(
         self, images: ShardedTensor, prompt_ids: Tensor, attributes: Tensor | None = None
@@ -134,7 +134,7 @@ class PromptBatch(TypedDict):
 
 
 class PromptDataset(Dataset[PromptBatch]):
-    """Sample number i belongs to prompt ``i // samples_per_prompt``."""
+    """Samples to draw; sample number i belongs to prompt ``i // samples_per_prompt``."""
 
     def __init__(self, samples_per_prompt: int) -> None:
         self.samples_per_prompt = samples_per_prompt

@@ -1,4 +1,4 @@
-"""What the environment stage found, as training reads it: memberships, and nothing of labels."""
+"""Environments as training reads them: memberships, and no labels."""
 
 from dataclasses import dataclass
 from functools import reduce
@@ -20,11 +20,11 @@ class Environments:
     """Environments of the N images of the train split.
 
     Attributes:
-        memberships: float32 ``[N, G]``, rows with sum 1: of one 1 where assignments are hard.
+        memberships: float32 ``[N, G]``; rows sum to 1, and are one-hot if assignments are hard.
         bias_found: whether the inference found a bias at all; ``None`` if it did not test.
         withheld: why nothing should be trained on them: the inference found no bias, or could not
-            test for one; ``None`` where it found one, a person chose them, or nothing is told.
-        candidates: those that they are made of; empty if not told.
+            test for one; ``None`` if it found one, a person chose them, or nothing is known.
+        candidates: candidates that they are made from; empty if unknown.
     """
 
     memberships: Tensor
@@ -34,7 +34,7 @@ class Environments:
 
     @property
     def groups(self) -> int:
-        """G."""
+        """G, the number of environments."""
         return self.memberships.shape[1]
 
     @property
@@ -44,25 +44,25 @@ class Environments:
 
 
 class HasEnvironments(Protocol):
-    """What images are grouped by, such as a candidate that :func:`invdiff_pl.discover` found."""
+    """Anything with environments, such as a candidate that :func:`invdiff_pl.discover` found."""
 
     @property
     def environments(self) -> Tensor:
-        """Memberships of N images in G environments, ``[N, G]``, rows with sum 1."""
+        """Memberships of N images in G environments, ``[N, G]``; rows sum to 1."""
 
 
 def usual_first(memberships: Tensor, prompts: Tensor) -> Tensor:
     """Number the values of an attribute by how usual they are in each prompt.
 
-    So environment 0 holds what a bias favours and the last one what goes most against it, in
-    whichever prompt; their risks differ where a model has learned the bias.
+    So environment 0 holds what a bias favours and the last one what goes most against it, in any
+    prompt; their risks differ if a model has learned the bias.
 
     Args:
-        memberships: of the values, ``[N, G]``.
+        memberships: memberships in the values, ``[N, G]``.
         prompts: int64 ``[N]``.
 
     Returns:
-        of the same shape.
+        memberships in the environments, ``[N, G]``.
 
     Example:
         >>> values = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
@@ -75,11 +75,11 @@ def usual_first(memberships: Tensor, prompts: Tensor) -> Tensor:
 
 
 def crossed(first: Tensor, second: Tensor) -> Tensor:
-    """Memberships of pairs of two attributes' environments.
+    """Compute memberships in all pairs of two attributes' environments.
 
     Args:
-        first: of N images in G environments, ``[N, G]``.
-        second: in H environments, ``[N, H]``.
+        first: memberships of N images in G environments, ``[N, G]``.
+        second: memberships in H environments, ``[N, H]``.
 
     Returns:
         ``[N, G H]``; with two environments each, 1 is unusual in the first attribute only, 2 in the
@@ -89,15 +89,16 @@ def crossed(first: Tensor, second: Tensor) -> Tensor:
 
 
 def as_environments(given: HasEnvironments | Environments | Tensor, count: int) -> Environments:
-    """Environments of images, however they are told.
+    """Convert environments of images from any form.
 
     Args:
-        given: environment numbers int64 ``[N]``; memberships ``[N, G]``, or what has them, of which
-            the largest counts; or :class:`Environments`, which are taken as they are.
-        count: N.
+        given: environment numbers int64 ``[N]``; memberships ``[N, G]``, or an object that has
+            them, of which the largest counts; or :class:`Environments`, which are taken as they
+            are.
+        count: N, the number of images.
 
     Raises:
-        ValueError: if they are not of as many images, or of fewer than two environments.
+        ValueError: if the number of images differs, or there are fewer than two environments.
 
     Example:
         >>> as_environments(torch.tensor([0, 1, 1]), count=3).memberships.tolist()
@@ -124,15 +125,15 @@ def read_environments(
     """Read the environment stage's folder.
 
     Args:
-        folder: of ``environments.safetensors`` and, where there is one, ``environments.json``.
-        count: images of the train split, N.
+        folder: folder of ``environments.safetensors`` and, if there is one, ``environments.json``.
+        count: N, the number of images of the train split.
         soft: take the soft ``memberships`` instead of the hard ``assignments``.
-        candidate: number of one that a person chose, or several as ``"0,1"``, which are crossed;
-            the inference's own choice if not given.
+        candidate: number of the candidate that a person chose, or several as ``"0,1"``, which are
+            crossed; the inference's own choice if not given.
 
     Raises:
         InvDiffError: if the stage has not run, was run on other images, has no such candidate, or
-            did not write soft memberships that are asked for.
+            did not write the soft memberships that are asked for.
     """
     if not (folder / "environments.safetensors").is_file():
         raise InvDiffError(
@@ -161,10 +162,10 @@ def read_environments(
 
 
 def candidate_numbers(candidate: int | str) -> tuple[int, ...]:
-    """Numbers of candidates, given as ``2`` or ``"0,1"``.
+    """Parse numbers of candidates, given as ``2`` or ``"0,1"``.
 
     Raises:
-        InvDiffError: if they are no different whole numbers from 0 on.
+        InvDiffError: if they are not distinct whole numbers from 0 on.
     """
     words = str(candidate).replace(" ", "").split(",")
     if not all(word.isdecimal() for word in words) or len(set(words)) < len(words):
@@ -177,7 +178,7 @@ def candidate_numbers(candidate: int | str) -> tuple[int, ...]:
 
 
 def _memberships(folder: Path, count: int, soft: bool, groups: Any) -> Tensor:
-    """Memberships of a folder's environments, float32 ``[N, G]``."""
+    """Read the memberships of a folder's environments, float32 ``[N, G]``."""
     file, rerun = folder / "environments.safetensors", "rerun the environments stage on this data"
     tensors = read_tensors(file, rerun, assignments=1)
     assignments = tensors["assignments"]
@@ -210,17 +211,17 @@ def _withheld(told: dict[str, Any]) -> str | None:
 
 
 def held_out(prompt_ids: Tensor, assignments: Tensor, share: float, seed: int) -> Tensor:
-    """Which images training never sees, so that risks can be measured on them.
+    """Choose images that training never sees, so that risks can be measured on them.
 
-    Every environment gives the same share, rounded to whole images (of three images none at a
-    share of 0.1, of five one), and each prompt in it that share to within one image, so that many
-    prompts of few images give theirs, too.
+    Every environment gives the same share, rounded to whole images (at a share of 0.1, none of
+    three images and one of five), and each prompt in it that share to within one image, so that
+    many prompts of few images give theirs, too.
 
     Args:
         prompt_ids: int64 ``[N]``.
         assignments: int64 ``[N]``.
-        share: in [0, 1).
-        seed: of the draw.
+        share: share of the images, in [0, 1).
+        seed: seed of the draw.
 
     Returns:
         bool ``[N]``.
@@ -230,7 +231,7 @@ def held_out(prompt_ids: Tensor, assignments: Tensor, share: float, seed: int) -
     """
     if not 0 <= share < 1:
         raise InvDiffError(f"held_out={share}: expected a share from 0 to below 1.", "held_out")
-    # Environment by environment, prompt by prompt, in random order within; then at even steps.
+    # Sorted by environment, then prompt, in random order within; then taken at even steps.
     order = torch.randperm(len(prompt_ids), generator=generator(seed, "held out"))
     order = order[prompt_ids[order].argsort(stable=True)]
     order = order[assignments[order].argsort(stable=True)]
@@ -243,5 +244,5 @@ def held_out(prompt_ids: Tensor, assignments: Tensor, share: float, seed: int) -
 
 
 def _rounded(values: Tensor) -> Tensor:
-    # Half up; products such as 10 * 0.1 must not fall below what they stand for.
+    # Rounds half up; products such as 10 * 0.1 must not fall below what they stand for.
     return (values.double() + 0.5 + 1e-9).floor()

@@ -15,7 +15,7 @@ from invdiff_pl.utils.errors import InvDiffError
 
 PROMPTS = ("a photo of a man", "a photo of a woman")
 _GENDERS = {"Male": 0, "Female": 1}
-# The four groups that the reference makes of the seven labels.
+# The four groups into which the reference merges the seven labels.
 _RACES = {
     "White": 0,
     "Latino_Hispanic": 0,
@@ -30,16 +30,16 @@ VAL_SHARE = 1 / 3  # of fairface_label_val.csv; the others are the test split
 
 
 class FairFaceDataModule(RatioDataModule):
-    """Reads FairFace as it is published, with either margin.
+    """Reads FairFace as published, with either margin.
 
     The prompt names the gender, the hidden attribute is the race label in four groups: White,
     Latino_Hispanic and Middle Eastern; East and Southeast Asian; Indian; Black. Groups of the
-    ratio: these four of men, then of women. The published data has no test split, so the images of
-    ``fairface_label_val.csv`` are dealt into val and test by a hash of their names.
+    ratio: these four for men, then for women. The published data has no test split, so the images
+    of ``fairface_label_val.csv`` are split into val and test by a hash of their names.
 
     Args:
         ratio: see :class:`RatioDataModule`.
-        **settings: of :class:`RatioDataModule`.
+        **settings: as for :class:`RatioDataModule`.
     """
 
     attribute = "race"
@@ -49,7 +49,7 @@ class FairFaceDataModule(RatioDataModule):
         super().__init__(ratio=ratio, **settings)
 
     def label_files(self) -> list[Path]:
-        """The tables of the published train and val splits."""
+        """Return the tables of the published train and val splits."""
         files = []
         for name in ("fairface_label_train.csv", "fairface_label_val.csv"):
             found = [p for f in _FOLDERS if (p := self.root / f / name).is_file()]
@@ -96,7 +96,7 @@ class FairFaceDataModule(RatioDataModule):
 
 
 def _deal(names: pd.Series) -> Any:
-    """Val or test for each name, by its hash, so that it does not depend on the others."""
+    """Choose val or test for each name by its hash, so that it does not depend on the others."""
     shares = np.array(
         [hashlib.blake2b(name.encode(), digest_size=4).digest() for name in names]
     ).view(">u4") / float(1 << 32)

@@ -1,4 +1,4 @@
-"""A data set that the frozen model has drawn itself, of prompts and nothing else."""
+"""A data set that the frozen model has drawn itself, from prompts alone."""
 
 import math
 from typing import Any
@@ -11,23 +11,24 @@ from invdiff_pl.data.prompt_lists import read_prompts
 from invdiff_pl.data.samples import MANIFEST, read_manifest
 from invdiff_pl.utils.errors import InvDiffError
 
-# Images of each prompt, and of all together: details such as gender of rendered faces are found
-# among some thousands of images.
+# Least numbers of images per prompt, and in all: details such as the gender of rendered faces are
+# found among some thousands of images.
 _LEAST_EACH, _LEAST_IN_ALL = 512, 3000
 
 
 class GeneratedDataModule(BiasedDataModule):
-    """Images that ``invdiff_pl.modules.ImageGeneration`` drew of prompts; all are to train on.
+    """Reads images that ``invdiff_pl.modules.ImageGeneration`` drew; all are for training.
 
-    Nobody has labelled them, so nothing is scored.
+    The images have no labels, so nothing is scored.
 
     Args:
-        prompts: as :func:`~invdiff_pl.data.prompt_lists.read_prompts` takes them: a list that
-            ships with the package, a file, or ``"a photo of a nurse; a photo of a pilot"``.
-        per_prompt: images of each prompt that are drawn first; if not given 512 or, of fewer than
-            six prompts, as many as make 3000 together.
-        samples_per_prompt: how often each prompt is sampled; ``per_prompt`` if not given.
-        settings: as of :class:`~invdiff_pl.data.base.BiasedDataModule`.
+        prompts: prompts in any form that :func:`~invdiff_pl.data.prompt_lists.read_prompts` takes:
+            a list that ships with the package, a file, or
+            ``"a photo of a nurse; a photo of a pilot"``.
+        per_prompt: number of images per prompt that are drawn first; if not given, 512 or, for
+            fewer than six prompts, enough to make 3000 in all.
+        samples_per_prompt: number of samples per prompt; ``per_prompt`` if not given.
+        settings: as for :class:`~invdiff_pl.data.base.BiasedDataModule`.
 
     Raises:
         InvDiffError: if there is no prompt, or a setting is out of range.
@@ -58,17 +59,17 @@ class GeneratedDataModule(BiasedDataModule):
 
     @property
     def why_not_scored(self) -> str:
-        """What to tell where figures are missing."""
+        """Reason given for missing figures."""
         return (
             "nobody has labelled the images, which the backbone drew itself; `python -m invdiff_pl "
             "audit` with --lora= counts what it draws before and after"
         )
 
     def read_index(self) -> ImageIndex:
-        """Read what was drawn.
+        """Read the images that were drawn.
 
         Raises:
-            InvDiffError: if nothing was, or it was drawn of other prompts.
+            InvDiffError: if nothing was drawn, or the images are of other prompts.
         """
         drawn = read_manifest(self.root)
         found = {sample.prompt for sample in drawn}
@@ -88,5 +89,5 @@ class GeneratedDataModule(BiasedDataModule):
         )
 
     def read_attributes(self) -> Tensor | None:
-        """There are none."""
+        """Return ``None``: there are no attributes."""
         return None

@@ -1,4 +1,4 @@
-"""Reading image files as they come: any mode, any size, turned as their EXIF tag says."""
+"""Reading image files of any mode and size, turned as their EXIF tag says."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ class ImageFacts:
 
     Attributes:
         problem: why it cannot be read, ``None`` if it can.
-        kind: of the problem, one word: ``missing``, ``empty`` or ``unreadable``.
-        mode: of its pixels, as Pillow calls it.
-        width: in pixels, upright.
-        height: in pixels, upright.
+        kind: kind of the problem in one word: ``missing``, ``empty`` or ``unreadable``.
+        mode: Pillow's name of its pixels' mode.
+        width: width in pixels, upright.
+        height: height in pixels, upright.
         turned: whether its EXIF tag turns or mirrors it.
     """
 
@@ -37,7 +37,7 @@ class ImageFacts:
 
 
 def read_image(path: Path, resolution: int) -> Tensor:
-    """One image, scaled so that its short side is ``resolution`` and cropped at the centre.
+    """Read an image, scaled so that its short side is ``resolution`` and cropped at the centre.
 
     Transparent pixels are laid over white, 16-bit grey is scaled to 8 bits, and CMYK is converted
     without a colour profile.
@@ -46,7 +46,7 @@ def read_image(path: Path, resolution: int) -> Tensor:
         uint8 ``[3, resolution, resolution]``.
 
     Raises:
-        InvDiffError: if the file is missing or is no readable image.
+        InvDiffError: if the file is missing or is not a readable image.
     """
     image, facts = _decode(path)
     if image is None:
@@ -61,17 +61,17 @@ def read_image(path: Path, resolution: int) -> Tensor:
 
 
 def read_images(paths: Sequence[Path], resolution: int) -> Tensor:
-    """Several images, uint8 ``[N, 3, resolution, resolution]``, decoded in threads."""
+    """Read several images, uint8 ``[N, 3, resolution, resolution]``, decoded in threads."""
     return torch.stack(list(map_in_threads(lambda path: read_image(path, resolution), paths)))
 
 
 def inspect_image(path: Path) -> ImageFacts:
-    """What an image file holds; it is decoded to its end, as :func:`read_image` would."""
+    """Report what an image file holds, decoding all of it, as :func:`read_image` does."""
     return _decode(path)[1]
 
 
 def _decode(path: Path) -> tuple[Image.Image | None, ImageFacts]:
-    """The image as RGB, upright, or nothing and why."""
+    """Return the image as RGB, upright, or ``None`` and the reason."""
     try:
         if path.stat().st_size == 0:
             return None, ImageFacts("the file is empty", "empty")
@@ -82,7 +82,7 @@ def _decode(path: Path) -> tuple[Image.Image | None, ImageFacts]:
         return None, ImageFacts("there is no such file", "missing")
     except UnidentifiedImageError:
         return None, ImageFacts("it is no image of a known format", "unreadable")
-    except Exception as error:  # decoders of damaged files raise whatever they stumble over
+    except Exception as error:  # decoders may raise anything on a damaged file
         told = getattr(error, "strerror", None) or str(error) or type(error).__name__
         reason = " ".join(told.split())
         return None, ImageFacts(reason, "unreadable")
@@ -90,7 +90,7 @@ def _decode(path: Path) -> tuple[Image.Image | None, ImageFacts]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB: transparent pixels over white, 16-bit grey as 8 bits.
+    """Convert an image of any mode to RGB: transparent pixels over white, 16-bit grey as 8 bits.
 
     Raises:
         ValueError: if the range of its pixels is unknown.
@@ -109,5 +109,5 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """From uint8 to float32 in [-1, 1]."""
+    """Convert uint8 to float32 in [-1, 1]."""
     return images.float() / 127.5 - 1

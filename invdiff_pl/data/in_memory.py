@@ -1,4 +1,4 @@
-"""Latents that are held in memory, to train an adapter on with any Trainer."""
+"""Latents held in memory, for training an adapter with any Trainer."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,22 +19,23 @@ from invdiff_pl.utils.errors import InvDiffError
 
 
 class LatentsInMemory(LatentDataModule):
-    """Latents that are at hand as tensors: a DataModule for any Trainer.
+    """A DataModule of latents given as tensors, for any Trainer.
 
     Args:
-        moments: of the VAE's posterior, float ``[N, 2C, h, w]``, or ``[N, 2, 2C, h, w]`` with the
-            mirror image's second, which training then draws as often.
-        prompts: the distinct prompts.
-        prompt_ids: int64 ``[N]`` into them.
-        conditions: what every prompt and, last, the empty one become for the denoiser, ``P + 1``
-            rows by name: ``prompt_embeds`` and, by family, ``pooled_prompt_embeds`` and
-            ``prompt_attention_mask``.
-        environments: of the N images, as :func:`~invdiff_pl.data.environments.as_environments`
-            takes them; without any, batches are shuffled.
-        settings: as of :class:`LatentDataModule`.
+        moments: moments of the VAE's posterior, float ``[N, 2C, h, w]``, or ``[N, 2, 2C, h, w]``
+            with those of the mirror image second, which training then draws as often.
+        prompts: the P distinct prompts.
+        prompt_ids: number of each image's prompt, int64 ``[N]``.
+        conditions: the denoiser's inputs for every prompt and, last, the empty one, ``P + 1``
+            rows by name: ``prompt_embeds`` and, depending on the family, ``pooled_prompt_embeds``
+            and ``prompt_attention_mask``.
+        environments: environments of the N images, in any form that
+            :func:`~invdiff_pl.data.environments.as_environments` takes; without them, batches are
+            shuffled.
+        settings: as for :class:`LatentDataModule`.
 
     Raises:
-        ValueError: if the tensors are not of as many images and prompts.
+        ValueError: if the tensors disagree in their numbers of images or prompts.
 
     Example:
         >>> data = LatentsInMemory(  # of 8 images, 4 of each prompt
@@ -91,13 +92,13 @@ class LatentsInMemory(LatentDataModule):
         Args:
             pipe: a loaded pipeline, on any device; it is left as it is.
             images: N images with prompts.
-            environments: as of the class.
+            environments: as for the class.
             resolution: side of the images in pixels; the pipeline's own if not given.
-            progress: show a progress bar.
-            settings: as of :class:`LatentDataModule`.
+            progress: whether to show a progress bar.
+            settings: as for :class:`LatentDataModule`.
 
         Raises:
-            ValueError: if environments are not of the images.
+            ValueError: if the environments do not match the images.
 
         Example:
             >>> from invdiff_pl import PromptedImages
@@ -108,7 +109,7 @@ class LatentsInMemory(LatentDataModule):
             >>> data.moments().shape, data.conditions()[:]["prompt_embeds"].shape
             ((2, 8, 16, 16), torch.Size([3, 16, 16]))
         """
-        # Refused before anything is encoded.
+        # Checked before anything is encoded.
         groups = None if environments is None else as_environments(environments, len(images))
         denoiser = frozen_denoiser(pipe, resolution)
         told = "encoding images" if progress else None
@@ -128,26 +129,26 @@ class LatentsInMemory(LatentDataModule):
 
     @property
     def has_environments(self) -> bool:
-        """Whether there are any."""
+        """Whether environments were given."""
         return self._environments is not None
 
     def train_prompts(self) -> Tensor:
-        """The prompt of each image, int64 ``[N]``."""
+        """Return the number of each image's prompt, int64 ``[N]``."""
         return self._prompt_ids
 
     def moments(self) -> RowSource:
-        """The latents."""
+        """Return the moments of the latents."""
         return self._moments
 
     def conditions(self) -> Conditions:
-        """What every prompt and, last, the empty one become for the denoiser."""
+        """Return the denoiser's inputs for every prompt and, last, the empty one."""
         return Conditions(in_precision(self._conditions, torch.float32), self._prompts).cpu()
 
     def inferred(self) -> Environments:
-        """The environments.
+        """Return the environments.
 
         Raises:
-            ValueError: if there are none.
+            ValueError: if none were given.
         """
         if self._environments is None:
             raise InvDiffError("environments: none were given.")

@@ -1,4 +1,4 @@
-"""What a data set holds: image files, the prompt of each and the split it belongs to."""
+"""Index of a data set: image files, the prompt of each and the split it belongs to."""
 
 import hashlib
 import os
@@ -34,8 +34,8 @@ class ImageIndex:
         root: folder that the files are relative to.
         files: relative path of each image.
         prompts: the distinct prompts.
-        prompt_ids: int64 ``[N]`` into ``prompts``.
-        splits: int64 ``[N]`` into ``SPLITS``.
+        prompt_ids: int64 ``[N]``, numbers of ``prompts``.
+        splits: int64 ``[N]``, numbers of ``SPLITS``.
     """
 
     root: Path
@@ -48,7 +48,7 @@ class ImageIndex:
         return len(self.files)
 
     def rows(self, split: str) -> Tensor:
-        """Row numbers of a split, int64, ascending.
+        """Return the row numbers of a split, int64, ascending.
 
         Raises:
             InvDiffError: if the split has no image.
@@ -62,14 +62,14 @@ class ImageIndex:
         return rows
 
     def subset(self, rows: Tensor) -> "ImageIndex":
-        """The index of some of the images; all prompts are kept."""
+        """Return the index of some of the images; all prompts are kept."""
         files = tuple(self.files[row] for row in rows.tolist())
         return replace(
             self, files=files, prompt_ids=self.prompt_ids[rows], splits=self.splits[rows]
         )
 
     def of_prompts(self, kept: Tensor) -> tuple["ImageIndex", Tensor]:
-        """The index of the images of some prompts, and their rows.
+        """Return the index of the images of some prompts, and their rows.
 
         Args:
             kept: which prompts to keep, bool ``[P]``.
@@ -81,10 +81,10 @@ class ImageIndex:
         return replace(index, prompts=prompts, prompt_ids=numbers[index.prompt_ids]), rows
 
     def require_training_images(self) -> None:
-        """Refuse a prompt that cannot be trained on.
+        """Check that every prompt has images to train on.
 
         Raises:
-            InvDiffError: if the train split has no image, or none of some prompt.
+            InvDiffError: if the train split has no image, or some prompt has none in it.
         """
         prompts = self.prompt_ids[self.rows("train")]
         counts = prompts.bincount(minlength=len(self.prompts))
@@ -98,7 +98,7 @@ class ImageIndex:
             )
 
     def paths(self, rows: Tensor) -> list[Path]:
-        """Absolute paths of rows."""
+        """Return the paths of rows, below ``root``."""
         return [self.root / self.files[row] for row in rows.tolist()]
 
 
@@ -111,16 +111,16 @@ def index_images(
     *,
     repeats: bool = False,
 ) -> ImageIndex:
-    """Build an index from one prompt and one split a row.
+    """Build an index from one prompt and one split per row.
 
     Args:
         root: folder of the data set.
         files: paths relative to ``root``, with forward slashes; a column of ``read_table``, or a
             plain sequence in the order of the rows below the table's header.
-        prompts: of each file.
-        splits: of each file, into ``SPLITS``.
-        table: where they come from, to be named.
-        repeats: whether a file may have several rows, each with another prompt.
+        prompts: prompt of each file.
+        splits: split of each file, as a number of ``SPLITS``.
+        table: table that they come from, to be named in errors.
+        repeats: whether a file may have several rows, each with a different prompt.
 
     Raises:
         InvDiffError: if there is no file, one is named twice, or one lies outside the root.
@@ -155,10 +155,10 @@ def index_images(
 
 
 def join_indices(root: Path, parts: Sequence[tuple[Path, ImageIndex, Tensor]]) -> ImageIndex:
-    """One index from those of several tables.
+    """Join the indices of several tables.
 
     Args:
-        root: folder that holds them all.
+        root: folder that holds all of them.
         parts: folder, index and splits of each; prompts may differ.
     """
     prompts = sorted({prompt for _, index, _ in parts for prompt in index.prompts})
@@ -174,7 +174,7 @@ def join_indices(root: Path, parts: Sequence[tuple[Path, ImageIndex, Tensor]]) -
 
 
 def _refuse_duplicates(names: pd.Series, table: Path) -> None:
-    """An image that stands twice would count twice, and could be in two splits."""
+    """Reject an image that is listed twice: it would count twice, and could be in two splits."""
     again = names.duplicated().to_numpy()
     if not again.any():
         return
@@ -191,7 +191,7 @@ def _refuse_duplicates(names: pd.Series, table: Path) -> None:
 def content_digest(
     root: Path, files: Sequence[str], memo_folder: Path, *, follow_links: bool = False
 ) -> str:
-    """Digest of the contents of files below a root.
+    """Compute the digest of the contents of files below a root.
 
     Reading gigabytes at every start would be slow, so the digest is remembered for as long as
     every file keeps its size and modification time.
@@ -211,13 +211,13 @@ def content_digest(
 def state_digest(
     root: Path, files: Sequence[str], *, missing_ok: bool = False, follow_links: bool = False
 ) -> str:
-    """Digest of the names, sizes and modification times of files below a root.
+    """Compute the digest of the names, sizes and modification times of files below a root.
 
     Args:
-        root: folder.
+        root: the folder.
         files: relative paths.
-        missing_ok: count a file that cannot be reached as one of no size, rather than refuse.
-        follow_links: read what a link outside the root leads to.
+        missing_ok: count a file that cannot be reached as unreachable, rather than raise.
+        follow_links: follow links that lead outside the root.
 
     Raises:
         InvDiffError: if a file is missing, or is a link to something outside the root that is not
@@ -245,14 +245,14 @@ def state_digest(
 
 
 class InsideRoot:
-    """Refuses files that a symbolic link puts outside the root.
+    """Rejects files that a symbolic link puts outside the root.
 
     A folder is resolved once, so that a million files cost a million calls of ``lstat`` and no
     more.
 
     Args:
-        root: folder.
-        follow_links: refuse nothing.
+        root: the folder.
+        follow_links: reject nothing.
     """
 
     def __init__(self, root: Path, *, follow_links: bool = False) -> None:
@@ -262,7 +262,7 @@ class InsideRoot:
         self._folders: dict[str, bool] = {}
 
     def stat(self, name: str) -> os.stat_result:
-        """State of the file at a relative path.
+        """Return the state of the file at a relative path.
 
         Raises:
             InvDiffError: if a link leads outside the root.

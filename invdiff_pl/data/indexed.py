@@ -1,4 +1,4 @@
-"""A data set's images, prompts and labels, before any pixel of them is read."""
+"""A data set's images, prompts and labels, before any pixels are read."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,18 +19,18 @@ Split = Literal["train", "val", "test"]
 
 
 class IndexedDataModule(LatentDataModule, ABC):
-    """Images of a folder with prompts and splits and, for scoring only, an attribute.
+    """DataModule of a folder of images with prompts, splits and, for scoring only, an attribute.
 
     Args:
         root: folder of the data set.
-        broken: what becomes of an image that cannot be read: ``fail`` names it and stops;
+        broken: what to do with an image that cannot be read: ``fail`` names it and stops;
             ``skip`` leaves it out, named and counted, in all stages alike. It is never replaced.
-        links: what becomes of an image that is a link to something outside ``root``: ``refuse``
+        links: what to do with an image that is a link to something outside ``root``: ``refuse``
             reads nothing there; ``follow`` does, as in a snapshot of the Hugging Face hub's cache.
         min_images_per_prompt: a prompt with fewer images in the train split is left out, named, in
-            all stages alike; where that would be most images, nothing is run.
-        cache_dir: where caches live; they are shared by all runs.
-        settings: as of :class:`~invdiff_pl.data.training.LatentDataModule`.
+            all stages alike; if that would leave out most images, nothing is run.
+        cache_dir: folder of caches, which all runs share.
+        settings: as for :class:`~invdiff_pl.data.training.LatentDataModule`.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class IndexedDataModule(LatentDataModule, ABC):
         self._index: ImageIndex | None = None
         self._kept: Tensor | None = None
 
-    attribute = "attribute"  # what figures of it are called
+    attribute = "attribute"  # its name in figures
 
     @property
     @abstractmethod
@@ -70,9 +70,9 @@ class IndexedDataModule(LatentDataModule, ABC):
 
     @abstractmethod
     def read_attributes(self) -> Tensor | None:
-        """Attribute class of each image, int64 ``[N]``, for scoring only.
+        """Read the attribute class of each image, int64 ``[N]``, for scoring only.
 
-        ``None`` where the data set has no such labels.
+        ``None`` if the data set has no such labels.
         """
 
     @property
@@ -90,16 +90,16 @@ class IndexedDataModule(LatentDataModule, ABC):
 
     @property
     def told(self) -> list[str]:
-        """What was read from where and what was left out, for people; nothing by default."""
+        """Messages for the user: what was read, from where, what was left out; none by default."""
         return []
 
     @property
     def follow_links(self) -> bool:
-        """Whether images are read that lie outside the root."""
+        """Whether images outside the root are read."""
         return self.links == "follow"
 
     def _usable(self, index: ImageIndex) -> ImageIndex:
-        """The index without broken images, if they are to be left out, and without rare prompts."""
+        """Return the index without rare prompts and, if so set, without broken images."""
         kept = torch.arange(len(index))
         if self.broken == "skip":
             kept, listed = readable_rows(
@@ -115,7 +115,7 @@ class IndexedDataModule(LatentDataModule, ABC):
         return index
 
     def attributes(self) -> Tensor | None:
-        """Attribute class of each image of :attr:`index`, int64 ``[N]``, for scoring only."""
+        """Return the attribute class of each image of :attr:`index`, int64 ``[N]``, for scoring."""
         attributes = self.read_attributes()
         if attributes is None:
             return None
@@ -128,16 +128,16 @@ class IndexedDataModule(LatentDataModule, ABC):
         return self.index.prompts
 
     def train_prompts(self) -> Tensor:
-        """The prompt of each image of the train split, int64 ``[N]``."""
+        """Return the number of each image's prompt in the train split, int64 ``[N]``."""
         return self._prompts("train")
 
     @property
     def why_not_scored(self) -> str:
-        """What to tell where figures are missing because there are no attribute labels."""
+        """Reason given for figures that are missing because there are no attribute labels."""
         return f"{self.root} has no attribute labels to score samples with"
 
     def labels(self, split: Split) -> tuple[Tensor, Tensor | None]:
-        """Prompt and attribute of each image of a split, for scoring only."""
+        """Return the prompt and the attribute of each image of a split, for scoring only."""
         rows = self.index.rows(split)
         attributes = self.attributes()
         return self.index.prompt_ids[rows], None if attributes is None else attributes[rows]

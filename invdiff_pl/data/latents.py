@@ -14,7 +14,7 @@ from invdiff_pl.data.prompted import PromptedImages
 from invdiff_pl.utils.progress import track
 from invdiff_pl.utils.resources import require_room
 
-# Images that the VAE encodes at once, and their pixels: at 512×512 there are eight, whose largest
+# Most images and most pixels that the VAE encodes at once: eight images at 512×512, whose largest
 # activations, of both flips at 128 channels, take 2 GiB each.
 _BATCH = 64
 _PIXELS = 1 << 21
@@ -22,10 +22,10 @@ _PIXELS = 1 << 21
 
 @torch.no_grad()
 def posterior_moments(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """Moments of the posterior of images and of their mirror images.
+    """Compute the moments of the posterior of images and of their mirror images.
 
     Args:
-        vae: of C latent channels, at any dtype and on any device.
+        vae: VAE with C latent channels, in any dtype and on any device.
         pixels: uint8 ``[B, 3, H, W]``.
 
     Returns:
@@ -43,7 +43,7 @@ def encoded(
     batch_size: int | None = None,
     told: str | None = None,
 ) -> Iterator[Tensor]:
-    """:func:`posterior_moments` of images; the other arguments are of :func:`pixel_batches`."""
+    """Yield :func:`posterior_moments` of images; for the arguments see :func:`pixel_batches`."""
     for pixels in pixel_batches(images, resolution, batch_size, told):
         yield posterior_moments(vae, pixels)
 
@@ -51,13 +51,13 @@ def encoded(
 def pixel_batches(
     images: PromptedImages, resolution: int, batch_size: int | None = None, told: str | None = None
 ) -> Iterator[Tensor]:
-    """Images in their order, a batch at a time, uint8 ``[B, 3, H, W]``.
+    """Yield images in order, one batch at a time, uint8 ``[B, 3, H, W]``.
 
     Args:
-        images: N of them.
-        resolution: at which they are read, in pixels.
-        batch_size: images at once; as many as are encoded at once if not given.
-        told: what a progress bar says; there is none if not given.
+        images: N images.
+        resolution: side in pixels at which they are read.
+        batch_size: number of images per batch; as many as are encoded at once if not given.
+        told: text of a progress bar; there is none if not given.
     """
     batches = torch.arange(len(images)).split(batch_size or _batch(resolution))
     for rows in batches if told is None else track(batches, told, unit="batch"):
@@ -68,13 +68,13 @@ def encode_images(vae: AutoencoderKL, paths: Sequence[Path], resolution: int, fo
     """Cache the posterior moments of images and of their mirror images.
 
     Args:
-        vae: encodes images; moved to the GPU if there is one.
-        paths: of N images.
-        resolution: side at which they are encoded, in pixels.
-        folder: of the shards, float16 ``[N, 2, 2C, h, w]``: image, then mirror image.
+        vae: VAE that encodes the images; moved to the GPU if there is one.
+        paths: paths of N images.
+        resolution: side in pixels at which they are encoded.
+        folder: folder of the shards, float16 ``[N, 2, 2C, h, w]``: image, then mirror image.
 
     Raises:
-        InvDiffError: if they do not fit on the folder's disk.
+        InvDiffError: if the moments do not fit on the folder's disk.
     """
     vae = vae.to("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -1,4 +1,4 @@
-"""Where a cache of latents is held while it is trained on."""
+"""Where a cache of latents is held during training."""
 
 from typing import Literal
 
@@ -7,21 +7,21 @@ import torch
 from invdiff_pl.utils.resources import free_memory
 
 LatentDevice = Literal["auto", "device", "memory", "disk"]
-# `auto` holds a cache where it takes at most this part of what is free: the rest is for training.
+# `auto` holds a cache where it takes at most this share of free memory: the rest is for training.
 _SHARE = 0.25
 
 
 def place_for(
     size: int, latent_device: LatentDevice, device: torch.device, processes: int = 1
 ) -> torch.device | None:
-    """Where a cache is held: on the device, in the host's memory, or (``None``) on the disk.
+    """Choose where to hold a cache: on the device, in the host's memory, or (``None``) on disk.
 
     Args:
-        size: of the cache, bytes.
-        latent_device: ``device``, ``memory`` or ``disk``; or ``auto``, the first of them where it
-            takes at most a quarter of what is free.
-        device: that trains.
-        processes: of this machine that share its memory, each with a copy.
+        size: size of the cache in bytes.
+        latent_device: ``device``, ``memory`` or ``disk``; or ``auto``, the first of them where the
+            cache takes at most a quarter of what is free.
+        device: device that trains.
+        processes: number of processes that share this machine's memory, each with a copy.
     """
     host = torch.device("cpu")
     if latent_device != "auto":

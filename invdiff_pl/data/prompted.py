@@ -1,4 +1,4 @@
-"""Images with prompts, whatever they come from: files, objects in memory, tables, data sets."""
+"""Images with prompts, from any source: files, objects in memory, tables, data sets."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,21 +18,21 @@ _FORMS = "a path, a PIL image, a tensor [3, H, W] or an array [H, W, 3]"
 
 
 class PromptedImages(Dataset[tuple[Image.Image, str]]):
-    """N images, each with the prompt that it is an example of.
+    """A data set of N images, each with the prompt that it is an example of.
 
-    Nothing is read before it is needed, and nothing is kept.
+    Images are read when they are needed, and not kept.
 
     Args:
         images: paths, PIL images, tensors ``[3, H, W]`` (uint8, or float in [0, 1]) or arrays
             ``[H, W, 3]``; or one tensor ``[N, 3, H, W]``.
-        prompts: one an image, or a single text that is the prompt of all.
+        prompts: one prompt per image, or a single text for all images.
 
     Attributes:
         prompts: the P distinct prompts, sorted.
         prompt_ids: int64 ``[N]``, the number of each image's prompt.
 
     Raises:
-        ValueError: if there is no image, or there are not as many prompts as images.
+        ValueError: if there is no image, or the numbers of prompts and images differ.
 
     Example:
         >>> import torch
@@ -67,29 +67,29 @@ class PromptedImages(Dataset[tuple[Image.Image, str]]):
 
     @classmethod
     def from_table(cls, table: str | Path, **settings: Any) -> "PromptedImages":
-        """Images that a table names, beside it or in folders below.
+        """Images listed in a table, stored beside it or in folders below.
 
         Args:
             table: CSV, TSV, JSON lines or Parquet.
-            settings: as of :class:`~invdiff_pl.data.custom.TableDataModule`, such as
+            settings: as for :class:`~invdiff_pl.data.custom.TableDataModule`, such as
                 ``file_column`` and ``prompt_column``.
 
         Raises:
-            ValueError: naming file, row or column.
+            ValueError: naming the file, row or column that is wrong.
         """
         path = Path(table)
         return cls.from_folder(path.parent, table=path.name, **settings)
 
     @classmethod
     def from_folder(cls, folder: str | Path, **settings: Any) -> "PromptedImages":
-        """Images of a folder, in any layout that ``EXP=custom`` reads; of all splits.
+        """Images of a folder, in any layout that ``EXP=custom`` reads, from all splits.
 
         Args:
-            folder: of the images and what names their prompts.
-            settings: as of :class:`~invdiff_pl.data.custom.TableDataModule`.
+            folder: folder of the images and of whatever names their prompts.
+            settings: as for :class:`~invdiff_pl.data.custom.TableDataModule`.
 
         Raises:
-            ValueError: naming file, row or column.
+            ValueError: naming the file, row or column that is wrong.
         """
         from invdiff_pl.data.custom import TableDataModule  # noqa: PLC0415 - Lightning takes seconds
 
@@ -106,12 +106,12 @@ class PromptedImages(Dataset[tuple[Image.Image, str]]):
         """Images of a Hugging Face ``datasets.Dataset``.
 
         Args:
-            dataset: with one row an image; not a streamed one.
-            image: its column of images.
-            prompt: its column of prompts.
+            dataset: a data set with one row per image, not streamed.
+            image: name of the column of images.
+            prompt: name of the column of prompts.
 
         Raises:
-            ValueError: if it lacks a column.
+            ValueError: if the data set lacks one of the columns.
         """
         columns = list(getattr(dataset, "column_names", []))
         for argument, name in (("image", image), ("prompt", prompt)):
@@ -128,12 +128,12 @@ class PromptedImages(Dataset[tuple[Image.Image, str]]):
     ) -> "PromptedImages":
         """Images of any torch ``Dataset`` whose items hold an image and its prompt.
 
-        Items are read once to see their prompts.
+        Every item is read once for its prompt.
 
         Args:
-            dataset: has a length.
-            image: place or key of the image in an item.
-            prompt: place or key of the prompt.
+            dataset: a data set with a length.
+            image: index or key of the image in an item.
+            prompt: index or key of the prompt in an item.
 
         Raises:
             ValueError: if an item lacks one of them.
@@ -157,23 +157,23 @@ class PromptedImages(Dataset[tuple[Image.Image, str]]):
         return len(self.prompt_ids)
 
     def __getitem__(self, row: int) -> tuple[Image.Image, str]:
-        """Image and prompt of a row."""
+        """Return the image and the prompt of a row."""
         if not -len(self) <= row < len(self):
             raise IndexError(f"there is no image {row}: there are {len(self)}")
         return _picture(self._image(row % len(self)), row), self.prompts[int(self.prompt_ids[row])]
 
     def pixels(self, rows: Iterable[int], resolution: int) -> Tensor:
-        """Images scaled so that the short side is ``resolution``, and cropped at the centre.
+        """Read images, scaled so that the short side is ``resolution`` and cropped at the centre.
 
         Args:
-            rows: of B images.
-            resolution: in pixels.
+            rows: rows of B images.
+            resolution: side of the result in pixels.
 
         Returns:
             uint8 ``[B, 3, resolution, resolution]``.
 
         Raises:
-            ValueError: naming an image that cannot be read.
+            ValueError: naming the image that cannot be read.
         """
         images = [(row, self._image(row)) for row in rows]
         paths = [Path(image) for _, image in images if isinstance(image, str | Path)]
@@ -182,7 +182,7 @@ class PromptedImages(Dataset[tuple[Image.Image, str]]):
         return torch.stack([_pixels(image, row, resolution) for row, image in images])
 
     def subset(self, rows: Sequence[int] | Tensor) -> "PromptedImages":
-        """Some of the images."""
+        """Return some of the images, as a data set of their own."""
         chosen = [int(row) for row in rows]
         texts = [self.prompts[int(self.prompt_ids[row])] for row in chosen]
         return self._of(len(chosen), texts, lambda row: self._image(chosen[row]))
@@ -198,10 +198,10 @@ def _pixels(image: Any, row: int, resolution: int) -> Tensor:
 
 
 def _picture(image: Any, row: int) -> Image.Image:
-    """An image of any form as RGB, upright.
+    """Convert an image of any accepted form to RGB, upright.
 
     Raises:
-        ValueError: if it is of none.
+        ValueError: if the form is not accepted.
     """
     if isinstance(image, str | Path):
         with Image.open(image) as file:

@@ -1,7 +1,7 @@
-"""Biased splits drawn by ratio from a data set whose attributes are labelled.
+"""Biased splits, drawn by ratio from a data set whose attributes are labelled.
 
-The labels make the *data set*, as they did when the published biased splits were made. They are
-read once, to write an index of files, prompts and splits; training and inference read that index.
+The labels serve to make the *data set*, as they did for the published biased splits. They are read
+once, to write an index of files, prompts and splits; training and inference read only that index.
 """
 
 import io
@@ -32,9 +32,9 @@ class LabelledImages:
     Attributes:
         files: relative path of each image.
         prompts: the distinct prompts.
-        prompt_ids: int64 ``[N]`` into ``prompts``.
+        prompt_ids: int64 ``[N]``, numbers of ``prompts``.
         attributes: class of each image, int64 ``[N]``.
-        splits: int64 ``[N]`` into ``SPLITS``.
+        splits: int64 ``[N]``, numbers of ``SPLITS``.
     """
 
     files: NDArray[Any]
@@ -45,17 +45,18 @@ class LabelledImages:
 
 
 class RatioDataModule(BiasedDataModule):
-    """Draws its splits from labelled images, the train split by a ratio of groups.
+    """DataModule that draws its splits from labelled images, the train split by a ratio of groups.
 
     The val and test splits hold equally many images of each (prompt, attribute) group.
 
     Args:
         ratio: sizes of the train split's groups, prompt by prompt and class by class, such as
             ``"1:4:4:1"``: 1 of the first prompt's first class, 4 of its second, and so on.
-        train_size: images of the train split; as many as there can be if not given.
-        evaluation_size: the most images of val and of test; as many as there can be if not given.
-        split_seed: of the draw.
-        **settings: of :class:`BiasedDataModule`.
+        train_size: number of images in the train split; as many as possible if not given.
+        evaluation_size: maximum number of images in each of val and test; as many as possible if
+            not given.
+        split_seed: seed of the draw.
+        **settings: as for :class:`BiasedDataModule`.
     """
 
     def __init__(
@@ -75,14 +76,14 @@ class RatioDataModule(BiasedDataModule):
 
     @abstractmethod
     def label_files(self) -> list[Path]:
-        """The tables that files, prompts, attributes and splits come from."""
+        """Return the tables that files, prompts, attributes and splits come from."""
 
     @abstractmethod
     def read_labelled(self) -> LabelledImages:
         """Read those tables."""
 
     def read_index(self) -> ImageIndex:
-        """Read the drawn split, which is drawn first where that has not been done yet."""
+        """Read the drawn splits, after drawing them if that has not been done yet."""
         path = self._index_file()
         if not path.is_file():
             self._draw(path)
@@ -91,7 +92,7 @@ class RatioDataModule(BiasedDataModule):
         return index_images(self.root, table["file"], table["prompt"], splits, path)
 
     def read_attributes(self) -> Tensor | None:
-        """Attribute class of each image of the index, for scoring only."""
+        """Return the attribute class of each image of the index, for scoring only."""
         labelled = self.read_labelled()
         attributes = pd.Series(labelled.attributes, index=labelled.files)
         files = pd.Index(self.read_index().files)
@@ -152,10 +153,10 @@ class RatioDataModule(BiasedDataModule):
 
 
 def parse_ratio(ratio: str, prompts: int, classes: int) -> Counts:
-    """Parts of each group, int64 ``[prompts * classes]``, from ``"1:4:4:1"``.
+    """Parse the parts of each group, int64 ``[prompts * classes]``, from ``"1:4:4:1"``.
 
     Raises:
-        InvDiffError: if there are not that many whole numbers from 1 on.
+        InvDiffError: if there are not that many numbers, or they are not whole numbers from 1 on.
     """
     parts = ratio.split(":")
     count = prompts * classes
@@ -171,14 +172,15 @@ def parse_ratio(ratio: str, prompts: int, classes: int) -> Counts:
 def group_sizes(
     available: Counts, ratio: Counts, size: int | None, names: list[str], where: str
 ) -> Counts:
-    """How many images of each group to draw, int64 ``[groups]``.
+    """Compute the number of images to draw from each group, int64 ``[groups]``.
 
     Args:
-        available: images of each group.
+        available: number of images in each group.
         ratio: parts of each group.
-        size: of all groups together; the largest at which the ratio holds exactly, if not given.
-        names: of the groups.
-        where: what is drawn from, to be named.
+        size: size of all groups together; the largest at which the ratio holds exactly, if not
+            given.
+        names: names of the groups.
+        where: what is drawn from, to be named in errors.
 
     Raises:
         InvDiffError: if a group has too few images.
@@ -195,7 +197,7 @@ def group_sizes(
         return unit * ratio
     exact = size * ratio / ratio.sum()
     sizes = np.floor(exact).astype(np.int64)
-    # What rounding down leaves over goes to the groups that lost most by it.
+    # What rounding down leaves over goes to the groups that lost most.
     left = size - int(sizes.sum())
     sizes[np.argsort(sizes - exact, kind="stable")[:left]] += 1
     if (sizes > available).any():
@@ -215,10 +217,10 @@ def draw_groups(rows: Counts, groups: Counts, sizes: Counts, source: np.random.G
     """Draw ``sizes`` rows of each group, without replacement; ascending.
 
     Args:
-        rows: to draw from, int64 ``[N]``.
-        groups: of each of them, int64 ``[N]``.
-        sizes: to draw of each group.
-        source: of the draw.
+        rows: rows to draw from, int64 ``[N]``.
+        groups: group of each row, int64 ``[N]``.
+        sizes: number of rows to draw from each group.
+        source: source of the draw.
     """
     order = source.permutation(len(rows))
     order = order[np.argsort(groups[order], kind="stable")]

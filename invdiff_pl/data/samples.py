@@ -17,16 +17,16 @@ MANIFEST = "manifest.jsonl"
 
 
 def require_few_samples(prompts: int, per_prompt: int, scales: int, most: int | None) -> str:
-    """How many samples will be drawn, for people.
+    """Say how many samples will be drawn, and check that they are not too many.
 
     Args:
-        prompts: that are sampled.
-        per_prompt: samples of each at each scale.
-        scales: at which each is drawn.
-        most: samples that may be drawn; any number if not given.
+        prompts: number of prompts.
+        per_prompt: number of samples per prompt at each scale.
+        scales: number of scales.
+        most: maximum number of samples; any number if not given.
 
     Raises:
-        InvDiffError: if that would be more.
+        InvDiffError: if there would be more.
     """
     total = prompts * per_prompt * scales
     told = (
@@ -46,18 +46,18 @@ def require_few_samples(prompts: int, per_prompt: int, scales: int, most: int | 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and all that it takes to draw it again.
+    """A sample, and all that it takes to draw it again.
 
     Attributes:
-        file: relative to the samples' folder.
-        index: of the sample among all samples; with ``seed`` it fixes the noise.
-        prompt: text.
-        prompt_number: of the prompt among the data set's.
+        file: path relative to the samples' folder.
+        index: number of the sample among all samples; with ``seed`` it fixes the noise.
+        prompt: text of the prompt.
+        prompt_number: number of the prompt among the data set's.
         invariant_scale: s; 0 is the backbone.
-        seed: of the whole set.
-        guidance_scale: of classifier-free guidance.
-        steps: denoising steps.
-        scheduler: diffusers class.
+        seed: seed of the whole set.
+        guidance_scale: scale of classifier-free guidance.
+        steps: number of denoising steps.
+        scheduler: class name of the diffusers scheduler.
     """
 
     file: str
@@ -72,17 +72,17 @@ class Sample:
 
 
 def scale_folder(scale: float) -> str:
-    """Name of the folder of the samples at an invariant scale."""
+    """Return the name of the folder of the samples at an invariant scale."""
     return f"scale-{scale:.2f}"
 
 
 def sample_file(scale: float, index: int) -> Path:
-    """Where a sample lies, relative to the samples' folder."""
+    """Return the path of a sample, relative to the samples' folder."""
     return Path(scale_folder(scale)) / f"{index:06d}.png"
 
 
 def manifest_text(samples: Sequence[Sample]) -> str:
-    """The manifest: one JSON object a line."""
+    """Return the manifest: one JSON object per line."""
     return "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples)
 
 
@@ -90,7 +90,7 @@ def read_manifest(folder: Path) -> list[Sample]:
     """Read a folder's manifest.
 
     Raises:
-        InvDiffError: if it is missing, or a line of it is damaged or names a file elsewhere.
+        InvDiffError: if it is missing, or a line is damaged or names a file outside the folder.
     """
     path = folder / MANIFEST
     try:
@@ -110,7 +110,7 @@ def read_manifest(folder: Path) -> list[Sample]:
 
 
 def read_samples(folder: Path) -> PromptedImages:
-    """The samples of a folder at its highest invariant scale.
+    """Read the samples of a folder at its highest invariant scale.
 
     Raises:
         InvDiffError: if the manifest is missing or damaged.
@@ -126,8 +126,8 @@ class SampleFolder:
     """Keeps samples as PNG files, written in the background, and finds those of an earlier run.
 
     Args:
-        folder: of the samples.
-        resolution: their side in pixels.
+        folder: folder of the samples.
+        resolution: side of the samples in pixels.
     """
 
     def __init__(self, folder: Path, resolution: int) -> None:
@@ -135,7 +135,7 @@ class SampleFolder:
         self._writer = ImageWriter()
 
     def read(self, scale: float, indices: Sequence[int]) -> Tensor | None:
-        """Samples uint8 ``[B, 3, H, W]``, if all are there and none is damaged."""
+        """Read samples, uint8 ``[B, 3, H, W]``; ``None`` if any is missing or damaged."""
         files = self._files(scale, indices)
         if not all(file.is_file() for file in files):
             return None
@@ -145,12 +145,12 @@ class SampleFolder:
             return None
 
     def write(self, scale: float, indices: Sequence[int], images: Tensor) -> None:
-        """Hand over samples, uint8 ``[B, 3, H, W]`` on the CPU."""
+        """Queue samples for writing, uint8 ``[B, 3, H, W]`` on the CPU."""
         for file, image in zip(self._files(scale, indices), images, strict=True):
             self._writer.write(file, image)
 
     def check(self) -> None:
-        """Let a failed write (a full disk, say) stop the run rather than go unseen."""
+        """Raise if a write has failed (a full disk, say), so that it does not go unnoticed."""
         self._writer.check()
 
     def close(self) -> None:

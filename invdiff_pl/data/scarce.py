@@ -1,4 +1,4 @@
-"""Prompts of too few images to compare: which are left out, and what to do about them."""
+"""Prompts with too few images to compare: which are left out, and what to do about them."""
 
 import torch
 
@@ -7,7 +7,7 @@ from invdiff_pl.utils.errors import InvDiffError
 
 _NAMED = 5
 _MENDS = ("min_images_per_prompt", "prompt", "prompt_map", "prompts_from")
-# Images of a prompt on average, from which on captions are prompts that repeat.
+# Average number of images per prompt from which on captions count as prompts that repeat.
 _REPEATED = 3
 ONE_PROMPT = (
     "there is one prompt only: a bias is told by how prompts differ, so that none is tested for, "
@@ -21,12 +21,12 @@ def without_rare_prompts(
     """Leave out the prompts that have too few images in the train split.
 
     Args:
-        index: of usable images.
-        least: images of a prompt.
+        index: index of the usable images.
+        least: smallest number of images per prompt.
 
     Returns:
-        the index of the rest; its rows in ``index``, int64; and which prompts are left out, for
-        people, if any are.
+        the index of the rest; its rows in ``index``, int64; and a message on which prompts are left
+        out, if any are.
 
     Raises:
         InvDiffError: if fewer than half of the images would be left to train on.

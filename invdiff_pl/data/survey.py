@@ -1,4 +1,4 @@
-"""Looking over a data set: what is there, what is broken, how large the groups are."""
+"""Survey of a data set: what it holds, what is broken, how large the groups are."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from invdiff_pl.data.index import SPLITS, ImageIndex
 from invdiff_pl.data.scarce import ONE_PROMPT, without_rare_prompts
 from invdiff_pl.utils.errors import InvDiffError
 
-# Problems by kind: how they are called, in the order in which they are told.
+# Problems by kind: what they are called, in the order in which they are reported.
 KINDS = {
     "missing": "missing",
     "empty": "empty (zero bytes)",
@@ -25,7 +25,7 @@ _NAMED = 5
 
 @dataclass
 class Tally:
-    """How many files something holds for, and the first few of them."""
+    """Number of files that something holds for, and the first few of them."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Survey:
     """What a data set holds.
 
     Attributes:
-        images: that its table lists.
+        images: number of images listed in its table.
         broken: unusable files by kind, see ``KINDS``.
         small: readable images with a side shorter than the resolution, which are enlarged.
         turned: readable images that are turned by their EXIF tag.
@@ -53,8 +53,8 @@ class Survey:
         prompts: the distinct prompts.
         classes: the attribute's classes, empty if there is no attribute.
         groups: readable images by split, prompt and class, int64 ``[3, P, max(1, K)]``.
-        mend: what keeps the data set from being used, and what to do about it.
-        notes: what is worth knowing but does no harm.
+        mend: problems that keep the data set from being used, and what to do about them.
+        notes: facts that are worth knowing but do no harm.
     """
 
     images: int
@@ -91,12 +91,12 @@ def survey(data: BiasedDataModule) -> Survey:
 
 
 def group_counts(index: ImageIndex, codes: Tensor, classes: int, usable: Tensor) -> Tensor:
-    """Usable images by split, prompt and attribute class.
+    """Count usable images by split, prompt and attribute class.
 
     Args:
-        index: of N images of P prompts.
-        codes: attribute class of each, int64 ``[N]``.
-        classes: K, their number.
+        index: index of N images of P prompts.
+        codes: attribute class of each image, int64 ``[N]``.
+        classes: K, the number of classes.
         usable: which images count, bool ``[N]``.
 
     Returns:
@@ -143,7 +143,7 @@ def _judge_files(found: Survey, data: BiasedDataModule) -> None:
 
 def _judge_groups(found: Survey, usable: ImageIndex, least: int) -> None:
     if not len(usable):
-        return  # told of the files
+        return  # the files' problems have been reported
     try:
         rest, _, told = without_rare_prompts(usable, least)
     except InvDiffError as error:

@@ -1,4 +1,4 @@
-"""The formats of tables: CSV and its kin, JSON lines, JSON arrays and Parquet, as text columns."""
+"""Formats of tables: CSV and the like, JSON lines, JSON arrays and Parquet, as text columns."""
 
 import csv
 import json
@@ -13,16 +13,16 @@ from invdiff_pl.utils.errors import InvDiffError
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".json")
 _SEPARATORS = ",;\t|"
-# Wide tables are cut down to the wanted columns a chunk at a time, which bounds memory.
+# Wide tables are reduced to the wanted columns chunk by chunk, which bounds memory.
 _CHUNK_ROWS = 100_000
 _NO_PARQUET = "{path} is not a readable Parquet table of plain values: {error}."
 
 
 def separator_of(path: Path) -> str:
-    """What separates the fields of a table's header line: a comma, semicolon, tab or bar.
+    """Find the separator of a table's header line: a comma, semicolon, tab or bar.
 
     Args:
-        path: of a CSV table, or one like it.
+        path: path of a CSV table, or one like it.
     """
     if path.suffix.lower() == ".tsv":
         return "\t"
@@ -35,12 +35,12 @@ def separator_of(path: Path) -> str:
 
 
 def column_names(path: Path) -> list[str]:
-    """The columns of a table, of JSON those of its first entry.
+    """Return the columns of a table; for JSON, those of its first entry.
 
     Raises:
         InvDiffError: if the table cannot be read.
-        OSError: likewise.
-        UnicodeDecodeError: likewise.
+        OSError: if the file cannot be opened.
+        UnicodeDecodeError: if the file is not UTF-8 text.
     """
     suffix = path.suffix.lower()
     if suffix == ".parquet":
@@ -57,7 +57,7 @@ def column_names(path: Path) -> list[str]:
 def read_csv(
     path: Path, wanted: list[str], separator: str, names: Sequence[str] | None, skip_lines: int
 ) -> pd.DataFrame:
-    """The wanted columns of a CSV table, stripped, without blank lines."""
+    """Read the wanted columns of a CSV table, stripped, without blank lines."""
     options: dict[str, Any] = {
         "sep": separator,
         "dtype": str,
@@ -75,7 +75,7 @@ def read_csv(
     chunks = []
     try:
         with warnings.catch_warnings():
-            # The only sign that rows are longer than the header: they would be cut.
+            # This is the only sign that rows are longer than the header, and would be cut.
             warnings.simplefilter("error", pd.errors.ParserWarning)
             with pd.read_csv(path, **options) as reader:
                 chunks = [_tidy(chunk, wanted) for chunk in reader]
@@ -93,7 +93,7 @@ def read_csv(
 
 
 def _tidy(chunk: pd.DataFrame, wanted: list[str]) -> pd.DataFrame:
-    """The wanted columns, stripped, without the rows of blank lines."""
+    """Keep the wanted columns, stripped, without the rows of blank lines."""
     if chunk.shape[1] == 0:  # a header of nothing but blanks
         return chunk
     chunk = chunk.rename(columns=lambda name: str(name).strip())
@@ -105,7 +105,7 @@ def _tidy(chunk: pd.DataFrame, wanted: list[str]) -> pd.DataFrame:
 
 
 def read_json(path: Path, wanted: list[str]) -> pd.DataFrame:
-    """The wanted columns of JSON lines (``.jsonl``) or of an array of JSON objects (``.json``)."""
+    """Read the wanted columns of JSON lines (``.jsonl``) or an array of objects (``.json``)."""
     lines = path.suffix.lower() == ".jsonl"
     cells: dict[str, list[str]] = {name: [] for name in wanted}
     rows: list[int] = []
@@ -127,7 +127,7 @@ def read_json(path: Path, wanted: list[str]) -> pd.DataFrame:
 
 
 def _lines(path: Path) -> Iterable[tuple[int, Any]]:
-    """What each line of a file of JSON lines holds, and its number."""
+    """Yield the number and the content of each line of a file of JSON lines."""
     with path.open(encoding="utf-8-sig") as stream:
         for row, line in enumerate(stream, start=1):
             if line.isspace():
@@ -141,7 +141,7 @@ def _lines(path: Path) -> Iterable[tuple[int, Any]]:
 
 
 def _entries(path: Path) -> Iterable[tuple[int, Any]]:
-    """The entries of a JSON array, and their numbers."""
+    """Return the numbers and the entries of a JSON array."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
@@ -163,7 +163,7 @@ def _json_text(value: Any) -> str:
 
 
 def read_parquet(path: Path, wanted: list[str]) -> pd.DataFrame:
-    """The wanted columns of a Parquet file."""
+    """Read the wanted columns of a Parquet file."""
     present = [name for name in wanted if name in _parquet_columns(path)]
     import pyarrow as pa  # noqa: PLC0415 - only this format needs it
     from pyarrow import parquet  # noqa: PLC0415

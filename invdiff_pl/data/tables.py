@@ -1,7 +1,7 @@
-"""Reading the tables of data sets: CSV, TSV, Parquet and JSON, as people have them on disk.
+"""Reading the tables of data sets: CSV, TSV, Parquet and JSON, in their common variants.
 
 Every cell is read as text, stripped of surrounding whitespace, so that a file called ``NA`` or a
-prompt ``None`` stays what it is. Whatever is wrong is told with file, line and column.
+prompt ``None`` stays what it is. Errors name the file, the line and the column.
 """
 
 import csv
@@ -27,7 +27,7 @@ def read_table(
     names: Sequence[str] | None = None,
     skip_lines: int = 0,
 ) -> pd.DataFrame:
-    r"""The wanted columns of a table, as text.
+    r"""Read the wanted columns of a table, as text.
 
     The format follows the file's ending: ``.parquet`` (needs pyarrow), ``.jsonl``, ``.json`` (an
     array of objects), ``.tsv``, and CSV for any other. Text is UTF-8, with or without a byte order
@@ -35,12 +35,12 @@ def read_table(
 
     Args:
         path: the table.
-        columns: that must be there, without an empty cell.
-        optional: that are read where they are there; cells may be empty.
-        separator: of a CSV table's fields, such as ``r"\s+"`` for any whitespace; told by its
-            header line, a comma, semicolon, tab or bar, if not given.
-        names: of all columns of a CSV table that has no header line.
-        skip_lines: of a CSV table, before its header or first row.
+        columns: required columns, without an empty cell.
+        optional: columns that are read if they exist; cells may be empty.
+        separator: separator of a CSV table's fields, such as ``r"\s+"`` for any whitespace; taken
+            from its header line, a comma, semicolon, tab or bar, if not given.
+        names: names of all columns of a CSV table that has no header line.
+        skip_lines: number of lines to skip in a CSV table, before its header or first row.
 
     Returns:
         text columns; the index is each row's number in the file, from 1 and counting the header;
@@ -71,7 +71,7 @@ def read_table(
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Tell in one line what the system or the decoder refuses of a table.
+    """Turn errors of the system or the decoder in reading a table into messages of one line.
 
     Raises:
         InvDiffError: naming the file, and the line that is not UTF-8.
@@ -91,7 +91,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def check_codes(values: pd.Series, column: str, largest: int, path: Path) -> NDArray[np.int64]:
-    """Codes from 0 to ``largest - 1``, int64 ``[N]``, from a column of :func:`read_table`.
+    """Parse codes from 0 to ``largest - 1``, int64 ``[N]``, from a column of :func:`read_table`.
 
     Raises:
         InvDiffError: naming the first row with another value.
@@ -105,7 +105,7 @@ def check_codes(values: pd.Series, column: str, largest: int, path: Path) -> NDA
 def encode(
     values: pd.Series, column: str, codes: Mapping[str, int], path: Path
 ) -> NDArray[np.int64]:
-    """The code of each value of a column of :func:`read_table`, int64 ``[N]``.
+    """Return the code of each value of a column of :func:`read_table`, int64 ``[N]``.
 
     Raises:
         InvDiffError: naming the first row with a value that has no code.
@@ -117,7 +117,7 @@ def encode(
 
 
 def refuse(wrong: Any, values: pd.Series, column: str, expected: str, path: Path) -> None:
-    """Name the first wrong row of a column, if there is one, and how many others are wrong.
+    """Raise if a column has wrong rows, naming the first of them and the number of others.
 
     Raises:
         InvDiffError: if any element of ``wrong`` (bool ``[N]``) is true.
@@ -135,20 +135,20 @@ def refuse(wrong: Any, values: pd.Series, column: str, expected: str, path: Path
 
 
 def refuse_repeated(values: pd.Series, column: str, path: Path) -> None:
-    """Refuse a value that an earlier row of a column of :func:`read_table` has, too.
+    """Reject values that occur twice in a column of :func:`read_table`.
 
     Raises:
-        InvDiffError: naming the first row that repeats one.
+        InvDiffError: naming the first row that repeats a value.
     """
     refuse(values.duplicated(), values, column, "what no row above it names", path)
 
 
 def place(path: Path, row: int) -> str:
-    """Where a row of a table stands in its file: ``line 7``.
+    """Say where a row of a table is in its file: ``line 7``.
 
     Args:
-        path: the table.
-        row: from 1, as the index of :func:`read_table` counts.
+        path: path of the table.
+        row: number of the row, from 1, as in the index of :func:`read_table`.
     """
     words = {".parquet": "row", ".jsonl": "line", ".json": "entry"}
     if path.is_dir() or path.suffix.lower() in words:

@@ -1,4 +1,4 @@
-"""Latents with prompts and environments, as an adapter is trained on them, and their batches."""
+"""Latents with prompts and environments, on which an adapter is trained, and their batches."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -26,30 +26,31 @@ Batches = Literal["paired", "balanced", "shuffled"]
 
 @runtime_checkable
 class TakesPrompts(Protocol):
-    """A LightningModule that a DataModule hands to what prompts become for the denoiser."""
+    """A LightningModule to which a DataModule gives the denoiser's inputs for prompts."""
 
     def use_prompts(self, conditions: Conditions) -> None:
-        """Take that of every prompt and, last, of the empty one, ``P + 1`` rows."""
+        """Set the inputs for every prompt and, last, the empty one, ``P + 1`` rows."""
 
 
 @runtime_checkable
 class TakesEnvironments(Protocol):
-    """A LightningModule that a DataModule hands the inferred environments to."""
+    """A LightningModule to which a DataModule gives the inferred environments."""
 
     def use_environments(self, environments: Environments) -> None:
-        """Take the environments of the images that it will be trained on."""
+        """Set the environments of the images that the module will be trained on."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What batches of images hold beside them.
+    """Names and counts of the labels in batches of images.
 
     Attributes:
-        prompts: the P distinct ones, which batches number.
-        attributes: the attribute's K classes, in the order of their codes; none where batches do
-            not tell it.
-        counts: images to train on of each, int64 ``[P, K]``; even numbers if not given.
-        missing: why there are no attribute labels, where there are none.
+        prompts: the P distinct prompts, which batches number.
+        attributes: the attribute's K classes, in the order of their codes; none if batches hold no
+            attribute.
+        counts: number of training images in each cell, int64 ``[P, K]``; equal numbers if not
+            given.
+        missing: why there are no attribute labels, if there are none.
     """
 
     prompts: tuple[str, ...] = ()
@@ -60,26 +61,26 @@ class Labels:
 
 @runtime_checkable
 class TakesLabels(Protocol):
-    """A LightningModule that a DataModule of images tells what they are labelled with."""
+    """A LightningModule to which a DataModule of images gives the names of their labels."""
 
     def use_labels(self, labels: Labels) -> None:
-        """Take them."""
+        """Set the names and counts of the labels."""
 
 
 class LatentDataModule(pl.LightningDataModule):
-    """Training batches of latents, balanced over (prompt, environment) where there are any.
+    """Base DataModule of latents, whose training batches are balanced over (prompt, environment).
 
-    Subclasses say where latents, prompts and environments come from. In ``setup`` the module that
-    is trained is handed what it needs beside the batches: see :class:`TakesPrompts` and
-    :class:`TakesEnvironments`.
+    Without environments, batches are shuffled. Subclasses say where latents, prompts and
+    environments come from. In ``setup``, the module in training is given what it needs beside the
+    batches: see :class:`TakesPrompts` and :class:`TakesEnvironments`.
 
     Args:
-        batch_size: global, over all ranks and accumulated micro-batches.
+        batch_size: global batch size, over all ranks and accumulated micro-batches.
         batches: ``paired`` (balanced over (prompt, environment), with paired draws), ``balanced``
-            (the same, each image with a draw of its own) or ``shuffled``.
+            (the same, each image with its own draw) or ``shuffled``.
         held_out: share of each environment that training never sees, for held-out risks.
-        seed: of the order of images and of the flips.
-        workers: processes that load batches; 0 reads in the training process.
+        seed: seed of the order of images and of the flips.
+        workers: number of processes that load batches; with 0, the training process reads them.
     """
 
     def __init__(
@@ -105,15 +106,15 @@ class LatentDataModule(pl.LightningDataModule):
 
     @abstractmethod
     def train_prompts(self) -> Tensor:
-        """The prompt of each training image, int64 ``[N]``."""
+        """Return the number of each training image's prompt, int64 ``[N]``."""
 
     @abstractmethod
     def moments(self) -> RowSource:
-        """The training images' latents, ``[N, 2, 2C, h, w]``: image, then mirror image."""
+        """Return the training images' moments, ``[N, 2, 2C, h, w]``: image, then mirror image."""
 
     @abstractmethod
     def conditions(self) -> Conditions:
-        """What every prompt and, last, the empty one become for the denoiser, in float32."""
+        """Return the denoiser's inputs for every prompt and, last, the empty one, in float32."""
 
     @property
     @abstractmethod
@@ -122,10 +123,10 @@ class LatentDataModule(pl.LightningDataModule):
 
     @abstractmethod
     def inferred(self) -> Environments:
-        """The environments of the training images."""
+        """Return the environments of the training images."""
 
     def setup(self, stage: str) -> None:
-        """Hand the module what it needs beside the batches."""
+        """Give the module what it needs beside the batches."""
         module = None if self.trainer is None else self.trainer.lightning_module
         if isinstance(module, TakesPrompts):
             module.use_prompts(self.conditions())
@@ -133,27 +134,27 @@ class LatentDataModule(pl.LightningDataModule):
             module.use_environments(self.inferred())
 
     def held_out(self) -> Tensor:
-        """Which training images the adapter is never trained on, bool ``[N]``."""
+        """Return which training images the adapter is never trained on, bool ``[N]``."""
         assignments = self.inferred().assignments
         return held_out(self.train_prompts(), assignments, self.held_out_share, self.seed)
 
     def train_dataloader(self) -> DataLoader:
-        """Batches from the step that training stands at."""
+        """Return the loader of training batches, from the current step on."""
         return self._loader(self._latents(self._memberships()), self._training_batches())
 
     def training_latents(self, rows: Tensor) -> LatentBatch:
-        """Training images, unflipped, with their memberships if there are any."""
+        """Return a batch of training images, unflipped, with their memberships if there are any."""
         flips = torch.zeros_like(rows)
         return self._latents(self._memberships())[Selection(rows, flips, flips, 1)]
 
     def predict_dataloader(self) -> DataLoader:
-        """Every training image's latents once, shared by the ranks."""
+        """Return the loader of every training image's latents once, distributed over ranks."""
         return self._loader(self._latents(None), self._every_row(len(self.train_prompts())))
 
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
-        """Row numbers stay on the host, which alone looks at them."""
+        """Move a batch to the device, except for row numbers, which only the host reads."""
         if not isinstance(batch, dict) or "row" not in batch:
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
         rest = {name: value for name, value in batch.items() if name != "row"}
@@ -178,7 +179,7 @@ class LatentDataModule(pl.LightningDataModule):
         return LatentDataset(self.moments(), self.train_prompts(), memberships)
 
     def _loader(self, dataset: Any, sampler: Sampler[Selection]) -> DataLoader:
-        # Rows that a device holds are gathered there, by this process.
+        # Rows held on a device are gathered there, by this process.
         here = isinstance(dataset, LatentDataset) and dataset.moments.device.type != "cpu"
         workers = 0 if here else self.workers
         return DataLoader(
@@ -214,7 +215,7 @@ class LatentDataModule(pl.LightningDataModule):
 
 
 def training_data(trainer: pl.Trainer) -> LatentDataModule:
-    """The DataModule that a trainer trains on, for callbacks that need all of its images.
+    """Return the DataModule that a trainer trains on, for callbacks that need all of its images.
 
     Raises:
         ValueError: if the trainer was given a loader instead.

@@ -24,7 +24,7 @@ class WaterbirdsDataModule(BiasedDataModule):
         prompt_by: what the prompt names: the ``species``, read from the image's folder
             ("001.Black_footed_Albatross" gives "a photo of a black footed albatross"), or the
             ``kind`` ("a photo of a landbird").
-        **settings: of :class:`BiasedDataModule`.
+        **settings: as for :class:`BiasedDataModule`.
     """
 
     attribute = "background"
@@ -37,7 +37,7 @@ class WaterbirdsDataModule(BiasedDataModule):
         self.prompt_by = prompt_by
 
     def read_index(self) -> ImageIndex:
-        """Read files, prompts and splits; the column ``place`` is not looked at."""
+        """Read files, prompts and splits; the column ``place`` is not read."""
         path = self.root / "metadata.csv"
         table = read_table(path, ["img_filename", "y", "split"])
         kinds = check_codes(table["y"], "y", len(KINDS), path)
@@ -49,7 +49,7 @@ class WaterbirdsDataModule(BiasedDataModule):
         return index_images(self.root, table["img_filename"], prompts, splits, path)
 
     def read_attributes(self) -> Tensor | None:
-        """Background of each image: 0 land, 1 water; ``None`` if there is no such column."""
+        """Read the background of each image: 0 land, 1 water; ``None`` without such a column."""
         path = self.root / "metadata.csv"
         table = read_table(path, ["img_filename"], optional=["place"])
         if "place" not in table.columns:
@@ -60,7 +60,7 @@ class WaterbirdsDataModule(BiasedDataModule):
 
 
 def prompt_of(name: str) -> str:
-    """The prompt of a bird's name: "a photo of a mallard", "a photo of an albatross"."""
+    """Return the prompt of a bird's name: "a photo of a mallard", "a photo of an albatross"."""
     article = "an" if name[0].lower() in "aeiou" else "a"
     return f"a photo of {article} {name}"
 

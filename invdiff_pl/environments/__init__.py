@@ -1,1 +1,1 @@
-"""Phase 1 in plain torch: scores, partitions and how good they are."""
+"""Phase 1 in plain torch: inferring environments, and judging them."""

@@ -25,17 +25,17 @@ from invdiff_pl.environments.shared_values import fit_values
 from invdiff_pl.environments.space import Space
 from invdiff_pl.utils.threads import map_in_torch_threads
 
-# Images of a resample: under the null, ratios hardly depend on how many there are (Wilks).
+# Images per resample: under the null, ratios hardly depend on their number (Wilks).
 _NULL_IMAGES = 1500
 
 
 def by_chance(
     space: Space, judged: list[Judged], level: float, settings: HiddenAttributeSettings
 ) -> list[float | None]:
-    """How often shares would differ as much as each candidate's where all prompts are alike.
+    """Return how often shares would differ as much as each candidate's if all prompts were alike.
 
-    ``None`` for a candidate that is not asked: shares hardly differ, or it is not aligned at the
-    ``level``. No more resamples are searched where none can be a bias any more.
+    ``None`` for a candidate that is not tested, because its shares hardly differ or it is not
+    aligned at the ``level``. Resampling stops as soon as no candidate can be a bias any more.
     """
     asked = [uneven(each, settings) and each.is_aligned(level) for each in judged]
     tested = [each for each, is_asked in zip(judged, asked, strict=True) if is_asked]
@@ -70,7 +70,7 @@ def _reached(
     observed: list[float],
     settings: HiddenAttributeSettings,
 ) -> list[bool]:
-    """Whether what would be taken for an attribute is as strong as each that is tested."""
+    """Whether anything that would pass for an attribute is as strong as each tested candidate."""
     level = each_level(found, settings.alpha)
 
     @cache
@@ -96,7 +96,7 @@ def _reached(
 
 
 def _strength(each: Judged, space: Space, settings: HiddenAttributeSettings) -> float:
-    """A candidate's strength in as many prompts as a resample has."""
+    """Return a candidate's strength in as many prompts as a resample has."""
     if not are_small(space.prompts):
         return each.strength
     rows = _resampled(space.prompts, generator(settings.seed, "observed"))
@@ -106,9 +106,9 @@ def _strength(each: Judged, space: Space, settings: HiddenAttributeSettings) -> 
 
 
 def _resampled(prompts: Tensor, source: torch.Generator) -> Tensor:
-    """Rows of a resample: any of the images or, of small prompts, all images of some.
+    """Return the rows of a resample: any images or, if prompts are small, all images of some.
 
-    A ratio grows with the number of prompts, and one image of a prompt tells nothing of its shares.
+    A ratio grows with the number of prompts, and one image tells nothing about a prompt's shares.
     """
     sizes = prompts.bincount()
     if not are_small(prompts):
@@ -120,5 +120,5 @@ def _resampled(prompts: Tensor, source: torch.Generator) -> Tensor:
 
 
 def uneven(each: Judged, settings: HiddenAttributeSettings) -> bool:
-    """Whether shares differ between prompts by so much that it may be a bias."""
+    """Whether shares differ enough between prompts for a candidate to be a bias."""
     return each.possible and each.difference >= settings.least_difference

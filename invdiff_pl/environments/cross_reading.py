@@ -1,9 +1,10 @@
-"""What shares parts of the images have, as all the other parts tell them.
+"""Shares of the values in each part of the images, as implied by all the other parts.
 
-Where a prompt's place is mistaken, as if all its images had one value, what they differ in counts
-as noise, and what tells the values apart turns away from it until it no longer shows there. Such a
-fit agrees with itself. So each part is read with what values look like in the images of the others:
-given their ``delta`` and ``Sigma``, all that is left to find are shares and places of its prompts.
+If a prompt's place is mistaken, as though all its images had one value, their differences count as
+noise, and the direction that tells the values apart turns away from them until they no longer show.
+Such a fit agrees with itself. So each part is read with what the values look like in the images of
+the other parts: given their ``delta`` and ``Sigma``, only the shares and places of the part's
+prompts are left to find.
 """
 
 import torch
@@ -14,12 +15,12 @@ from invdiff_pl.environments.space import Space, prompt_means
 
 
 def cross_read_shares(space: Space, members: Tensor, parts: Tensor) -> Tensor:
-    """Shares of the values in each prompt, as the other parts tell them: float64 ``[P, K]``.
+    """Read the shares of the values in each prompt by the other parts: float64 ``[P, K]``.
 
     Args:
-        space: of the images.
+        space: space of the images.
         members: probabilities of the values, float64 ``[N, K]``.
-        parts: of the images, int64 ``[N]``, two or more; images of a prompt are in the same.
+        parts: part of each image, int64 ``[N]``, of two or more; a prompt's images share one part.
     """
     prompts = space.prompts
     pulls, products = _of_others(space, members, parts)
@@ -27,7 +28,7 @@ def cross_read_shares(space: Space, members: Tensor, parts: Tensor) -> Tensor:
     sizes = prompts.bincount()[:, None].to(pulls)
     means = prompt_means(members, prompts)
     for _ in range(ROUNDS):
-        # Values have mean 0 in a prompt, so that it is at - sum_k mean_k delta_k.
+        # Images have mean 0 in a prompt, so its place is - sum_k mean_k delta_k.
         places = (products @ means[:, :, None]).squeeze(2)
         logits = moderated(means, sizes).log() + places - lengths / 2
         read = prompt_means((logits[prompts] + pulls).softmax(1), prompts)
@@ -39,11 +40,11 @@ def cross_read_shares(space: Space, members: Tensor, parts: Tensor) -> Tensor:
 
 
 def _of_others(space: Space, members: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
-    """What values look like in the other parts, as far as reading an image needs it.
+    """Fit what values look like in the other parts, as far as reading an image needs it.
 
     Returns:
-        ``delta Sigma^-1 z`` of images ``[N, K]`` and ``delta Sigma^-1 delta'`` of prompts
-        ``[P, K, K]``.
+        ``delta Sigma^-1 z`` for each image, ``[N, K]``, and ``delta Sigma^-1 delta'`` for each
+        prompt, ``[P, K, K]``.
     """
     values, prompts = space.values, space.prompts
     own, sizes = prompt_means(members, prompts), prompts.bincount().to(values)

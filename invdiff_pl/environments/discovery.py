@@ -1,4 +1,4 @@
-"""Hidden attributes of prompted images, as a person looks at them and as they are kept."""
+"""Hidden attributes of prompted images, to be looked at and to be saved."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from invdiff_pl.utils.labels import prompt_label
 from invdiff_pl.utils.sheets import TILE, contact_sheet
 from invdiff_pl.utils.tensors import write_tensors
 
-# Candidates that are kept and shown, and prompts of which each has a sheet.
+# Number of candidates saved and shown, and of prompts per candidate with a sheet.
 SHOWN = 5
 SHEETS = 12
 _COLUMNS = 10
@@ -37,17 +37,17 @@ class Pictures(Protocol):
     prompt_ids: Tensor
 
     def pixels(self, rows: Sequence[int], resolution: int) -> Tensor:
-        """Images of B rows, uint8 ``[B, 3, resolution, resolution]``."""
+        """Read the images of B rows, uint8 ``[B, 3, resolution, resolution]``."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A hidden attribute of prompted images, and what speaks for it.
+    """A hidden attribute of prompted images, and the evidence for it.
 
     Attributes:
         attribute: what the inference found.
         images: N images of P prompts.
-        names: words that tell each group from the others, where a model has been asked.
+        names: words that tell each group from the others; empty unless a model has named them.
     """
 
     attribute: HiddenAttribute
@@ -56,7 +56,7 @@ class Candidate:
 
     @property
     def memberships(self) -> Tensor:
-        """Of each image in each group, float64 ``[N, G]``, rows with sum 1."""
+        """Memberships of each image in each group, float64 ``[N, G]``; rows sum to 1."""
         return self.attribute.memberships
 
     @property
@@ -71,47 +71,47 @@ class Candidate:
 
     @property
     def conflict(self) -> Tensor:
-        """High where an image goes against what is usual for its prompt, float64 ``[N]``."""
+        """Conflict of each image, high if it goes against its prompt's usual, float64 ``[N]``."""
         return self.attribute.conflict
 
     @property
     def shares(self) -> Tensor:
-        """Of the groups in each prompt, float64 ``[P, G]``, rows with sum 1."""
+        """Shares of the groups in each prompt, float64 ``[P, G]``; rows sum to 1."""
         return self.attribute.shares
 
     @property
     def intervals(self) -> Tensor:
-        """95 % intervals of the shares (Wilson), float64 ``[P, G, 2]``; NaN without images."""
+        """Wilson's 95 % intervals of the shares, float64 ``[P, G, 2]``; NaN without images."""
         counts = self.images.prompt_ids.bincount(minlength=len(self.shares))[:, None]
         return wilson_interval(self.shares.nan_to_num() * counts, counts)
 
     @property
     def evidence(self) -> float:
-        """By which candidates are ranked, at least 0."""
+        """What the group tells about the prompt, in nats per image, at least 0."""
         return self.attribute.evidence
 
     @property
     def verdict(self) -> str:
-        """Whether it is a bias, as far as the images tell."""
+        """Whether the attribute is a bias, as far as the images show."""
         return self.attribute.verdict
 
     @property
     def reason(self) -> str:
-        """For the verdict, in a sentence."""
+        """Reason for the verdict, in a sentence."""
         return self.attribute.reason
 
     def typical(self, prompt: int, group: int, count: int) -> list[int]:
-        """Rows of a prompt's images that are most surely in a group, the surest first."""
+        """Return the rows of a prompt's images that are most surely in a group, surest first."""
         here = (self.images.prompt_ids == prompt).nonzero().squeeze(1)
         members = here[self.memberships[here].argmax(1) == group]
         order = self.memberships[members, group].argsort(descending=True, stable=True)
         return members[order[:count]].tolist()
 
     def sheet(self, prompt: int | str) -> Image.Image:
-        """The most typical images of each group of a prompt, a row a group.
+        """Draw a sheet of the most typical images of a prompt's groups, one row per group.
 
         Args:
-            prompt: its number or text.
+            prompt: number or text of the prompt.
 
         Raises:
             ValueError: if there is no such prompt.
@@ -133,7 +133,7 @@ class Candidate:
         return contact_sheet(prompt_label(prompts[number], number, _HEADING), rows, _COLUMNS)
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row an image: its prompt, its likeliest group, that group's probability, conflict."""
+        """Return one row per image: prompt, likeliest group, that group's probability, conflict."""
         probability, group = self.memberships.max(1)
         texts = [self.images.prompts[number] for number in self.images.prompt_ids.tolist()]
         return pd.DataFrame(
@@ -146,7 +146,7 @@ class Candidate:
         )
 
     def facts(self) -> dict[str, Any]:
-        """Verdict, evidence, and each prompt's shares with their intervals, JSON-ready."""
+        """Return the verdict, the evidence, and prompts' shares with intervals, JSON-ready."""
         found = self.attribute
         return {
             "verdict": self.verdict,
@@ -165,12 +165,12 @@ class Candidate:
         """Write environments, a table, facts and contact sheets into a folder.
 
         ``environments.safetensors`` holds ``memberships`` and ``assignments`` of environments, of
-        which 0 is what is usual in an image's own prompt; ``groups``, memberships of the groups
+        which 0 is what is usual in an image's own prompt; ``groups``, memberships in the groups
         that are the same in all prompts; and ``scores``, the conflict.
 
         Args:
-            folder: created where it is missing.
-            sheets: at most so many, of the prompts with most images.
+            folder: folder to write to, created if missing.
+            sheets: maximum number of sheets, for the prompts with most images.
 
         Returns:
             the folder.
@@ -193,11 +193,11 @@ class Candidate:
 
 
 class Discovery(Sequence[Candidate]):
-    """Hidden attributes of the same images, that of most evidence first.
+    """The hidden attributes found in a set of images, as candidates, best first.
 
     Args:
-        candidates: best first.
-        images: that they are attributes of.
+        candidates: the hidden attributes, best first.
+        images: the images they were found in.
     """
 
     def __init__(self, candidates: Sequence[HiddenAttribute], images: Pictures) -> None:
@@ -225,13 +225,14 @@ class Discovery(Sequence[Candidate]):
     def named(
         self, encoder: Encoder, words: Sequence[str] = WORDS, resolution: int = 224
     ) -> "Discovery":
-        """The same, with words that tell the groups of each candidate apart.
+        """Return the same candidates, with words that tell the groups of each apart.
 
         Args:
-            encoder: of images and words, such as ``invdiff_pl.metrics.clip.ClipEncoder(folder)``.
-            words: that groups may be named by; see
+            encoder: a model that embeds images and words, such as
+                ``invdiff_pl.metrics.clip.ClipEncoder(folder)``.
+            words: words that groups may be named by; see
                 :func:`~invdiff_pl.environments.naming.words_of` for those of captions.
-            resolution: at which images are shown to it.
+            resolution: resolution in pixels at which images are given to the encoder.
         """
         prompts = self.images.prompt_ids
         rows = torch.randperm(len(prompts), generator=generator(0, "named images"))[:MOST_IMAGES]
@@ -255,11 +256,11 @@ class Discovery(Sequence[Candidate]):
         return found
 
     def crossed(self, first: int, second: int) -> Tensor:
-        """Environments of two candidates at once, to train on: every pair of their groups.
+        """Cross two candidates' environments, to train on both: one for every pair of groups.
 
         Args:
-            first: its number.
-            second: likewise.
+            first: number of the first candidate.
+            second: number of the second candidate.
 
         Returns:
             memberships ``[N, G H]``; environment 0 is usual in both, the last unusual in both.
@@ -267,7 +268,7 @@ class Discovery(Sequence[Candidate]):
         return crossed(self[first].environments, self[second].environments)
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row a candidate and prompt: evidence, verdict, and the share of each group."""
+        """Return a row per candidate and prompt: evidence, verdict, and the share of each group."""
         rows = [
             {
                 "candidate": number,
@@ -282,7 +283,7 @@ class Discovery(Sequence[Candidate]):
         return pd.DataFrame(rows)
 
     def facts(self) -> dict[str, Any]:
-        """The verdict, what is trained on, and each candidate's facts, JSON-ready."""
+        """Return the verdict, the candidate to train on, and all candidates' facts, JSON-ready."""
         shown = self[:SHOWN]
         best = self[self.chosen or 0] if shown else None
         verdict = "untestable" if best is None else best.verdict
@@ -300,13 +301,14 @@ class Discovery(Sequence[Candidate]):
     def save(self, folder: str | Path, facts: dict[str, Any] | None = None) -> Path:
         """Write the first five candidates and a page that shows them side by side.
 
-        ``environments.safetensors`` and ``environments.json`` hold the first candidate that is
-        called a bias, or else the first; ``candidate-N`` each of the five; ``discover.html`` is the
-        page, which needs no other file; ``discovery.csv`` the shares.
+        ``environments.safetensors`` holds the first candidate that is called a bias, or else the
+        first, and ``environments.json`` says which, with the facts of all five; each of them is in
+        ``candidate-N``, the shares are in ``discovery.csv``, and ``discover.html`` is the page,
+        which needs no other file.
 
         Args:
-            folder: created where it is missing.
-            facts: further ones for ``environments.json``.
+            folder: folder to write to, created if missing.
+            facts: further facts for ``environments.json``.
 
         Returns:
             the folder.
@@ -331,7 +333,7 @@ class Discovery(Sequence[Candidate]):
 def write_environments(
     folder: Path, candidate: Candidate | None, images: Pictures | None = None
 ) -> None:
-    """Write a candidate's environments as training reads them; one of all images without any."""
+    """Write a candidate's environments for training; without a candidate, one of all images."""
     if candidate is None:
         count = 0 if images is None else len(images.prompt_ids)
         groups, scores = torch.ones((count, 1)), torch.zeros(count).double()
@@ -349,13 +351,13 @@ def write_environments(
 
 
 def most_frequent(images: Pictures, count: int) -> list[int]:
-    """Numbers of the prompts with most images."""
+    """Return the numbers of the prompts with most images."""
     order = images.prompt_ids.bincount().argsort(descending=True, stable=True)
     return order[:count].tolist()
 
 
 def _numbers(values: Tensor) -> Any:
-    """Nested lists with ``None`` for what is not a number."""
+    """Convert to nested lists, with ``None`` for NaN."""
     if values.dim() > 0:
         return [_numbers(value) for value in values]
     return None if values.isnan() else round(float(values), 6)

@@ -1,4 +1,4 @@
-"""What a frozen denoiser sees in images: one vector an image, in one streaming pass."""
+"""What a frozen denoiser sees in images: one vector per image, in one streaming pass."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -16,29 +16,29 @@ from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.noising import sample_losses, timestep_at
 from invdiff_pl.utils.errors import InvDiffError
 
-# Of noise, as logarithms of the signal-to-noise ratio: with less of it details are seen, with more
-# the layout. Of the schedule of Stable Diffusion they are about 0.3 and 0.7 of all timesteps.
+# Levels of noise, as logarithms of the signal-to-noise ratio: with less noise details are seen,
+# with more the layout. In Stable Diffusion's schedule they are about 0.3 and 0.7 of all timesteps.
 LEVELS = (0.26, -2.84)
-# Sides of the grids that a block's output is averaged over: the whole and quarters.
+# Sides of the grids over which a block's output is averaged: the whole and quarters.
 _GRIDS = (1, 2)
-# Of losses: timesteps in the noisier part, where layout is decided, and noises at each.
+# For losses: timesteps in the noisier part, where layout is decided, and noises at each of them.
 TIMESTEPS, EARLIEST, LATEST = 4, 0.72, 0.96
 NOISES = 8
 
 
 class _ReachedBlock(Exception):  # noqa: N818 - no error, it ends a forward pass
-    """The block has given its output; what comes after it is not needed."""
+    """Raised once the block has given its output; what comes after it is not needed."""
 
 
 def middle_block(denoiser: nn.Module) -> str:
-    """Name of the block in the middle of a denoiser, whose output is what an image is about.
+    """Return the name of the block in the middle of a denoiser, which holds what an image is about.
 
     Args:
         denoiser: a UNet of diffusers (its ``mid_block``, the h-space of Kwon et al., arXiv
             2210.10960) or a transformer with ``transformer_blocks`` or ``layers``.
 
     Raises:
-        ValueError: if it has none of them.
+        ValueError: if the denoiser has none of them.
     """
     if getattr(denoiser, "mid_block", None) is not None:
         return "mid_block"
@@ -54,17 +54,17 @@ def middle_block(denoiser: nn.Module) -> str:
 class BlockFeatures:
     """Features of latents at a block of a frozen denoiser, under the empty prompt.
 
-    All images meet the same noise, so that features differ by what images show. The pass ends at
-    the block: for the middle block of a UNet at about half of the cost.
+    All images get the same noise, so features differ only by what images show. The pass ends at
+    the block, which for the middle block of a UNet saves about half of the cost.
 
     Args:
-        denoiser: frozen, in evaluation mode.
-        null: what the empty prompt becomes for it, one row.
+        denoiser: the denoiser, frozen, in evaluation mode.
+        null: the denoiser's input for the empty prompt, one row.
         block: module name, as in the network's ``named_modules()``; the middle block if not given.
-        levels: of noise, as logarithms of the signal-to-noise ratio; the features of all levels
-            stand side by side.
-        seed: of the noise.
-        network: looked into instead of the pipeline's own, such as the one beneath an adapter.
+        levels: levels of noise, as logarithms of the signal-to-noise ratio; the features of all
+            levels are concatenated.
+        seed: seed of the noise.
+        network: network used instead of the pipeline's own, such as the one beneath an adapter.
 
     Raises:
         ValueError: if there is no such block or level.
@@ -98,17 +98,17 @@ class BlockFeatures:
 
     @torch.no_grad()
     def __call__(self, latents: Tensor) -> Tensor:
-        """Features of latents.
+        """Compute the features of latents.
 
         Args:
             latents: ``[B, C, H, W]`` of about unit variance, on the denoiser's device.
 
         Returns:
             float32 ``[B, 5 M L]`` on the latents' device, for M channels of the block and L levels.
-            An image's features depend on no other image of the batch, up to rounding.
+            An image's features do not depend on the rest of the batch, up to rounding.
 
         Raises:
-            ValueError: if the block's output is not of images.
+            ValueError: if the block's output is neither a grid nor image tokens.
         """
         noise = torch.randn(latents.shape[1:], generator=generator(self._seed, "feature noise"))
         noise = on_device(noise, latents.device).expand_as(latents)
@@ -129,11 +129,11 @@ class BlockFeatures:
 
 
 def block_output(block: nn.Module, predict: Callable[[], object]) -> Any:
-    """A block's output in a forward pass, which ends there.
+    """Return a block's output in a forward pass, which ends there.
 
     Args:
-        block: of the denoiser.
-        predict: the pass.
+        block: a block of the denoiser.
+        predict: runs the forward pass.
 
     Raises:
         ValueError: if the pass does not reach the block.
@@ -159,14 +159,14 @@ def block_output(block: nn.Module, predict: Callable[[], object]) -> Any:
 
 
 def _pooled(output: Any, latents: Sequence[int]) -> Tensor:
-    """A block's output averaged over the whole and over quarters: float32 ``[B, 5 M]``."""
+    """Average a block's output over the whole image and over quarters: float32 ``[B, 5 M]``."""
     grid = _as_grid(output, latents).float()
     parts = [nn.functional.adaptive_avg_pool2d(grid, side).flatten(1) for side in _GRIDS]
     return torch.cat(parts, dim=1)
 
 
 def _as_grid(output: Any, latents: Sequence[int]) -> Tensor:
-    """A block's output as ``[B, M, h, w]``: a UNet's, or the image tokens of a transformer's."""
+    """Return a block's output, of a UNet or a transformer's image tokens, as ``[B, M, h, w]``."""
     height, width = latents[-2:]
     for each in output if isinstance(output, tuple | list) else (output,):
         if not isinstance(each, Tensor) or len(each) != latents[0]:
@@ -194,24 +194,24 @@ def image_features(
     seed: int = 0,
     resolution: int | None = None,
 ) -> Tensor:
-    """Features of images in one pass, for :func:`find_hidden_attributes`.
+    """Compute features of images in one pass, for :func:`find_hidden_attributes`.
 
     Args:
         pipeline: a loaded pipeline of a supported family.
-        latents: of about unit variance, ``[N, C, H, W]`` or batches of such, which are read
-            one at a time.
-        block: see :class:`BlockFeatures`.
-        levels: likewise.
-        batch_size: of forward passes where ``latents`` is a tensor.
-        seed: of the noise that all images meet.
+        latents: latents of about unit variance, ``[N, C, H, W]``, or batches of them, which are
+            read one at a time.
+        block: as for :class:`BlockFeatures`.
+        levels: as for :class:`BlockFeatures`.
+        batch_size: batch size of the forward passes if ``latents`` is a tensor.
+        seed: seed of the noise that all images get.
         resolution: side of the images in pixels; the pipeline's own if not given.
 
     Returns:
         float16 ``[N, D]``.
 
     Raises:
-        ValueError: if there are no images or features are not finite, or see
-            :class:`BlockFeatures`.
+        ValueError: if there are no images, features are not finite in float16, or block or levels
+            are wrong (see :class:`BlockFeatures`).
     """
     denoiser = frozen_denoiser(pipeline, resolution)
     reader = BlockFeatures(denoiser, denoiser.condition([""]), block, levels, seed)
@@ -227,14 +227,14 @@ def image_features(
 
 
 class DenoisingLosses:
-    """Losses of the denoiser under each image's own prompt, as the InvDiff paper has them.
+    """Losses of the denoiser under each image's own prompt, as in the InvDiff paper.
 
-    All images meet the same noises at the same timesteps, so that losses differ by what images
-    show. Takes a pass for each (timestep, noise), 32 an image.
+    All images get the same noises at the same timesteps, so losses differ only by what images
+    show. It takes one pass for each (timestep, noise), 32 per image.
 
     Args:
-        denoiser: frozen, in evaluation mode.
-        seed: of the noises.
+        denoiser: the denoiser, frozen, in evaluation mode.
+        seed: seed of the noises.
     """
 
     def __init__(self, denoiser: FrozenDenoiser, seed: int = 0) -> None:
@@ -244,11 +244,11 @@ class DenoisingLosses:
 
     @torch.no_grad()
     def __call__(self, latents: Tensor, condition: Condition) -> Tensor:
-        """Losses of latents.
+        """Compute the losses of latents.
 
         Args:
             latents: ``[B, C, H, W]``.
-            condition: what the images' prompts become, a row an image.
+            condition: the denoiser's inputs for the images' prompts, one row per image.
 
         Returns:
             float32 ``[B, 32]`` on the latents' device, timestep by timestep.
@@ -268,11 +268,11 @@ class DenoisingLosses:
 
 
 def read_features(file: str | Path, count: int | None = None) -> Tensor:
-    """Features of one's own from a file, such as embeddings of CLIP or DINO.
+    """Read the user's own features from a file, such as embeddings of CLIP or DINO.
 
     Args:
-        file: ``.npy``, which is read as it is needed, or ``.safetensors`` of one tensor.
-        count: N, if it is known.
+        file: ``.npy``, which is read lazily, or ``.safetensors`` with one tensor.
+        count: N, if known.
 
     Returns:
         ``[N, D]`` of the file's float type.
@@ -304,13 +304,13 @@ def read_features(file: str | Path, count: int | None = None) -> Tensor:
 
 
 def require_features(features: Tensor, count: int | None, told: str, argument: str) -> None:
-    """Refuse features that are not of the images.
+    """Check that features match the images.
 
     Args:
-        features: anything.
-        count: N, if it is known.
-        told: how the message begins.
-        argument: that they were given as.
+        features: the tensor to check.
+        count: N, if known.
+        told: beginning of the error message.
+        argument: name of the argument they were given as.
 
     Raises:
         InvDiffError: naming the shape or type that was found.

@@ -1,4 +1,4 @@
-"""Hidden attributes that go along with prompts, from one feature vector an image.
+"""Hidden attributes that go along with prompts, from one feature vector per image.
 
 The model
 ---------
@@ -6,17 +6,17 @@ Image i of prompt p has features, on D principal components,
 
     z_i = m_p + delta_{a_i} + e_i,      a_i ~ Categorical(pi_p),      e_i ~ N(0, Sigma).
 
-What the prompt names shifts all its images alike and is in ``m_p``. The hidden attribute ``a``
-takes one of K values, which look the same in every prompt (``delta``) but are not equally frequent
-in them (``pi_p``). A *bias* is a ``pi_p`` that differs between prompts; an image goes against it
-where its value is rarer in its own prompt than elsewhere:
+What the prompt names shifts all of its images alike: this is ``m_p``, the prompt's place. The
+hidden attribute ``a`` takes one of K values, which look the same in every prompt (``delta``) but
+need not be equally frequent in all of them (``pi_p``). A *bias* is a ``pi_p`` that differs between
+prompts; an image goes against it if its value is rarer in its own prompt than elsewhere:
 
     conflict_i = - sum_k r_ik log(pi_pk / mean_q pi_qk),      r_ik = P(a_i = k | z_i).
 
 Fitting
 -------
-Centre z by prompt and whiten, so that its covariance within prompts is I. Write rbar_p for the
-mean of a prompt's r. Expectation maximisation then has closed steps:
+Centre z by prompt and whiten it, so that its covariance within prompts is I. Write rbar_p for the
+mean of r over a prompt's images. Expectation maximisation then has steps in closed form:
 
     delta = A^-1 B,  A = diag(mean r) - mean_p rbar_p rbar_p',  B = mean (r_i - rbar_p) z_i'
     m_p = - rbar_p delta,   Sigma = I - B' delta,   pi_p = rbar_p
@@ -28,54 +28,56 @@ once.
 Where to start
 --------------
 The third cumulant of a minority of share pi is ``pi (1 - pi) (1 - 2 pi)`` times the distance
-cubed: it changes its sign where another prompt has the mirrored share, which covariances cannot
-tell. Half of the starts climb the spread over prompts of a bounded skewness, ``mean tanh(y /
-sd)``; the others are random directions, for attributes that are not skewed. They are climbed among
-few leading components first, where what varies much is found soon, then among all: a rare value
-varies little, and shows in details. An attribute of many
-values (a place that is one of twenty scenes) has no such direction: there K values start from
-k-means of features that are *not* centred by prompt, and the fit finds the ``m_p``. Values that few
-prompts show are left out and their images read anew, until (nearly) all prompts have an image of
-each: what one prompt alone shows is what it names, and takes images from the other values.
+cubed: its sign flips in a prompt with the mirrored share, which covariances cannot show. Half of
+the starts climb the spread over prompts of a bounded skewness, ``mean tanh(y / sd)``; the others
+are random directions, for attributes that are not skewed. The starts are climbed among a few
+leading components first, where whatever varies much is found soon, and then among all components,
+since a rare value varies little and shows in details. An attribute of many values (a place that is
+one of twenty scenes) has no such direction: its K values start from k-means of features that are
+*not* centred by prompt, and the fit finds the ``m_p``. Values that few prompts show are dropped and
+their images assigned anew, until (nearly) all prompts have an image of each value: what one prompt
+alone shows is what that prompt names, and as a value it would take images from the others.
 
 What counts
 -----------
-*Clear*: the log-likelihood an image that two groups gain over one, either of the prompt's own
+*Clear*: the log-likelihood per image that two groups gain over one, both with the prompt's own
 width, in all but the ``quantile`` least clear prompts. *Shared*: (nearly) all prompts have all
-values. *Informative*: the log-likelihood ratio of own over equal shares, in nats an image, less
-what chance adds (half its degrees of freedom): ``evidence``. *Aligned*: each prompt refits its
-groups alone, and their differences must point the same way in all prompts, in features of variance
-1; otherwise which group of one prompt answers to which of another is not in the data. *Confirmed*:
-shares must differ by ``least_difference`` as each prompt's own images tell them, and as they follow
-from what the values look like in all *other* prompts. Where a prompt's place is mistaken, as if all
-its images had one value, what they differ in counts as noise, and ``Sigma^-1 delta`` turns away
-from it until it no longer shows: such a fit agrees with itself, but not with the others. *One
-reading*: of those in the same direction the one with most log-likelihood and likelihood ratio
-together. A part of an attribute (beards, of gender) tells less.
+values. *Informative*: the log-likelihood ratio of each prompt's own shares over equal shares, in
+nats per image, less what chance adds (half its degrees of freedom): ``evidence``. *Aligned*: the
+groups of each prompt are refitted alone, and the differences between them must point the same way
+in all prompts, in features of variance 1; otherwise the data do not say which group of one prompt
+corresponds to which of another. *Confirmed*: shares must differ by ``least_difference`` both as
+estimated from each prompt's own images and as implied by what the values look like in all *other*
+prompts. If a prompt's place is mistaken, as though all its images had one value, their differences
+count as noise, and ``Sigma^-1 delta`` turns away from them until they no longer show: such a fit
+agrees with itself, but not with the other prompts. *One reading*: of several candidates in the same
+direction, the one with the largest sum of log-likelihood and likelihood ratio is kept. A part of an
+attribute (beards, as a part of gender) explains less.
 
-*First* is the *strongest*, of two values or more: the gain for each nat that naming one of K values
-takes, gain / log K, times the root of the ratio, as far as chance does not explain it. Many values
-tell a little of what is named, too, so how uneven they are would not do by itself; but cuts through
-images that shade into each other make them hardly likelier.
+The *first* candidate is the *strongest*, of two values or more: its strength is the gain per nat
+that naming one of K values takes, gain / log K, times the root of the ratio, as far as chance does
+not explain it. Many values also capture a little of what the prompts name, so uneven shares alone
+would not do; but cuts through images that shade into each other hardly make the images likelier.
 
 Several at once
 ---------------
-A second attribute lies along the first one's difference, too, wherever the same images show both,
-and the first one's heaps are no normal ``e``. So where the first candidate is a bias of two values,
-the search is repeated on what that leaves unexplained, ``z_i - sum_k r_ik delta_k``, whitened
-anew, and its candidates come next. Once only: each search is tested, which is what takes the time.
+A second attribute also lies along the first one's difference wherever the same images show both,
+and to it the first one's clusters are a noise ``e`` that is not normal. So if the first candidate
+is a bias of two values, the search is repeated on what it leaves unexplained,
+``z_i - sum_k r_ik delta_k``, whitened anew, and the candidates found there come next. This is done
+once only, since each search is tested, which is what takes the time.
 
 The test
 --------
 ``p_value`` is the larger of two, both by resampling. *Shares*: residuals from the first candidate's
-``m_p`` are dealt anew over prompts, which makes all prompts alike but for ``m_p``, and the whole
-search is repeated (whitening and starts included); the largest strength of what would be taken for
-an aligned attribute is what chance does. *Alignment*: the differences between groups of each prompt
-are turned by random rotations, which makes prompts unrelated, and the p-value is multiplied by the
-number of fits that might be an attribute, some ten or twenty, of which the candidates are the best
-(Bonferroni). Only what is aligned is tested for its shares. A bias is reported where both are at
-most ``alpha``, so where either kind of nothing holds it is reported in at most ``alpha`` of data
-sets.
+``m_p`` are dealt anew over the prompts, which makes all prompts alike but for ``m_p``, and the
+whole search is repeated (whitening and starts included); the largest strength of anything that
+would pass for an aligned attribute is what chance achieves. *Alignment*: the differences between
+the groups of each prompt are rotated at random, which makes prompts unrelated, and the p-value is
+multiplied by the number of fits that might be an attribute, some ten or twenty, of which the
+candidates are the best (Bonferroni). Only aligned candidates are tested for their shares. A bias is
+reported if both p-values are at most ``alpha``; so if either null hypothesis holds, this happens in
+at most ``alpha`` of data sets.
 """
 
 from dataclasses import dataclass
@@ -107,21 +109,23 @@ _SEARCHES = 2
 
 @dataclass(frozen=True)
 class HiddenAttribute:
-    """A hidden attribute, as far as features tell.
+    """A hidden attribute, as far as features show it.
 
     Attributes:
         memberships: probability of each value, the most frequent first, float64 ``[N, G]``.
-        shares: of each value in each prompt, float64 ``[P, G]``; not a number without images.
-        conflict: how much an image's value is rarer in its own prompt than elsewhere, in nats,
+        shares: share of each value in each prompt, float64 ``[P, G]``; NaN for a prompt without
+            images.
+        conflict: how much rarer an image's value is in its own prompt than elsewhere, in nats,
             float64 ``[N]``.
-        evidence: what the value tells of the prompt, in nats an image, at least 0.
-        gain: log-likelihood an image of the groups over one in the less clear prompts, in nats.
-        alignment: cosine between prompts of what tells the groups apart, in [-1, 1].
-        p_value: of the test in this module's docstring, in (0, 1]; 1 where shares differ by less
-            than ``least_difference`` or nothing can be tested.
+        evidence: what the value tells about the prompt, in nats per image, at least 0.
+        gain: log-likelihood per image of the groups over one group, in the less clear prompts, in
+            nats.
+        alignment: cosine between prompts of the differences between groups, in [-1, 1].
+        p_value: p-value of the test in this module's docstring, in (0, 1]; 1 if shares differ by
+            less than ``least_difference`` or nothing can be tested.
         verdict: ``"bias"``; ``"no bias"``; ``"unaligned"`` if prompts show groups in different
-            shares which have nothing to do with each other; ``"untestable"``.
-        reason: the verdict in a sentence.
+            shares, but the groups of different prompts do not correspond; ``"untestable"``.
+        reason: the reason for the verdict, in a sentence.
     """
 
     memberships: Tensor
@@ -138,17 +142,18 @@ class HiddenAttribute:
 def find_hidden_attributes(
     features: Tensor, prompts: Tensor, settings: HiddenAttributeSettings | None = None
 ) -> list[HiddenAttribute]:
-    """Hidden attributes whose values are not equally frequent in all prompts.
+    """Find hidden attributes whose values are not equally frequent in all prompts.
 
     Args:
         features: ``[N, F]``, of any float type, finite.
-        prompts: int64 ``[N]``, numbers from 0 on.
-        settings: how.
+        prompts: number of each image's prompt, from 0 on, int64 ``[N]``.
+        settings: settings of the search; the defaults if not given.
 
     Returns:
-        those whose shares differ between prompts first; of these the aligned ones, the clearest
-        and most uneven ahead, then the others, by how clear they are. After a bias of two values
-        those that are found in what it does not explain. Empty where features do not vary.
+        candidates, those whose shares differ between prompts first; among these the aligned ones
+        precede, by strength (how clear and how uneven they are), and the others follow by how clear
+        they are. A bias of two values is followed by the candidates found in what it does not
+        explain. Empty if features do not vary within prompts.
 
     Raises:
         ValueError: if shapes do not match, or features are not finite.
@@ -191,15 +196,15 @@ def find_hidden_attributes(
 def _searched(
     space: Space, values: Tensor, prompts: Tensor, settings: HiddenAttributeSettings
 ) -> tuple[list[Judged], list[HiddenAttribute]]:
-    """Attributes that a space shows, the first ahead, and as those of all images.
+    """Find the attributes that a space shows, best first, and extend them to all images.
 
     Args:
-        space: of the images that are searched.
-        values: of all images in it, ``[N, D]``.
-        prompts: of all images.
-        settings: how.
+        space: space of the images that are searched.
+        values: components of all images in it, ``[N, D]``.
+        prompts: prompt numbers of all images, int64 ``[N]``.
+        settings: settings of the search.
     """
-    # Few images show few of many values, which could not be told from what their prompt names.
+    # A prompt of few images shows few of many values: they would pass for what the prompt names.
     more = () if are_small(space.prompts) else settings.values
     found = search(space, settings.starts, more, settings.quantile, settings.seed)
     level = each_level(found, settings.alpha)
@@ -214,7 +219,7 @@ def _searched(
 
 
 def ranked(judged: list[Judged], level: float, settings: HiddenAttributeSettings) -> list[Judged]:
-    """Uneven ones first, of these aligned ones, by strength; of many values only the first."""
+    """Sort: uneven first, then aligned, then by strength; of many values only the first is kept."""
 
     def order(each: Judged) -> tuple[bool, bool, bool, float]:
         is_aligned = each.is_aligned(level)
@@ -246,7 +251,7 @@ def _candidate(
     tested: tuple[float | None, float],
     settings: HiddenAttributeSettings,
 ) -> HiddenAttribute:
-    """A hidden attribute of all images."""
+    """Return a candidate as a hidden attribute of all images."""
     memberships, shares = memberships_of(each.fit, values[:, : each.fit.components], prompts)
     order = memberships.sum(0).argsort(descending=True)
     memberships, shares = memberships[:, order], shares[:, order]

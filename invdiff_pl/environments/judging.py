@@ -1,4 +1,4 @@
-"""What counts for a hidden attribute: clear, shared, informative, aligned.
+"""What counts for a hidden attribute: that it is clear, shared, informative, aligned.
 
 The terms are those of :mod:`invdiff_pl.environments.hidden_attribute`.
 """
@@ -27,14 +27,14 @@ from invdiff_pl.environments.two_values import two_value_fits
 # Prompts with fewer images are judged together, in parts of at least as many images.
 PART_IMAGES = 50
 _MOST_PARTS = 20
-# Rounds in which a part refits its groups alone: enough to leave a direction that is not its own.
+# Rounds in which a part refits its groups alone: enough to leave a direction not its own.
 _ALONE_ROUNDS = 10
-# Rotations are drawn until this many are as aligned (Besag and Clifford, Biometrika 78, 1991), or
-# there are as many as this, or as a p-value of half the level takes.
+# Rotations are drawn in batches until `_AS_ALIGNED` are as aligned (Besag and Clifford, Biometrika
+# 78, 1991), or there are `_ROTATIONS`, and enough for a p-value of half the level.
 _AS_ALIGNED, _ROTATIONS, _ROTATIONS_TOGETHER = 20, 1998, 111
-# Components that many values are looked for in: among more, distances hardly tell clusters.
+# Components that many values are looked for in: among more, distances hardly separate clusters.
 _CLUSTERED = 20
-# Cosine from which on two attributes of two values are one.
+# Cosine from which on two attributes of two values count as one.
 _SAME_ATTRIBUTE = 0.5
 
 
@@ -43,16 +43,16 @@ class Judged:
     """A fit and what counts for it.
 
     Attributes:
-        fit: of two or more values.
-        gain: log-likelihood an image of the groups over one, in the less clear parts.
+        fit: a fit of two or more values.
+        gain: log-likelihood per image of the groups over one group, in the less clear parts.
         shared: whether (nearly) all parts have all of its values.
         sought: number of values that were looked for.
         ratio: twice the log-likelihood of own over equal shares.
-        evidence: what of it chance does not explain, in nats an image.
-        alignment: cosine of the parts' differences between groups.
-        p_alignment: how often that of unrelated parts is as large.
-        difference: between prompts' shares, by their own images and by what the other parts tell,
-            whichever is less.
+        evidence: what chance does not explain of the ratio, in nats per image.
+        alignment: cosine between parts of their differences between groups.
+        p_alignment: how often the cosine of unrelated parts is as large.
+        difference: difference between prompts' shares, as estimated from their own images or as
+            implied by the other parts, whichever is less.
     """
 
     fit: Fit
@@ -72,18 +72,18 @@ class Judged:
 
     @property
     def possible(self) -> bool:
-        """Whether it may be an attribute that prompts share."""
+        """Whether the fit may be an attribute that prompts share."""
         return self.gain > 0 and self.shared
 
     def is_aligned(self, level: float) -> bool:
-        """Whether it may be an attribute that prompts share, aligned at a level."""
+        """Whether the fit may be an attribute that prompts share, aligned at a level."""
         return self.possible and self.p_alignment <= level
 
     @property
     def explained(self) -> float:
-        """Log-likelihood, and the statistic that says how uneven it is, both an image.
+        """Log-likelihood plus likelihood ratio, which says how uneven shares are, per image.
 
-        The latter counts as far as the other parts confirm that shares differ.
+        The ratio counts only as far as the other parts confirm that shares differ.
         """
         likelihood, own = self.fit.log_likelihood, difference_of(self.fit.shares)
         confirmed = self.difference / own if own > 0 else 0.0
@@ -91,10 +91,10 @@ class Judged:
 
     @property
     def strength(self) -> float:
-        """How clear times how uneven.
+        """How clear the fit is times how uneven it is.
 
         Naming one of K values takes log K nats, so more values should gain more; and chance adds
-        more to a ratio of many shares.
+        more to the ratio if there are many shares.
         """
         clear = max(self.gain, 0.0) / math.log(self.values)
         uneven = 2 * len(self.fit.memberships) * self.evidence
@@ -102,7 +102,7 @@ class Judged:
 
 
 def parts_of(prompts: Tensor) -> Tensor:
-    """Parts of the images that judge by themselves, int64 ``[N]``: prompts, small ones together."""
+    """Return the part that each image is judged in, int64 ``[N]``: prompts, small ones together."""
     counts = prompts.bincount()
     least = max(PART_IMAGES, -(-len(prompts) // _MOST_PARTS))
     part, filled = 0, 0
@@ -118,21 +118,21 @@ def parts_of(prompts: Tensor) -> Tensor:
 
 
 def are_small(prompts: Tensor) -> bool:
-    """Whether prompts have few images each."""
+    """Whether prompts have few images on average."""
     return len(prompts) / (int(prompts.max()) + 1) < PART_IMAGES
 
 
 def search(
     space: Space, starts: int, values: Sequence[int], quantile: float, seed: int
 ) -> list[Judged]:
-    """All distinct attributes of two values, and one for each number of more values.
+    """Find all distinct attributes of two values, and one for each larger number of values.
 
     Args:
-        space: of the images.
-        starts: for attributes of two values.
-        values: numbers of more values.
+        space: space of the images.
+        starts: number of starts for attributes of two values.
+        values: larger numbers of values.
         quantile: share of the parts in which an attribute need not be clear.
-        seed: of the starts.
+        seed: seed of the starts.
     """
     source = generator(seed, "starts")
     parts = parts_of(space.prompts)
@@ -149,9 +149,9 @@ def search(
 
 
 def _fit_shared(space: Space, start: Tensor, parts: Tensor, quantile: float) -> Fit:
-    """A fit without values that few parts have: their images are read anew.
+    """Fit values, dropping those that few parts have and assigning their images anew.
 
-    Such a value is what a prompt names, in some of its images, and takes these from the others.
+    Such a value is what a prompt names, and takes some of its images from the other values.
     """
     fit = fit_values(space, start)
     while 1 < int((had := _had_by_most(fit, parts, quantile)).sum()) < len(had):
@@ -161,21 +161,21 @@ def _fit_shared(space: Space, start: Tensor, parts: Tensor, quantile: float) -> 
 
 
 def _had_by_most(fit: Fit, parts: Tensor, quantile: float) -> Tensor:
-    """Which values all but the ``quantile`` of the parts have an image of, bool ``[K]``."""
+    """Which values occur in all but a share ``quantile`` of the parts, bool ``[K]``."""
     images = prompt_means(fit.memberships, parts) * parts.bincount()[:, None]
     return (images >= 1).double().mean(0) >= 1 - quantile
 
 
 def distinct(found: list[Judged], level: float) -> list[Judged]:
-    """Of those that lie in the same direction only the aligned one that explains most.
+    """Keep, of attributes that lie in the same direction, only the aligned one that explains most.
 
-    Independent attributes lie at right angles in whitened features. What does not is the same one
-    with some prompts' places mistaken, which makes images less likely, or a part of it, which tells
-    less of the prompts.
+    Independent attributes lie at right angles in whitened features. One that does not is the same
+    attribute with some prompts' places mistaken, which makes images less likely, or a part of it,
+    which tells less about the prompts.
 
     Args:
-        found: of two values.
-        level: p-value up to which one is aligned.
+        found: attributes of two values.
+        level: p-value up to which an attribute counts as aligned.
     """
 
     def order(each: Judged) -> tuple[bool, bool, float]:
@@ -189,7 +189,7 @@ def distinct(found: list[Judged], level: float) -> list[Judged]:
 
 
 def same_direction(one: Judged, other: Judged) -> bool:
-    """Whether two of two values lie in the same direction, or in opposite ones."""
+    """Whether two attributes of two values lie in the same direction, or in opposite ones."""
     first, second = (each.fit.delta[1] - each.fit.delta[0] for each in (one, other))
     return float(cosine_similarity(first, second, dim=0).abs()) >= _SAME_ATTRIBUTE
 
@@ -197,13 +197,13 @@ def same_direction(one: Judged, other: Judged) -> bool:
 def judge(
     fits: Sequence[Fit], sought: int, space: Space, parts: Tensor, quantile: float
 ) -> list[Judged]:
-    """How clear and shared fits are and, where they may be attributes, how informative.
+    """Judge how clear, shared and informative fits are.
 
     Args:
-        fits: of as many values each.
+        fits: fits with the same number of values.
         sought: number of values that were looked for.
-        space: of the images.
-        parts: of the images, int64 ``[N]``.
+        space: space of the images.
+        parts: part of each image, int64 ``[N]``.
         quantile: share of the parts in which an attribute need not be clear.
     """
     values = len(fits[0].delta)
@@ -230,13 +230,13 @@ def judge(
 
 
 def compared(each: Judged, space: Space, level: float, seed: int) -> Judged:
-    """With what comparing the parts tells: alignment, its p-value and the difference of shares.
+    """Compare the parts: add alignment, its p-value and the difference of shares to a judgement.
 
-    The p-value is small enough to be compared with ``level``.
+    Enough rotations are drawn for the p-value to be compared with ``level``.
 
-    Unrelated differences point anywhere in whitened features. How alike two are is told in features
-    of variance 1, whose leading components are what images differ in most: the others, where
-    differences are a matter of detail, are many and would drown them.
+    Unrelated differences point anywhere in whitened features. Their cosines are taken in features
+    of variance 1, whose leading components are what images differ in most: the other components,
+    where differences are a matter of detail, are many and would drown them.
     """
     space = space.leading(each.fit.components)
     parts = parts_of(space.prompts)
@@ -267,23 +267,23 @@ def compared(each: Judged, space: Space, level: float, seed: int) -> Judged:
 
 
 def p_value(as_large: int, drawn: int) -> float:
-    """Where so many of what was drawn under the null are as large."""
+    """Return the p-value if ``as_large`` of ``drawn`` values under the null are as large."""
     return (as_large + 1) / (drawn + 1)
 
 
 def difference_of(shares: Tensor) -> float:
-    """Twice the standard deviation of the prompts' shares, of the value that differs most."""
+    """Return twice the standard deviation of prompts' shares, for the value that differs most."""
     return 2 * float((shares - shares.mean(0)).square().mean(0).max().sqrt())
 
 
 def each_level(found: Sequence[Judged], alpha: float) -> float:
-    """Level of a test of each that keeps to ``alpha`` for all that might be one (Bonferroni)."""
+    """Return the level of each test that holds all possible ones to ``alpha`` (Bonferroni)."""
     return alpha / max(sum(each.possible for each in found), 1)
 
 
 def _turned(centroids: Tensor, number: int, source: torch.Generator) -> Tensor:
-    """Parts' centroids ``[P, K, D]``, each part's turned at random: ``[R, P, K, D]``."""
-    # Values have mean 0, so that K - 1 dimensions span them, however many components there are.
+    """Rotate the centroids ``[P, K, D]`` of each part at random: ``[R, P, K, D]``."""
+    # Values have mean 0, so K - 1 dimensions span them, however many components there are.
     spanned = centroids.shape[1] - 1
     left, lengths, _ = torch.linalg.svd(centroids, full_matrices=False)
     left, lengths = left[:, :, :spanned], lengths[:, :spanned]
@@ -293,8 +293,8 @@ def _turned(centroids: Tensor, number: int, source: torch.Generator) -> Tensor:
 
 
 def _mean_cosine(centroids: Tensor, masses: Tensor) -> Tensor:
-    """Cosine of the parts' centroids ``[R, P, K, D]``, mean over pairs by length: ``[R]``."""
-    # Where few images of a part have a value, noise places it: such values count for little.
+    """Return the cosines of parts' centroids ``[R, P, K, D]``, averaged by length: ``[R]``."""
+    # A value that few images of a part have is placed by noise: such values count for little.
     weights = (masses + 1e-4).log().mean(0).exp()
     weights = weights / weights.sum()
     centred = centroids - torch.einsum("k,rpkd->rpd", weights, centroids)[:, :, None]

@@ -1,7 +1,7 @@
-"""Two values along the lines that tell them apart: many fits at once.
+"""Two values along the lines that tell them apart, for many fits at once.
 
-All that matters of an image is ``y = z w``, ``w = Sigma^-1 delta``. Along it the values lie as far
-apart as their variance is: ``distance = delta Sigma^-1 delta'``.
+All that matters about an image is ``y = z w``, ``w = Sigma^-1 delta``. Along this line, the
+distance between the values equals the variance within them: ``distance = delta Sigma^-1 delta'``.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ _WIDTH_ROUNDS = 10
 
 @dataclass(frozen=True)
 class Lines:
-    """What S fits of two values make of N images.
+    """N images as S fits of two values see them.
 
     Attributes:
         prompts: int64 ``[N]``, without gaps.
         line: y, of mean 0 in each prompt, ``[N, S]``.
-        distance: of the values along it, ``[S]``.
+        distance: distance between the values along it, ``[S]``.
         members: probability of the second value, ``[N, S]``.
-        shares: of the second value, ``[P, S]``.
+        shares: shares of the second value, ``[P, S]``.
     """
 
     prompts: Tensor
@@ -37,7 +37,7 @@ class Lines:
 
     @classmethod
     def of(cls, fits: Sequence[Fit], space: Space) -> "Lines":
-        """Those of fits in a space, of the same images."""
+        """Build the lines of fits in a space of the same images."""
         apart = torch.stack([each.delta[1] - each.delta[0] for each in fits], dim=1)
         directions = torch.stack(
             [each.precision @ across for each, across in zip(fits, apart.T, strict=True)], dim=1
@@ -51,9 +51,9 @@ class Lines:
         )
 
     def gains(self, parts: Tensor) -> Tensor:
-        """Log-likelihood an image of two values over one, part by part, ``[parts, S]``.
+        """Return the log-likelihood per image of two values over one, by part, ``[parts, S]``.
 
-        Either has the part's own width.
+        Both are fitted with the part's own width.
         """
         line, prompts, distance, members = self.line, self.prompts, self.distance, self.members
         for _ in range(_WIDTH_ROUNDS):
@@ -67,16 +67,16 @@ class Lines:
         own = prompt_means((line - own[parts]).square(), parts).clamp(min=1e-12)
         one = -0.5 * (1 + own.log())
         found = prompt_means(two - 0.5 * widths.log(), parts) - one
-        # What one parameter more adds by chance.
+        # Less what one more parameter adds by chance.
         return found - 1 / parts.bincount()[:, None]
 
     def ratios(self) -> Tensor:
-        """Twice the log-likelihood of own over equal shares in all prompts, at least 0, ``[S]``."""
+        """Return twice the log-likelihood of own over equal shares, at least 0, ``[S]``."""
         own, equal = (self._explained(equal) for equal in (False, True))
         return (2 * (own - equal)).clamp(min=0)
 
     def _explained(self, equal: bool) -> Tensor:
-        """Log-likelihood of all images ``[S]``, up to a constant, by shares that fit them best."""
+        """Return the log-likelihood of all images ``[S]``, up to a constant, at the best shares."""
         prompts, distance = self.prompts, self.distance
         sizes = prompts.bincount()[:, None].to(self.line)
         means = self.shares
@@ -86,7 +86,7 @@ class Lines:
             low = self.line + (means * distance)[prompts]
             members = torch.sigmoid(odds_of(low, prompts, distance, expected))
             read = prompt_means(members, prompts)
-            # One by one, so that where one stops does not depend on the others.
+            # Each fit stops on its own, so that where it stops does not depend on the others.
             moving &= (read - means).abs().amax(0) >= 1e-4
             if not moving.any():
                 break
@@ -101,13 +101,13 @@ class Lines:
 def odds_of(
     low: Tensor, prompts: Tensor, distance: Tensor, shares: Tensor, widths: Tensor | None = None
 ) -> Tensor:
-    """Logarithm of the upper over the lower value's density, ``[N, S]``.
+    """Return the logarithm of the upper over the lower value's density, ``[N, S]``.
 
     Args:
-        low: along the lines, from the lower value's place, ``[N, S]``.
+        low: positions along the lines, measured from the lower value, ``[N, S]``.
         prompts: int64 ``[N]``.
-        distance: between the values, ``[S]``.
-        shares: of the upper value, in (0, 1), ``[P, S]``.
+        distance: distance between the values, ``[S]``.
+        shares: shares of the upper value, in (0, 1), ``[P, S]``.
         widths: variances of the values, ``[N, S]``; as large as the distance if not given.
     """
     pull = low - distance / 2
@@ -119,7 +119,7 @@ def odds_of(
 def log_densities(
     low: Tensor, prompts: Tensor, distance: Tensor, shares: Tensor, widths: Tensor | None = None
 ) -> Tensor:
-    """Log-densities ``[N, S]``, up to half the logarithm of 2 pi widths; see :func:`odds_of`."""
+    """Return log-densities ``[N, S]``, but for half of log(2 pi widths); see :func:`odds_of`."""
     odds = odds_of(low, prompts, distance, shares, widths)
     variances = distance if widths is None else widths
     lower = torch.log1p(-shares)[prompts] - 0.5 * low.square() / variances

@@ -1,4 +1,4 @@
-"""Words that tell a candidate's groups apart, by a model that knows pictures and words."""
+"""Words that tell a candidate's groups apart, from a model that embeds pictures and words."""
 
 import re
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from invdiff_pl.environments.space import prompt_means
 
-# Words that are tried where neither a list nor captions are given.
+# Words that are tried if neither a list nor captions are given.
 WORDS = (
     *("woman", "man", "girl", "boy", "young person", "old person", "child", "baby", "crowd"),
     *("black skin", "white skin", "long hair", "short hair", "blond hair", "black hair", "beard"),
@@ -20,7 +20,7 @@ WORDS = (
     *("yellow", "white", "black", "brown", "grey", "colourful", "black and white", "blurred"),
     *("drawing", "photograph", "text", "animal", "dog", "cat", "bird", "food", "sport", "vehicle"),
 )
-# Images that are looked at, and words that a group is named by.
+# Maximum numbers of images looked at, and of words per name.
 MOST_IMAGES = 1000
 NAMED_BY = 3
 
@@ -29,34 +29,34 @@ class Encoder(Protocol):
     """A model such as :class:`invdiff_pl.metrics.clip.ClipEncoder`."""
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings of texts, of unit length, ``[W, D]``."""
+        """Return embeddings of texts, of unit length, ``[W, D]``."""
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Embeddings of images uint8 ``[B, 3, H, H]``, of unit length, ``[B, D]``."""
+        """Return embeddings of images uint8 ``[B, 3, H, H]``, of unit length, ``[B, D]``."""
 
 
 def words_of(texts: Sequence[str]) -> tuple[str, ...]:
-    """Words of three letters or more that captions hold, sorted."""
+    """Return the words of three letters or more that occur in captions, sorted."""
     return tuple(sorted({word for text in texts for word in re.findall(r"[^\W\d_]{3,}", text)}))
 
 
 def group_words(
     images: Tensor, memberships: Tensor, prompts: Tensor, words: Sequence[str], texts: Tensor
 ) -> list[str]:
-    """The words that tell each group from the others.
+    """Find the words that tell each group from the others.
 
-    What a prompt names shifts all its images alike and is taken out; a group is named by the words
+    What a prompt names shifts all its images alike and is removed; a group is named by the words
     that lie nearest to what is left of its images' embeddings.
 
     Args:
-        images: embeddings ``[N, D]``.
-        memberships: in G groups, ``[N, G]``.
+        images: embeddings of the images, ``[N, D]``.
+        memberships: memberships in G groups, ``[N, G]``.
         prompts: int64 ``[N]``.
-        words: W.
-        texts: their embeddings ``[W, D]``.
+        words: W words.
+        texts: embeddings of the words, ``[W, D]``.
 
     Returns:
-        G texts of three words, with commas.
+        G texts of up to three words, separated by commas.
 
     Example:
         >>> groups = torch.eye(2).repeat(4, 1)  # images along the one axis or along the other

@@ -1,4 +1,4 @@
-"""One page that shows the candidates side by side, for the person who decides."""
+"""A page that shows the candidates side by side, for the person who decides."""
 
 from typing import Any
 
@@ -9,17 +9,17 @@ from invdiff_pl.environments.discovery import SHOWN, Candidate, Discovery, most_
 from invdiff_pl.utils.sheets import TILE
 from invdiff_pl.utils.templates import data_uri, render
 
-# Prompts, groups of each and images of a group that are shown; what is left out is told.
+# Numbers of prompts, groups per prompt and images per group shown; the page says what is left out.
 PROMPTS = 6
 GROUPS = 6
 _COLUMNS, _ROWS = 4, 2
 
 
 def discovery_page(found: Discovery) -> str:
-    """The first five candidates of a discovery as one HTML page that needs no other file.
+    """Render the first five candidates of a discovery as an HTML page that needs no other file.
 
     Args:
-        found: of N images.
+        found: the discovery.
 
     Returns:
         HTML with pictures inside it; all text is escaped, and the page loads and runs nothing.
@@ -45,7 +45,7 @@ def discovery_page(found: Discovery) -> str:
 
 
 def _prompt(candidate: Candidate, prompt: int) -> dict[str, Any]:
-    """What the page shows of a prompt: its groups, the most frequent of them first."""
+    """Return what the page shows of a prompt: its groups, the most frequent overall first."""
     shares, intervals = candidate.shares[prompt], candidate.intervals[prompt]
     rows = []
     for group in range(min(GROUPS, len(shares))):
@@ -62,7 +62,7 @@ def _prompt(candidate: Candidate, prompt: int) -> dict[str, Any]:
 
 
 def _strip(candidate: Candidate, prompt: int, group: int) -> str | None:
-    """The most typical images of a group in a grid, as a data address; ``None`` without any."""
+    """Return a grid of a group's most typical images, as a data URI; ``None`` without any."""
     rows = candidate.typical(prompt, group, _COLUMNS * _ROWS)
     if not rows:
         return None

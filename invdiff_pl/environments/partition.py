@@ -1,8 +1,8 @@
-"""Environments as the InvDiff paper has them: the partition that maximises the spread of losses.
+"""Environments as in the InvDiff paper: the partition that maximises the spread of losses.
 
-One score an image, its mean denoising loss. The best partition of a prompt's images is then a cut
-of the sorted scores, found exactly; the paper climbs to it by gradients (arXiv 2412.08480, and
-EIIL, arXiv 2010.07249, before it). It is kept to compare with: it finds a cut in any images, and
+Each image has one score, its mean denoising loss. The best partition of a prompt's images is then a
+cut of the sorted scores, found exactly; the paper climbs to it by gradients (arXiv 2412.08480, and
+EIIL, arXiv 2010.07249, before it). It is kept for comparison: it finds a cut in any images, and
 does not test whether there is a bias.
 """
 
@@ -18,19 +18,19 @@ LEAST_SHARE = 0.01
 
 
 class LossPartition(HiddenAttribute):
-    """Environments of losses, numbered by rising loss in each prompt by itself."""
+    """Environments by losses, numbered by rising loss in each prompt separately."""
 
 
 def partition_attribute(losses: Tensor, prompts: Tensor) -> LossPartition:
-    """Environments of losses, as a hidden attribute without a verdict.
+    """Partition images by their losses, as a hidden attribute without a test.
 
     Args:
-        losses: ``[N, D]``, of which the mean counts.
+        losses: ``[N, D]``, of which the mean over D counts.
         prompts: int64 ``[N]``.
 
     Returns:
-        two groups, of low and high losses in each prompt; conflict is the loss above the prompt's
-        mean.
+        two groups, of low and high losses in each prompt; the conflict is the loss minus the
+        prompt's mean.
 
     Example:
         >>> losses = torch.tensor([[1.0], [1.1], [0.9], [3.0]])

@@ -1,4 +1,4 @@
-"""How well environments match an attribute: for scoring, where labels exist, and nothing else."""
+"""How well environments match an attribute: used only for scoring, if labels exist."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from torchmetrics.functional.classification import binary_auroc
 
 
 def conflicting(prompts: Tensor, attributes: Tensor) -> Tensor:
-    """Images against the bias: those whose (prompt, attribute) cell is under-represented.
+    """Find images against the bias: those whose (prompt, attribute) cell is under-represented.
 
     Args:
         prompts: int64 ``[N]``.
         attributes: int64 ``[N]`` in K classes.
 
     Returns:
-        bool ``[N]``, true where the cell holds less than 1/K of the prompt's images.
+        bool ``[N]``, true if the cell holds less than 1/K of the prompt's images.
     """
     classes = int(attributes.max()) + 1
     cells = prompts * classes + attributes
@@ -23,7 +23,7 @@ def conflicting(prompts: Tensor, attributes: Tensor) -> Tensor:
 
 
 def auc(scores: Tensor, positives: Tensor) -> float | None:
-    """Probability that a positive has the higher score, ties half (Mann-Whitney).
+    """Return the probability that a positive scores higher, ties counting half (Mann-Whitney).
 
     Args:
         scores: ``[N]``.
@@ -42,10 +42,10 @@ def auc(scores: Tensor, positives: Tensor) -> float | None:
 def worst_group_precision_recall(
     assignments: Tensor, prompts: Tensor, attributes: Tensor
 ) -> tuple[float | None, float | None]:
-    """Lowest precision and recall, over prompts, at which conflicting images are singled out.
+    """Return the lowest precision and recall, over prompts, of singling out conflicting images.
 
-    An image counts as singled out if it is not in environment 0, of what is usual in its prompt.
-    Prompts without conflicting images are left out; one that singles out nothing has precision 0.
+    An image counts as singled out if it is not in environment 0, which is usual in its prompt.
+    Prompts without conflicting images are left out; if nothing is singled out, precision is 0.
 
     Returns:
         precision and recall in [0, 1]; ``None`` if no prompt has conflicting images.
@@ -61,7 +61,7 @@ def worst_group_precision_recall(
 
 
 def adjusted_rand_index(first: Tensor, second: Tensor) -> float:
-    """Agreement of two labellings over chance (Hubert & Arabie 1985): 1 identical, about 0 chance.
+    """Agreement of two labellings (Hubert & Arabie 1985): 1 if identical, about 0 by chance.
 
     Counts pairs in float64: torchmetrics' ``adjusted_rand_score`` multiplies them as int64, which
     overflows from some 70,000 images on.
@@ -89,18 +89,18 @@ def environment_report(
     prompts: Tensor,
     attributes: Tensor | None,
 ) -> dict[str, Any]:
-    """Sizes of the environments and, against labels, how well they match, JSON-ready.
+    """Report the sizes of the environments and how well they match labels, JSON-ready.
 
     Args:
         scores: ``[N]``.
-        memberships: in G environments, ``[N, G]``; the first is what is usual.
+        memberships: memberships in G environments, ``[N, G]``; the first is what is usual.
         prompts: int64 ``[N]``.
-        attributes: int64 ``[N]``, for scoring; ``None`` if there are none.
+        attributes: labels for scoring, int64 ``[N]``; ``None`` if there are none.
 
     Returns:
-        ``per_prompt``: sizes and confidence, the mean membership of the likelier environment;
-        ``auc``, ``precision``, ``recall``, ``worst_group_precision``, ``worst_group_recall`` and
-        ``adjusted_rand_index``, pooled and by prompt, only with attributes.
+        ``per_prompt``: sizes and confidence, the mean membership in the likeliest environment; only
+        with attributes, ``auc``, ``precision``, ``recall`` and ``adjusted_rand_index``, pooled and
+        by prompt, and ``worst_group_precision`` and ``worst_group_recall``.
     """
     assignments, groups = memberships.argmax(1), memberships.shape[1]
     positives = None if attributes is None else conflicting(prompts, attributes)

@@ -1,8 +1,8 @@
-"""Telling the environment of images that were not there when environments were inferred.
+"""Reading the environments of images other than those that environments were inferred from.
 
 The inferred environments label the training images. A linear reader of the frozen denoiser's
-features learns them, prompt by prompt in a space that all prompts share, so that samples can be
-counted by environment without anybody's labels.
+features learns these labels, prompt by prompt in a space that all prompts share, so that samples
+can be counted by environment without any human labels.
 """
 
 from dataclasses import dataclass
@@ -13,22 +13,24 @@ from torch import Tensor
 
 from invdiff_pl.backbones.draws import generator
 
-# Against the mean variance of features within (prompt, environment).
+# Relative to the mean variance of features within (prompt, environment).
 RIDGE = 0.1
-# Dimensions of the shared space that are tried.
+# Numbers of dimensions of the shared space that are tried.
 RANKS = (1, 2, 4, 8)
 FOLDS = 2
 
 
 @dataclass(frozen=True)
 class EnvironmentReader:
-    """Nearest centroid of the prompt's environments, in the space that tells environments apart.
+    """Reads the environment of the nearest centroid, in the space that tells environments apart.
 
     Attributes:
-        projection: float64 ``[D, r]``; in it the variance within environments is 1.
-        centroids: float64 ``[P, G, r]``; not a number where a prompt lacks an environment.
-        confusion: float64 ``[G, G]``: how often images of each environment (row) were read as each
-            (column), where they had not been learned from; rows sum to 1.
+        projection: projection into that space, where the variance within environments is 1,
+            float64 ``[D, r]``.
+        centroids: centroids of each prompt's environments, float64 ``[P, G, r]``; NaN where a
+            prompt lacks an environment.
+        confusion: how often images of each environment (row) were read as each (column), on images
+            not learned from, float64 ``[G, G]``; rows sum to 1.
     """
 
     projection: Tensor
@@ -37,11 +39,11 @@ class EnvironmentReader:
 
     @property
     def recall(self) -> float:
-        """Of the environment that is read worst, in [0, 1]."""
+        """Recall of the environment that is read worst, in [0, 1]."""
         return float(self.confusion.diagonal().min())
 
     def read(self, features: Tensor, prompts: Tensor) -> Tensor:
-        """The environment of each image.
+        """Read the environment of each image.
 
         Args:
             features: ``[N, D]``.
@@ -53,10 +55,10 @@ class EnvironmentReader:
         return _nearest(features.double() @ self.projection, prompts, self.centroids)
 
     def corrected(self, read: Tensor) -> Tensor:
-        """What was read with the reader's errors taken out, without bias.
+        """Correct what was read for the reader's errors, without bias.
 
         Args:
-            read: int64 ``[...]``, environments that were read.
+            read: environments as read, int64 ``[...]``.
 
         Returns:
             float64 ``[..., G]``: rows of the inverse confusion (Rogan and Gladen 1978, for more
@@ -70,21 +72,21 @@ def fit_reader(
 ) -> EnvironmentReader:
     """Learn the environments of images from their features.
 
-    Fisher's discriminant within prompts: of the directions in which a prompt's environments lie
-    apart, against the variance within them, those that count most over all prompts. An environment
-    need not mean the same in every prompt: centroids are each prompt's own. Images are read in
-    turn by a reader that has learned from the others, which gives the confusion and chooses how
-    many directions there are.
+    The method is Fisher's discriminant within prompts: of the directions in which a prompt's
+    environments lie apart, relative to the variance within them, those that count most over all
+    prompts. An environment need not mean the same in every prompt: each prompt has its own
+    centroids. By cross-validation, images are read by a reader that has learned from the others,
+    which gives the confusion and chooses the number of directions.
 
     Args:
         features: ``[N, D]``.
         prompts: int64 ``[N]``.
-        assignments: int64 ``[N]``, in ``groups``.
-        groups: G.
-        seed: of the folds.
+        assignments: environment of each image, int64 ``[N]`` in ``[0, G)``.
+        groups: G, the number of environments.
+        seed: seed of the folds.
 
     Raises:
-        ValueError: if there are fewer images than twice as many for each fold and environment.
+        ValueError: if there are fewer than two images per fold and environment.
     """
     if len(features) < 2 * FOLDS * groups:
         raise ValueError(f"{len(features)} images are too few to learn {groups} environments")
@@ -114,7 +116,7 @@ def fit_reader(
 
 
 def _nearest(places: Tensor, prompts: Tensor, centroids: Tensor) -> Tensor:
-    """The environment of each image's prompt whose centroid is nearest, int64 ``[N]``."""
+    """Return the environment of each image's prompt with the nearest centroid, int64 ``[N]``."""
     distances = (places[:, None] - centroids[prompts]).square().sum(2)
     return distances.nan_to_num(nan=torch.inf).argmin(1)
 
@@ -122,9 +124,9 @@ def _nearest(places: Tensor, prompts: Tensor, centroids: Tensor) -> Tensor:
 def _cell_means(
     values: Tensor, prompts: Tensor, assignments: Tensor, shape: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Means ``[P, G, C]`` of each (prompt, environment), and its number of images ``[P, G]``.
+    """Return means ``[P, G, C]`` of each (prompt, environment), and image counts ``[P, G]``.
 
-    Means of no images are not a number.
+    Means of no images are NaN.
     """
     cells = prompts * shape[1] + assignments
     counts = cells.bincount(minlength=shape[0] * shape[1])
@@ -135,7 +137,7 @@ def _cell_means(
 def _directions(
     values: Tensor, prompts: Tensor, assignments: Tensor, shape: tuple[int, int]
 ) -> Tensor:
-    """Directions ``[D, r]``, those that count most first, of unit variance within environments."""
+    """Return directions ``[D, r]`` of unit variance within environments, most important first."""
     means, counts = _cell_means(values, prompts, assignments, shape)
     residuals = values - means[prompts, assignments]
     covariance = residuals.T @ residuals / len(values)
@@ -164,13 +166,13 @@ class Counts:
 
     @property
     def shares(self) -> Tensor:
-        """Of each prompt's environments, float64 ``[P, G]``."""
+        """Shares of each prompt's environments, float64 ``[P, G]``."""
         return self.pairs.mean(1)
 
     def noise(self, other: "Counts") -> float:
-        """Covariance of the errors of two scales' shares, summed over prompts and environments.
+        """Estimate the covariance of two scales' errors, summed over prompts and environments.
 
-        Both scales' pairs start from the same noises; the covariance of pairs tells it.
+        Both scales' pairs start from the same noises, so it follows from the covariance of pairs.
         """
         first, second = self.pairs - self.shares[:, None], other.pairs - other.shares[:, None]
         pairs = self.pairs.shape[1]
@@ -178,17 +180,18 @@ class Counts:
 
 
 def even_scale(counts: dict[float, Counts]) -> float | None:
-    """The scale at which every prompt's environments are drawn most evenly.
+    """Find the scale at which every prompt's environments are drawn most evenly.
 
     Shares are taken as linear between neighbouring scales; the squared distance to even shares,
     summed over prompts, is least where its derivative is 0. What counting few samples adds to the
-    distance and to its derivative is taken out; without that, noise draws the scale to the middle.
+    distance and to its derivative is subtracted; otherwise noise would pull the scale to the
+    middle.
 
     Args:
-        counts: by scale, two or more.
+        counts: counts by scale, two or more.
 
     Returns:
-        ``None`` where shares do not change from scale to scale by more than noise.
+        the scale; ``None`` if shares do not change from scale to scale by more than noise.
     """
     scales = sorted(counts)
     best: tuple[float, float] | None = None

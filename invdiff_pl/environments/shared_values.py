@@ -1,4 +1,4 @@
-"""Values that all prompts share, in shares of each prompt's own: how they are fitted.
+"""Fitting values that all prompts have in common, in shares that differ from prompt to prompt.
 
 The model and its derivation are in :mod:`invdiff_pl.environments.hidden_attribute`.
 """
@@ -13,10 +13,10 @@ from torch.nn.functional import one_hot
 from invdiff_pl.environments.space import CHUNK, Space, prompt_means
 
 ROUNDS = 60
-# Images of the mean share that each prompt's own shares are drawn towards.
+# Each prompt's shares are shrunk towards the mean as by so many images of the mean shares.
 _PRIOR_IMAGES = 1.0
 LEAST_SHARE = 1e-4
-# Least variance of the noise in any direction, where z has variance 1.
+# Least variance of the noise in any direction, relative to z, which has variance 1.
 _LEAST_VARIANCE = 0.02
 
 
@@ -25,12 +25,12 @@ class Fit:
     """A fixed point of the model.
 
     Attributes:
-        memberships: float64 ``[N, K]``, rows with sum 1.
-        shares: float64 ``[P, K]``.
-        places: m, of the prompts, float64 ``[P, D]``.
-        delta: of the values, of mean 0 over images, float64 ``[K, D]``.
-        precision: of the noise, float64 ``[D, D]``.
-        log_likelihood: natural logarithm of each image's, float64 ``[N]``.
+        memberships: r, float64 ``[N, K]``; rows sum to 1.
+        shares: pi, float64 ``[P, K]``.
+        places: m, the prompts' places, float64 ``[P, D]``.
+        delta: the values' positions, of mean 0 over images, float64 ``[K, D]``.
+        precision: Sigma^-1, the precision of the noise, float64 ``[D, D]``.
+        log_likelihood: log-likelihood of each image, in nats, float64 ``[N]``.
     """
 
     memberships: Tensor
@@ -42,7 +42,7 @@ class Fit:
 
     @property
     def components(self) -> int:
-        """Leading components that it is fitted in."""
+        """Number of leading components that the model is fitted in."""
         return self.delta.shape[1]
 
 
@@ -54,7 +54,7 @@ def _logits(
     delta: Tensor,
     precision: Tensor,
 ) -> Tensor:
-    """Logarithms of the groups' densities ``[N, K]``, up to a constant of the image."""
+    """Return the logarithms of the groups' densities ``[N, K]``, up to a constant per image."""
     pulled = delta @ precision
     own = shares.log() - places @ pulled.T - 0.5 * (delta * pulled).sum(1)
     return torch.addmm(own.index_select(0, prompts), values, pulled.T)
@@ -68,7 +68,7 @@ def _log_likelihoods(
     delta: Tensor,
     precision: Tensor,
 ) -> Tensor:
-    """Log-likelihoods ``[N]`` of values, given prompts' places."""
+    """Return the log-likelihoods ``[N]`` of values, given the prompts' places."""
     total = _logits(values, prompts, places, shares, delta, precision).logsumexp(1)
     shifted = values - places[prompts]
     constant = 0.5 * (torch.logdet(precision) - values.shape[1] * math.log(2 * math.pi))
@@ -76,18 +76,18 @@ def _log_likelihoods(
 
 
 def moderated(own: Tensor, sizes: Tensor) -> Tensor:
-    """Shares ``[P, K]`` from means of memberships, drawn a little towards the mean of all.
+    """Return shares ``[P, K]`` from mean memberships, shrunk a little towards the overall mean.
 
     Args:
         own: mean memberships of each prompt, ``[P, K]``.
-        sizes: images of each prompt, ``[P, 1]``.
+        sizes: number of images per prompt, ``[P, 1]``.
     """
     shares = towards_mean(own, sizes).clamp(LEAST_SHARE)
     return shares / shares.sum(1, keepdim=True)
 
 
 def towards_mean(own: Tensor, sizes: Tensor) -> Tensor:
-    """Means of prompts ``[P, ...]``, drawn a little towards the mean of all images."""
+    """Shrink the means of prompts ``[P, ...]`` a little towards the mean of all images."""
     mean = (own * sizes).sum(0) / sizes.sum()
     return (own * sizes + _PRIOR_IMAGES * mean) / (sizes + _PRIOR_IMAGES)
 
@@ -95,14 +95,14 @@ def towards_mean(own: Tensor, sizes: Tensor) -> Tensor:
 def maximised(
     values: Tensor, members: Tensor, own: Tensor, sizes: Tensor, covariance: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The maximisation step.
+    """Run the maximisation step.
 
     Args:
-        values: float64 ``[N, D]``, of mean 0 in each prompt.
-        members: float64 ``[N, K]``.
-        own: their means in each prompt, ``[P, K]``.
-        sizes: images of each prompt, ``[P, 1]``.
-        covariance: of the values, ``[D, D]``, where it is known.
+        values: images' components, float64 ``[N, D]``, of mean 0 in each prompt.
+        members: memberships, float64 ``[N, K]``.
+        own: mean memberships of each prompt, ``[P, K]``.
+        sizes: number of images per prompt, ``[P, 1]``.
+        covariance: covariance of ``values``, ``[D, D]``, if it is known.
 
     Returns:
         ``delta`` ``[K, D]`` and the precision of the noise ``[D, D]``.
@@ -119,9 +119,9 @@ def maximised(
 
 
 def fit_values(space: Space, start: Tensor, rounds: int = ROUNDS) -> Fit:
-    """Expectation maximisation from memberships ``[N, K]``.
+    """Run expectation maximisation from memberships ``[N, K]``.
 
-    Stops after ``rounds``, or where no membership moves by 1e-4.
+    It stops after ``rounds``, or once no membership moves by 1e-4.
     """
     values, prompts = space.values, space.prompts
     count = int(prompts.max()) + 1
@@ -143,11 +143,11 @@ def fit_values(space: Space, start: Tensor, rounds: int = ROUNDS) -> Fit:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a fit's values are in images that they were not (all) found on.
+    """A fit's values, as read in images that need not be those they were fitted on.
 
     Attributes:
         own: shares of the values, float64 ``[P, K]``.
-        places: of the prompts, float64 ``[P, D]``.
+        places: places of the prompts, float64 ``[P, D]``.
         expected: shares that memberships are read with: ``own``, or the same for all prompts.
     """
 
@@ -156,12 +156,12 @@ class Reading:
     expected: Tensor
 
     def memberships(self, fit: Fit, values: Tensor, prompts: Tensor) -> Tensor:
-        """Probabilities of the values ``[N, K]``."""
+        """Return the probabilities of the values, ``[N, K]``."""
         logits = _logits(values, prompts, self.places, self.expected, fit.delta, fit.precision)
         return logits.softmax(1)
 
     def log_likelihood(self, fit: Fit, values: Tensor, prompts: Tensor) -> float:
-        """Natural logarithm of the likelihood of all images together."""
+        """Return the log-likelihood of all images together, in nats."""
         known = self.places, self.expected, fit.delta, fit.precision
         return float(_log_likelihoods(values, prompts, *known).sum())
 
@@ -173,14 +173,14 @@ def fit_shares(
     equal: bool = False,
     rounds: int = ROUNDS,
 ) -> Reading:
-    """Shares and places of prompts, given what the values look like.
+    """Fit shares and places of prompts, given what the values look like.
 
     Args:
-        fit: of the same number of values.
-        values: float64 ``[N, D]``, centred by prompt; read in parts.
+        fit: a fit, which says what the values look like.
+        values: images' components, float64 ``[N, D]``, centred by prompt; read in chunks.
         prompts: int64 ``[N]``, without gaps.
         equal: expect the values in the same shares in all prompts; the prompts' places stay free.
-        rounds: at most; it stops where no share moves by 1e-4.
+        rounds: maximum number of rounds; it stops once no share moves by 1e-4.
     """
     count = int(prompts.max()) + 1
     sizes = prompts.bincount()[:, None].to(values)
@@ -206,7 +206,7 @@ def fit_shares(
 
 
 def gains(fit: Fit, space: Space, parts: Tensor) -> Tensor:
-    """Log-likelihood an image of the values over one normal distribution, ``[parts]``.
+    """Return the log-likelihood per image of the values over one normal distribution, ``[parts]``.
 
     The latter has the part's own covariance.
     """
@@ -220,14 +220,14 @@ def gains(fit: Fit, space: Space, parts: Tensor) -> Tensor:
 
 
 def log_likelihood_ratio(fit: Fit, space: Space) -> float:
-    """Twice the log-likelihood of own over equal shares of the fit's values, at least 0."""
+    """Return twice the log-likelihood of own over equal shares of the values, at least 0."""
     data = fit, space.values, space.prompts
     own, equal = (fit_shares(*data, equal).log_likelihood(*data) for equal in (False, True))
     return max(2 * (own - equal), 0.0)
 
 
 def memberships_of(fit: Fit, values: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
-    """Memberships ``[N, K]`` and shares ``[P, K]`` of all images, centred by prompt."""
+    """Read memberships ``[N, K]`` and shares ``[P, K]`` of all images, centred by prompt."""
     present, numbers = prompts.unique(return_inverse=True)
     reading = fit_shares(fit, values, numbers)
     members = torch.cat(
@@ -244,7 +244,7 @@ def memberships_of(fit: Fit, values: Tensor, prompts: Tensor) -> tuple[Tensor, T
 def kmeans_memberships(
     values: Tensor, groups: int, source: torch.Generator, rounds: int = 30
 ) -> Tensor:
-    """One-hot groups of k-means, float64 ``[N, K]``, started by k-means++."""
+    """Return one-hot groups of k-means, float64 ``[N, K]``, started by k-means++."""
     centres = values[torch.randint(len(values), (1,), generator=source)]
     nearest = (values - centres).square().sum(1)
     while len(centres) < groups:

@@ -1,4 +1,4 @@
-"""The space that hidden attributes are looked for in: leading components within prompts."""
+"""The space in which hidden attributes are looked for: leading components within prompts."""
 
 from dataclasses import dataclass, replace
 
@@ -7,16 +7,16 @@ from torch import Tensor
 
 from invdiff_pl.backbones.draws import generator
 
-# Images that are read at once where all are turned into components.
+# Images per chunk when all images are projected onto components.
 CHUNK = 16384
-# Features of which all components are computed; of more, the leading ones only.
+# Up to so many features all components are computed, beyond them only the leading ones.
 _FEW_FEATURES = 1024
 _SUBSPACE_ROUNDS = 12
 _SUBSPACE_MARGIN = 30
 
 
 def prompt_means(values: Tensor, prompts: Tensor, count: int | None = None) -> Tensor:
-    """Mean of each prompt's rows ``[P, ...]``; 0 for a prompt without any."""
+    """Return the mean of each prompt's rows, ``[P, ...]``; 0 for a prompt without any."""
     count = int(prompts.max()) + 1 if count is None else count
     sizes = prompts.bincount(minlength=count).clamp(min=1).to(values)
     rows = values.reshape(len(values), -1)
@@ -31,10 +31,10 @@ class Space:
     Attributes:
         values: float64 ``[N, D]``, of mean 0 in each prompt and covariance I within prompts.
         prompts: int64 ``[N]``, without gaps.
-        offsets: of the prompts' means from the mean of all, float64 ``[P, D]``.
-        axes: of the components, float64 ``[F, D]``: ``(features - prompt's mean) @ axes``.
-        deviations: of the components in features of variance 1, float64 ``[D]``, falling: what
-            whitening divides by.
+        offsets: offsets of the prompts' means from the overall mean, float64 ``[P, D]``.
+        axes: axes of the components, float64 ``[F, D]``: ``(features - prompt's mean) @ axes``.
+        deviations: standard deviations of the components in features of variance 1, by which
+            whitening divides, float64 ``[D]``, descending.
     """
 
     values: Tensor
@@ -45,62 +45,62 @@ class Space:
 
     @property
     def uncentred(self) -> Tensor:
-        """Values with what prompts differ in, ``[N, D]``."""
+        """Values with the differences between prompts, ``[N, D]``."""
         return self.values + self.offsets[self.prompts]
 
     def rows(self, chosen: Tensor) -> "Space":
-        """Some of the images, centred by themselves."""
+        """Return the space of some of the images, centred anew."""
         prompts, numbers = self.prompts[chosen].unique(return_inverse=True)
         values = self.values[chosen]
         values = values - prompt_means(values, numbers)[numbers]
         return replace(self, values=values, prompts=numbers, offsets=self.offsets[prompts])
 
     def leading(self, components: int) -> "Space":
-        """The first of the components."""
+        """Return the space of the first components."""
         few = slice(components)
         values, offsets = self.values[:, few].contiguous(), self.offsets[:, few]
         return Space(values, self.prompts, offsets, self.axes[:, few], self.deviations[few])
 
     def dealt(self, source: torch.Generator, places: Tensor) -> "Space":
-        """Images as if prompts differed in their places only: residuals dealt over prompts anew.
+        """Deal residuals anew over prompts, as if prompts differed in their places only.
 
         Args:
-            source: of the order.
-            places: of the prompts, as fitted, float64 ``[P, D]``.
+            source: source of the random order.
+            places: fitted places of the prompts, float64 ``[P, D]``.
         """
         sizes = self.prompts.bincount().clamp(min=2).double()
-        # Residuals of a small prompt are too short, since its mean is its own images'.
+        # Residuals of a small prompt are too short, since its mean is that of its own images.
         residuals = self.values * (sizes / (sizes - 1)).sqrt()[self.prompts][:, None]
         residuals = residuals - places[self.prompts]
         residuals = residuals[torch.randperm(len(residuals), generator=source)]
         return self.of_values(residuals)[0]
 
     def of_values(self, values: Tensor) -> tuple["Space", Tensor]:
-        """Other values of the same images, centred and whitened, and by what: ``[D, D]``."""
+        """Centre and whiten other values of the same images; also return the map ``[D, D]``."""
         values = values - prompt_means(values, self.prompts)[self.prompts]
         free = max(len(values) - int(self.prompts.max()) - 1, 1)
         variances, axes = torch.linalg.eigh(values.T @ values / free)
-        # Whitened in place, not turned, so that leading components stay the leading ones.
+        # Whitened without a rotation, so that leading components stay the leading ones.
         whitening = (axes / variances.clamp(min=1e-9).sqrt()) @ axes.T
         offsets, axes = self.offsets @ whitening, self.axes @ whitening
         return replace(self, values=values @ whitening, offsets=offsets, axes=axes), whitening
 
     def of(self, features: Tensor, prompts: Tensor) -> Tensor:
-        """Components of all images, centred by prompt: ``[N, D]`` of ``features`` ``[N, F]``."""
+        """Project features ``[N, F]`` of all images to components ``[N, D]``, centred by prompt."""
         values = torch.cat([part.double() @ self.axes for part in features.split(CHUNK)])
         return values.sub_(prompt_means(values, prompts)[prompts])
 
 
 def whiten(features: Tensor, prompts: Tensor, components: int) -> Space | None:
-    """The space of the leading components of features of mean 0 and variance 1 in each prompt.
+    """Build the space of the leading components of features, scaled to variance 1 within prompts.
 
     Args:
         features: ``[N, F]``.
         prompts: int64 ``[N]``, without gaps.
-        components: D, at most.
+        components: maximum of D, the number of components.
 
     Returns:
-        ``None`` where features do not vary within prompts.
+        the space; ``None`` if features do not vary within prompts.
     """
     centred = features.double()
     means = prompt_means(centred, prompts)
@@ -119,7 +119,7 @@ def whiten(features: Tensor, prompts: Tensor, components: int) -> Space | None:
 
 
 def _principal(centred: Tensor, count: int, free: int) -> tuple[Tensor, Tensor]:
-    """Largest variances ``[C]`` of the columns' covariance and their axes ``[F, C]``."""
+    """Return the largest variances ``[C]`` of the columns' covariance, and the axes ``[F, C]``."""
     if centred.shape[1] <= _FEW_FEATURES:
         variances, axes = torch.linalg.eigh(centred.T @ centred / free)
         return variances.flip(0)[:count], axes.flip(1)[:, :count]

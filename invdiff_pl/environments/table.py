@@ -1,4 +1,4 @@
-"""Features on disk: written in parts as images pass, whatever the rank, and read as one array."""
+"""Features on disk: written in parts as images pass, on any rank, and read as one array."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from invdiff_pl.utils.tensors import read_tensors, require_range, write_tensors
 
 
 class FeatureTable:
-    """Rows of features, with the prompt of each.
+    """A table of features on disk, with the prompt of each row.
 
-    They are appended in any order, and kept across interruptions. Features and losses are held in
-    float16, in memory only while a part is collected.
+    Rows are appended in any order, and kept across interruptions. Features and losses are stored
+    in float16, and held in memory only while a part is collected.
 
     Args:
-        folder: holds the parts.
-        flush_rows: rows collected in memory before a part is written.
+        folder: folder of the parts.
+        flush_rows: number of rows collected in memory before a part is written.
     """
 
     def __init__(self, folder: Path, flush_rows: int = 2048) -> None:
@@ -30,12 +30,12 @@ class FeatureTable:
         self._features: list[Tensor] = []
 
     def append(self, rows: Tensor, prompts: Tensor, features: Tensor) -> None:
-        """Add features ``[B, D]`` of row numbers and prompts ``[B]``.
+        """Add features ``[B, D]`` with their row numbers and prompts ``[B]``.
 
-        They may still be computed by a device, which is not waited for.
+        A device may still be computing them; it is not waited for.
 
         Raises:
-            InvDiffError: as of :meth:`flush`.
+            InvDiffError: as for :meth:`flush`.
         """
         self._rows.append(rows)
         self._prompts.append(prompts)
@@ -44,7 +44,7 @@ class FeatureTable:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is collected as one part.
+        """Write the rows collected so far as one part.
 
         Raises:
             InvDiffError: if a feature is not finite; rows that are finite are kept.
@@ -68,14 +68,14 @@ class FeatureTable:
             )
 
     def _write(self, rows: Tensor, prompts: Tensor, features: Tensor) -> None:
-        # Named after all of its rows: parts of other ranks, or of a run on fewer of them, may
-        # begin and end at the same ones.
+        # Named after all of its rows: parts of other ranks, or of a run on fewer ranks, may begin
+        # and end at the same rows.
         which = digest_bytes(rows.numpy().tobytes())[:8]
         path = self.folder / f"part-{int(rows[0]):09d}-{which}.safetensors"
         write_tensors(path, {"rows": rows, "prompts": prompts, "features": features})
 
     def rows(self) -> Tensor:
-        """Numbers of the rows written so far, int64, ascending.
+        """Return the numbers of the rows written so far, int64, ascending.
 
         Raises:
             InvDiffError: if a part is damaged.
@@ -84,7 +84,7 @@ class FeatureTable:
         return torch.cat(found).unique() if found else torch.zeros(0, dtype=torch.int64)
 
     def prompts(self) -> Tensor:
-        """The prompt of every row, int64 ``[N]``.
+        """Return the prompt of every row, int64 ``[N]``.
 
         Raises:
             InvDiffError: if rows are missing, or a part is damaged.
@@ -102,10 +102,10 @@ class FeatureTable:
         return prompts
 
     def read(self, file: Path) -> Tensor:
-        """Put the parts together in a file, which is then read as it is needed.
+        """Join the parts in a file, which is then read lazily.
 
         Args:
-            file: ``.npy``, written anew.
+            file: ``.npy`` file, overwritten if it exists.
 
         Returns:
             features float16 ``[N, D]``, mapped from the file.

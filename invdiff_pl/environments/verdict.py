@@ -1,4 +1,4 @@
-"""What is said of a candidate by the tests of shares and of alignment."""
+"""The verdict on a candidate, from the tests of shares and of alignment."""
 
 from typing import Literal
 
@@ -14,7 +14,7 @@ def verdict_on(
     p_alignment: float,
     settings: HiddenAttributeSettings,
 ) -> tuple[Verdict, str]:
-    """The verdict on a candidate of prompts that can be compared, and why."""
+    """Return the verdict on a candidate whose prompts can be compared, and the reason."""
     told = f"alignment {each.alignment:.2f}, p = {p_alignment:.2g}"
     if each.gain <= 0:
         reason = "images fall into groups in few prompts only."

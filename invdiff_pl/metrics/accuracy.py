@@ -1,4 +1,4 @@
-"""How often a classifier sees in an image what its prompt asked for."""
+"""How often a classifier recognises in an image what its prompt asked for."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from invdiff_pl.utils.errors import InvDiffError
 
 
 class PromptAccuracy(Metric):
-    """Share of images whose prompt a classifier reads off them.
+    """Share of images whose prompt a classifier recognises.
 
     The state is a table of counts, summed over ranks.
 
@@ -36,20 +36,20 @@ class PromptAccuracy(Metric):
         """Count N images.
 
         Args:
-            prompts: integer ``[N]``, that the images were drawn for, in [0, P).
-            told: integer ``[N]``, that the classifier told.
+            prompts: integer ``[N]``, prompts that the images were drawn for, in [0, P).
+            told: integer ``[N]``, prompts that the classifier recognised.
         """
         cells = prompts * 2 + (told == prompts)
         self.counts += cells.bincount(minlength=self.counts.numel()).view_as(self.counts)
 
     def compute(self) -> dict[str, Tensor]:
-        """Figures over all images of all ranks.
+        """Compute the figures over all images of all ranks.
 
         Returns:
-            ``mean``, ``interval [2]`` (Wilson) and ``counts [P, 2]`` of wrong and right ones.
+            ``mean``, ``interval [2]`` (Wilson) and ``counts [P, 2]`` of wrong and right images.
 
         Raises:
-            InvDiffError: if there was no image.
+            InvDiffError: if there were no images.
         """
         right, seen = self.counts[:, 1].sum(), self.counts.sum()
         if int(seen) == 0:

@@ -1,4 +1,4 @@
-"""What readers counted in samples, and its figures."""
+"""Counts of what readers saw in samples, and figures from them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,8 +24,8 @@ class Cell:
     """One set of samples of all prompts.
 
     Attributes:
-        guidance_scale: of classifier-free guidance.
-        seed: of the noises.
+        guidance_scale: scale of classifier-free guidance.
+        seed: seed of the noises.
         when: ``before`` or, with LoRAs, ``after``.
     """
 
@@ -36,18 +36,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class AuditCounts:
-    """What was counted.
+    """Counts of samples by prompt and class, with the figures that follow from them.
 
     Attributes:
         prompts: P texts.
-        classes: the K classes of each attribute, by its name; of several attributes also the
+        classes: the K classes of each attribute, by its name; for several attributes also the
             combinations of each two, as ``gender × age``.
         readings: class of each sample, int64 ``[P, N]``, by attribute and cell.
-        pictures: the first T samples of each prompt, small, uint8 ``[P, T, 3, s, s]``.
-        confusions: of readers whose errors are known, int64 ``[K, K]``, by attribute.
-        targets: wanted shares ``[P, K]`` by attribute, where they are not even ones.
-        notes: what else is to be told, a sentence each.
-        settings: with which samples were drawn.
+        pictures: the first T samples of each prompt, small, uint8 ``[P, T, 3, s, s]``, by cell.
+        confusions: confusions of readers whose errors are known, int64 ``[K, K]``, by attribute.
+        targets: wanted shares ``[P, K]`` by attribute, unless they are even.
+        notes: remarks, one sentence each.
+        settings: settings with which samples were drawn.
     """
 
     prompts: tuple[str, ...]
@@ -68,10 +68,10 @@ class AuditCounts:
         targets: Mapping[str, Sequence[float]] | None = None,
         **rest: Any,
     ) -> Self:
-        """An audit of what each reader read, to which the combinations of each two are added.
+        """Build it from what each reader read, adding the combinations of each two attributes.
 
         Raises:
-            InvDiffError: if a target is of no attribute, or no distribution over its classes.
+            InvDiffError: if a target has no attribute, or is not a distribution over its classes.
         """
         names = {name: tuple(values) for name, values in classes.items()}
         read = dict(readings)
@@ -91,12 +91,12 @@ class AuditCounts:
 
     @property
     def cells(self) -> tuple[Cell, ...]:
-        """Sets of samples, in the order in which they were asked for."""
+        """Sets of samples, in the order in which they were requested."""
         return tuple(next(iter(self.readings.values())))
 
     @property
     def guidance_scales(self) -> tuple[float, ...]:
-        """In the order in which they were asked for."""
+        """Guidance scales, in the order in which they were requested."""
         return tuple(dict.fromkeys(cell.guidance_scale for cell in self.cells))
 
     @property
@@ -111,16 +111,16 @@ class AuditCounts:
         guidance_scale: float | None = None,
         seed: int | None = None,
     ) -> Tensor:
-        """Samples by prompt and class, int64 ``[P, K]``.
+        """Count samples by prompt and class, int64 ``[P, K]``.
 
         Args:
-            attribute: name of it.
+            attribute: name of the attribute.
             when: ``before`` or ``after``.
-            guidance_scale: the first that was asked for if not given.
-            seed: of one set of noises; of all together if not given.
+            guidance_scale: the guidance scale; the first one requested if not given.
+            seed: seed of one set of noises; all seeds together if not given.
 
         Raises:
-            InvDiffError: if it was not counted.
+            InvDiffError: if there are no such samples.
         """
         scale = self.guidance_scales[0] if guidance_scale is None else guidance_scale
         found = [
@@ -140,15 +140,15 @@ class AuditCounts:
     def measures(
         self, attribute: str, when: str = BEFORE, guidance_scale: float | None = None
     ) -> dict[str, dict[str, Tensor]]:
-        """Every measure of :mod:`invdiff_pl.metrics.measures` by name, over all seeds.
+        """Compute every measure of :mod:`invdiff_pl.metrics.measures`, over all seeds.
 
         Args:
-            attribute: name of it.
+            attribute: name of the attribute.
             when: ``before`` or ``after``.
-            guidance_scale: the first that was asked for if not given.
+            guidance_scale: the guidance scale; the first one requested if not given.
 
         Returns:
-            what :func:`invdiff_pl.metrics.measured` gives of each.
+            the result of :func:`invdiff_pl.metrics.measured` for each measure, by name.
         """
         counts = self.counts(attribute, when, guidance_scale)
         aim = self.targets.get(attribute)
@@ -157,7 +157,7 @@ class AuditCounts:
     def corrected(
         self, attribute: str, when: str = BEFORE, guidance_scale: float | None = None
     ) -> CorrectedRates | None:
-        """Shares with the reader's errors taken out, where they are known and can be."""
+        """Correct shares for the reader's errors; ``None`` if they are unknown or too large."""
         if attribute not in self.confusions:
             return None
         counts = self.counts(attribute, when, guidance_scale)
@@ -167,15 +167,15 @@ class AuditCounts:
             return None
 
     def tables(self) -> Iterator[tuple[str, str, float]]:
-        """Attribute, when and guidance scale of everything that was counted."""
+        """Yield attribute, ``when`` and guidance scale of everything that was counted."""
         for attribute in self.classes:
             for scale in self.guidance_scales:
                 yield from ((attribute, when, scale) for when in self.whens)
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row for each class of each attribute and prompt: counts, shares, 95 % intervals.
+        """Return a row per class of each attribute and prompt: counts, shares, 95 % intervals.
 
-        ``corrected_share`` has the reader's errors taken out, where they are known.
+        ``corrected_share`` is corrected for the reader's errors, if they are known.
         """
         rows = []
         for attribute, when, scale in self.tables():
@@ -193,7 +193,7 @@ class AuditCounts:
         return pd.DataFrame(rows, columns=[*columns, "low", "high", "corrected_share"])
 
     def figures(self) -> list[dict[str, Any]]:
-        """Every measure of every attribute before and after at every scale, JSON-ready."""
+        """Return every measure of every attribute, before and after, at every scale, JSON-ready."""
         return [self._figures(*table) for table in self.tables()]
 
     def _figures(self, attribute: str, when: str, scale: float) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class BiasScore(AttributeCounts):
     """
 
     def compute(self) -> dict[str, Tensor]:
-        """The figures of :func:`bias_statistics` over all samples of all ranks."""
+        """Compute the figures of :func:`bias_statistics` over all samples of all ranks."""
         return bias_statistics(self.counts, self.confidence, self.target)
 
 
@@ -57,14 +57,14 @@ class ShareMeasure(AttributeCounts):
     measure: Measure
 
     def compute(self) -> dict[str, Tensor]:
-        """The measure over all samples of all ranks."""
+        """Compute the measure over all samples of all ranks."""
         return measured(self.counts, self.measure, self.confidence, self.target)
 
 
 class FairnessDiscrepancy(ShareMeasure):
     """Distance to the wanted shares, ``|p - q|_2``; Bias over the root of 2 for two even classes.
 
-    SelfDebias (arXiv 2512.03749) takes it of shares that are means of a classifier's softmax;
+    SelfDebias (arXiv 2512.03749) computes it from shares that are means of a classifier's softmax;
     here each sample counts for one class.
 
     Example:
@@ -79,19 +79,19 @@ class FairnessDiscrepancy(ShareMeasure):
 
 
 class DeviationRatio(ShareMeasure):
-    """Largest deviation from the wanted shares against the largest possible, in [0, 1].
+    """Largest deviation from the wanted shares over the largest possible one, in [0, 1].
 
-    ``max_c |p_c - q_c| / (1 - min_c q_c)``; Bias for two even classes. InterpretDiffusion and UCE
-    report it on the WinoBias professions.
+    ``max_c |p_c - q_c| / (1 - min_c q_c)``; equal to Bias for two even classes. InterpretDiffusion
+    and UCE report it on the WinoBias professions.
     """
 
     measure = DEVIATION_RATIO
 
 
 class ParityGap(ShareMeasure):
-    """Mean deviation from the wanted shares, ``sum_c |p_c - q_c| / K``; half of Bias for two even.
+    """Mean deviation from the wanted shares, ``sum_c |p_c - q_c| / K``.
 
-    EquiSteer (arXiv 2607.01147) reports it.
+    Half of Bias for two even classes. EquiSteer (arXiv 2607.01147) reports it.
     """
 
     measure = PARITY_GAP
@@ -104,10 +104,10 @@ class KLDivergence(ShareMeasure):
 
 
 class NormalizedEntropy(ShareMeasure):
-    """Entropy of the shares over that of even ones, in [0, 1]; 1 is even.
+    """Entropy of the shares over that of even shares, in [0, 1]; 1 is even.
 
-    To other wanted shares q it is 1 less the divergence from them over the largest possible,
-    ``1 - KL(p || q) / max_c log(1 / q_c)``, which is the same for even ones.
+    For other wanted shares q, it is 1 minus the divergence from them over the largest possible one,
+    ``1 - KL(p || q) / max_c log(1 / q_c)``, which agrees with the former for even shares.
     """
 
     measure = NORMALIZED_ENTROPY
@@ -117,13 +117,15 @@ class NormalizedEntropy(ShareMeasure):
 def measured(
     counts: Tensor, measure: Measure, confidence: float = 0.95, target: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """A measure of the shares in a table of counts, with intervals; see :class:`ShareMeasure`.
+    """Compute a measure of the shares in a table of counts, with intervals.
+
+    :class:`ShareMeasure` describes the result.
 
     Args:
         counts: integer ``[P, K]``, samples per prompt and attribute class.
         measure: one of :mod:`invdiff_pl.metrics.measures`.
         confidence: confidence level of the intervals, in (0, 1).
-        target: positive shares ``[P, K]``; even ones if not given.
+        target: wanted shares ``[P, K]``, positive; even ones if not given.
 
     Returns:
         ``value [P]``, ``interval [P, 2]``, ``mean`` and ``mean_interval [2]``.
@@ -141,22 +143,22 @@ def measured(
 def bias_statistics(
     counts: Tensor, confidence: float = 0.95, target: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Bias and its relatives from a table of counts.
+    """Compute Bias and related figures from a table of counts.
 
     Args:
         counts: integer ``[P, K]``, samples per prompt and attribute class.
         confidence: confidence level of the intervals, in (0, 1).
-        target: positive shares ``[P, K]`` that the distances are taken to; even ones if not given.
+        target: shares ``[P, K]`` to which distances are measured, positive; even ones if not given.
 
     Returns:
         float64 on the CPU (``counts`` int64); NaN for a prompt without a sample:
 
         - ``bias [P]``: ``2 / (K (K - 1)) * sum_{i<j} |n_i - n_j| / n`` (Hou et al. 2024), in
           [0, 2/K];
-        - ``mean``, ``std``: over the prompts that have samples; population deviation, since the
-          prompts are all there are;
+        - ``mean``, ``std``: mean and standard deviation over the prompts that have samples; the
+          population deviation, since the prompts are all there are;
         - ``interval [P, 2]``, ``mean_interval [2]``: sampling uncertainty of ``bias`` and ``mean``;
-        - ``corrected [P]``, ``corrected_mean``: less what small samples add, see
+        - ``corrected [P]``, ``corrected_mean``: Bias less what small samples add, see
           :func:`~invdiff_pl.metrics.correction.corrected_bias`;
         - ``total_variation [P]``: distance to the target, in [0, 1];
         - ``kl [P]``: Kullback-Leibler divergence from the target in nats, at least 0;
@@ -186,7 +188,7 @@ def bias_statistics(
 
 
 def small_sample_bias(samples: Tensor, num_classes: int) -> Tensor:
-    """Expected Bias of a perfectly balanced sampler, exactly.
+    """Compute the expected Bias of a perfectly balanced sampler, exactly.
 
     By linearity it is ``E|n_1 - n_2| / n`` for one pair of classes. ``M ~ Bin(n, 2/K)`` samples
     fall in that pair, and given M the difference is a simple random walk of M steps, whose mean
@@ -194,7 +196,7 @@ def small_sample_bias(samples: Tensor, num_classes: int) -> Tensor:
     this is about ``0.8 / sqrt(n)``.
 
     Args:
-        samples: integer ``[...]``, number of samples n of each prompt.
+        samples: integer ``[...]``, number n of samples per prompt.
         num_classes: number of classes K, at least 2.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What inflates a Bias, taken out again: few samples, and a classifier that errs.
+"""Corrections for what inflates a Bias: few samples, and a classifier that errs.
 
 Corrected figures stand beside the plain ones under names of their own; they never replace them.
 """
@@ -18,14 +18,14 @@ _LARGEST_CONDITION = 100.0  # of a confusion matrix that is inverted
 
 
 def corrected_bias(counts: Tensor) -> Tensor:
-    """Bias less what small samples add to it.
+    """Compute Bias less what small samples add to it.
 
-    ``|n_i - n_j| / n`` has a mean above the true difference, most of all near balance. Each pair
-    of classes is given the difference whose expected plug-in estimate is the one observed, zero if
-    even balance would be expected to show more. The expectation is that of a folded normal
+    The mean of ``|n_i - n_j| / n`` is above the true difference, most of all near balance. Each
+    pair of classes is given the difference whose expected plug-in estimate is the one observed, or
+    zero if even balance would be expected to show more. The expectation is that of a folded normal
     distribution with the variance of a multinomial difference, ``(p_i + p_j - d^2) / n``. Since the
-    result is never negative, some 60 % of the inflation remain at exact balance; at a true Bias of
-    0.04 and n = 256 a tenth does.
+    result is never negative, some 60 % of the inflation remains at exact balance; at a true Bias of
+    0.04 and n = 256, a tenth does.
 
     Args:
         counts: integer ``[..., K]``, samples per attribute class.
@@ -50,7 +50,7 @@ def corrected_bias(counts: Tensor) -> Tensor:
 
 
 def _folded_mean(mean: Tensor, variance: Tensor) -> Tensor:
-    """Mean of ``|X|`` of normal X."""
+    """Return the mean of ``|X|`` for normal X."""
     spread = variance.sqrt().clamp(min=1e-12)
     ratio = mean / spread
     tail = math.sqrt(2 / math.pi) * (-ratio.square() / 2).exp()
@@ -59,14 +59,15 @@ def _folded_mean(mean: Tensor, variance: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CorrectedRates:
-    """Attribute shares with the classifier's errors taken out, and the Bias of them.
+    """Attribute shares corrected for the classifier's errors, and their Bias.
 
     Attributes:
-        shares: float64 ``[P, K]``, of the attribute classes; NaN for a prompt without a sample.
-        bias: float64 ``[P]``.
-        mean: float64 scalar, over prompts that have samples.
-        interval: float64 ``[P, 2]``, of ``bias``.
-        mean_interval: float64 ``[2]``, of ``mean``.
+        shares: float64 ``[P, K]``, shares of the attribute classes; NaN for a prompt without a
+            sample.
+        bias: float64 ``[P]``, Bias of each prompt.
+        mean: float64 scalar, mean Bias over prompts that have samples.
+        interval: float64 ``[P, 2]``, interval of ``bias``.
+        mean_interval: float64 ``[2]``, interval of ``mean``.
     """
 
     shares: Tensor
@@ -79,23 +80,24 @@ class CorrectedRates:
 def correct_for_classifier(
     counts: Tensor, confusion: Tensor, confidence: float = 0.95
 ) -> CorrectedRates:
-    """Attribute rates behind what a fallible classifier has counted.
+    """Estimate the true attribute rates from the counts of a fallible classifier.
 
     With ``M[i, j]`` the probability that class i is called j, estimated on held-out images, the
-    rates r of what is called each class and the true rates p are related by ``r = M^T p``
-    (Rogan and Gladen 1978, for K = 2). The inverse is projected to the simplex. Intervals hold
+    rates r at which classes are called and the true rates p are related by ``r = M^T p``
+    (Rogan and Gladen 1978, for K = 2). The inverse is projected onto the simplex. Intervals cover
     the sampling error of the counts and that of M, which all prompts share, by the delta method:
-    as the number of perfectly classified samples that would give the same total variance, at which
-    the intervals of :mod:`~invdiff_pl.metrics.intervals` are taken, so that they stay valid near
-    balance; the upper end is at least that of the linear contrast which Bias is in the order of
-    the classes. Simulated coverage of 95 % intervals: see ``tests/metrics/test_correction.py``.
+    the total variance gives a number of perfectly classified samples with the same variance, at
+    which the intervals of :mod:`~invdiff_pl.metrics.intervals` are taken, so that they stay valid
+    near balance; the upper end is at least that of the linear contrast which Bias is in the order
+    of the classes. For the simulated coverage of 95 % intervals, see
+    ``tests/metrics/test_correction.py``.
 
     It is assumed that the classifier errs on generated images as it does on the held-out ones, and
     in the same way under every prompt.
 
     Args:
-        counts: integer ``[P, K]``, samples per prompt and class that the classifier told.
-        confusion: integer ``[K, K]``, held-out images by true class (rows) and told class.
+        counts: integer ``[P, K]``, samples per prompt and class as called by the classifier.
+        confusion: integer ``[K, K]``, held-out images by true class (rows) and called class.
         confidence: confidence level in (0, 1).
 
     Returns:
@@ -134,13 +136,13 @@ def correct_for_classifier(
 
 
 class _Covariances:
-    """Covariances of corrected shares: of the counts' making and of the matrix's."""
+    """Covariances of corrected shares: parts due to the counts and to the matrix."""
 
     def __init__(
         self, shares: Tensor, n: Tensor, rates: Tensor, held_out: Tensor, inverse: Tensor
     ) -> None:
         self.shares, self.n = shares, n
-        # Half a count to each class: a class that was never told has a variance, too.
+        # Half a count is added to each class: one that was never called has a variance, too.
         told = _smooth((shares @ rates) * n[:, None])
         rows = _multinomial_covariance(_smooth(rates * held_out[:, None])) / held_out[:, None, None]
         of_counts = _multinomial_covariance(told) / n[:, None, None]
@@ -149,13 +151,13 @@ class _Covariances:
         self.shared = inverse.mT @ of_rates @ inverse
 
     def intervals(self, confidence: float) -> Tensor:
-        """Intervals of each prompt's Bias, ``[P, 2]``."""
+        """Return the intervals of each prompt's Bias, ``[P, 2]``."""
         ends = share_interval(self._weighed(self.sampling + self.shared), confidence)
         spread = self._contrast_variance(self.sampling + self.shared).sqrt()
         return self._raise_upper(ends, pairwise_bias(self.shares), spread, confidence)
 
     def mean_interval(self, confidence: float) -> Tensor:
-        """Interval of the mean Bias, ``[2]``; the matrix's error does not average out."""
+        """Return the interval of the mean Bias, ``[2]``; the matrix's errors do not average out."""
         count = len(self.shares)
         ends = mean_share_interval(self._weighed(self.sampling + count * self.shared), confidence)
         independent = self._contrast_variance(self.sampling).sum() / count**2
@@ -164,7 +166,7 @@ class _Covariances:
         return self._raise_upper(ends, mean, (independent + common).sqrt(), confidence)
 
     def _weighed(self, covariance: Tensor) -> Tensor:
-        """Counts of perfectly classified samples with the same total variance, ``[P, K]``."""
+        """Return counts of perfectly classified samples of the same total variance, ``[P, K]``."""
         smooth = _smooth(self.shares * self.n[:, None])
         total = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
         effective = (1 - smooth.square().sum(-1)) / total
@@ -192,7 +194,7 @@ def _multinomial_covariance(shares: Tensor) -> Tensor:
 
 
 def _onto_simplex(values: Tensor) -> Tensor:
-    """The nearest distributions to ``values [P, K]`` (Duchi et al. 2008)."""
+    """Return the nearest distributions to ``values [P, K]`` (Duchi et al. 2008)."""
     ordered = values.sort(dim=-1, descending=True).values
     ranks = torch.arange(1, values.shape[-1] + 1, dtype=values.dtype)
     excess = (ordered.cumsum(-1) - 1) / ranks

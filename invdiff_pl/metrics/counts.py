@@ -1,4 +1,4 @@
-"""The table of counts that every measure of bias rests on, added up over ranks."""
+"""The table of counts, summed over ranks, on which every measure of bias rests."""
 
 import functools
 import math
@@ -14,16 +14,17 @@ from invdiff_pl.utils.errors import InvDiffError
 
 
 class AttributeCounts(Metric):
-    """Counts of samples by prompt and attribute class, or combination of several attributes.
+    """Base class that counts samples by prompt and attribute class, or combination of classes.
 
-    A sampler may be balanced over either of two attributes and still draw only two of four
+    A sampler may be balanced over each of two attributes and still draw only two of the four
     combinations. With K and L classes, combination ``i * L + j`` is class i of the first attribute
     with class j of the second. The only state is the table of counts, summed over ranks, so a rank
     may see any share of the samples, or none.
 
     Args:
         num_prompts: number of prompts P, at least 1.
-        num_classes: number of attribute classes K, at least 2; of several attributes one each.
+        num_classes: number of attribute classes K, at least 2; one number per attribute for several
+            attributes.
         confidence: confidence level of the intervals, in (0, 1).
         target: shares that the classes (or combinations) should have, positive, ``[K]`` or
             ``[P, K]``; even if not given.
@@ -69,10 +70,10 @@ class AttributeCounts(Metric):
 
         Args:
             prompts: integer ``[N]``, prompt of each sample, in [0, P).
-            attributes: integer ``[N]``, class of each sample, in [0, K): one tensor an attribute.
+            attributes: integer ``[N]``, class of each sample, in [0, K): one tensor per attribute.
 
         Raises:
-            InvDiffError: if shapes differ, values are no integers or a label is out of range.
+            InvDiffError: if shapes differ, values are not integers or a label is out of range.
         """
         name = type(self).__name__
         if len(attributes) != len(self.classes):
@@ -95,7 +96,7 @@ class AttributeCounts(Metric):
 
     @abstractmethod
     def compute(self) -> dict[str, Tensor]:
-        """Figures over all samples of all ranks."""
+        """Compute the figures over all samples of all ranks."""
 
     def _labels(self, name: str, labels: Tensor, bound: int) -> Tensor:
         if labels.is_floating_point() or labels.is_complex():
@@ -111,7 +112,7 @@ class AttributeCounts(Metric):
         return labels
 
     def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
-        # torchmetrics squeezes tensors of one element: with one prompt, [1] would become [].
+        # torchmetrics squeezes tensors of one element: for one prompt, [1] would become [].
         wrapped = super()._wrap_compute(compute)
 
         @functools.wraps(compute)
@@ -130,15 +131,15 @@ def _is_scalar(figure: str) -> bool:
 
 
 def check_target(target: Tensor, num_prompts: int, num_classes: int) -> Tensor:
-    """Shares that the classes should have, for every prompt: float64 ``[P, K]`` on the CPU.
+    """Check the shares that classes should have, and expand them to float64 ``[P, K]`` on the CPU.
 
     Args:
-        target: ``[K]`` or ``[P, K]``.
+        target: wanted shares, ``[K]`` or ``[P, K]``.
         num_prompts: P.
         num_classes: K.
 
     Raises:
-        InvDiffError: if the shape is another, or a row is no positive distribution.
+        InvDiffError: if the shape is wrong, or a row is not a distribution of positive shares.
     """
     target = target.detach().cpu().double()
     if target.shape not in ((num_classes,), (num_prompts, num_classes)):

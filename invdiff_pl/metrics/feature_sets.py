@@ -1,4 +1,4 @@
-"""What measures of two sets of features share: they keep every feature, on every rank's share."""
+"""Base of measures of two sets of features, which keep every feature of a rank's share."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ _FIRST_ROWS = 1024
 
 
 class FeatureSets(Metric):
-    """Features of real and of generated images, float32 ``[N, D]``; ranks gather them.
+    """Features of real and of generated images, float32 ``[N, D]``, gathered over ranks.
 
-    Real images survive ``reset``, as those of a Fréchet distance do. Each set is one tensor with
-    room to spare: thousands of small ones, each allocated between two passes of a network, would
-    keep the allocator from using again what the network frees around them.
+    Real images are kept on ``reset``, as those of a Fréchet distance are. Each set is one tensor
+    with room to spare: thousands of small ones, each allocated between two passes of a network,
+    would keep the allocator from reusing what the network frees around them.
 
     Args:
-        num_features: D.
+        num_features: D, the length of a feature vector.
         kwargs: further arguments of ``torchmetrics.Metric``.
     """
 
@@ -38,7 +38,7 @@ class FeatureSets(Metric):
         """Add features ``[N, D]`` of real or of generated images.
 
         Raises:
-            InvDiffError: if they have another shape.
+            InvDiffError: if the features have another shape.
         """
         if features.ndim != 2 or features.shape[1] != self.num_features:
             raise InvDiffError(
@@ -48,7 +48,7 @@ class FeatureSets(Metric):
         chunks[:] = [_extended(self._joined(chunks), features)]
 
     def sets(self, least: int, what: str) -> tuple[Tensor, Tensor]:
-        """All real and all generated features.
+        """Return all real and all generated features.
 
         Raises:
             InvDiffError: if a set has fewer than ``least`` images, which ``what`` needs.
@@ -87,7 +87,7 @@ class FeatureSets(Metric):
 
 
 def _extended(rows: Tensor, more: Tensor) -> Tensor:
-    """Float32 ``[N + M, D]``: rows with more of them behind, in place where there is room."""
+    """Append rows, giving float32 ``[N + M, D]``, in place if there is room."""
     count, dim = len(rows) + len(more), rows.shape[1]
     if rows.untyped_storage().nbytes() < count * dim * rows.element_size():
         room = rows.new_empty((max(_FIRST_ROWS, 2 * len(rows), count), dim))

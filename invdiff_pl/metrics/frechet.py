@@ -14,12 +14,13 @@ from invdiff_pl.utils.errors import InvDiffError
 class FeatureStatistics(NamedTuple):
     """Mean, covariance and number of a set of feature vectors.
 
-    A dictionary of contiguous tensors (``_asdict()``), as ``safetensors.torch.save_file`` takes it.
+    ``_asdict()`` gives a dictionary of contiguous tensors, which ``safetensors.torch.save_file``
+    takes.
 
     Attributes:
         mean: float64 ``[D]``.
         covariance: float64 ``[D, D]``, unbiased (divided by n - 1).
-        samples: int64 scalar n.
+        samples: int64 scalar, the number n of vectors.
     """
 
     mean: Tensor
@@ -30,18 +31,18 @@ class FeatureStatistics(NamedTuple):
 class FrechetDistance(FrechetInceptionDistance):
     """Fréchet distance of Gaussians fitted to features (FID, with the Inception extractor).
 
-    The sums are torchmetrics' own: float64, added over ranks, hence exact for uneven shares. On
-    top of them:
+    The sums are torchmetrics' own: float64, added over ranks, and hence exact if ranks see
+    different numbers of images. Beyond torchmetrics:
 
-    - ``compute`` gives float64 and works on a rank that has seen no image (torchmetrics rounds
-      to the dtype of the last features, and fails where there were none);
-    - the trace term stays accurate for rank-deficient covariances, fewer images than features,
+    - ``compute`` returns float64 and works on a rank that has seen no image (torchmetrics rounds
+      to the dtype of the last features, and fails if there were none);
+    - the trace term stays accurate for rank-deficient covariances, of fewer images than features,
       see :func:`frechet_distance`;
-    - the extractor is kept out of the module tree, so it enters no checkpoint; it follows the
+    - the extractor is kept out of the module tree, so it enters no checkpoint; it is moved to the
       metric's device when used;
-    - statistics of the real set can be taken out and put back, to compute them once.
+    - statistics of the real set can be read and set, so that they are computed only once.
 
-    Real images survive ``reset``.
+    Real images are kept on ``reset``.
 
     Args:
         extractor: maps images to features; see :mod:`invdiff_pl.metrics.extractors`.
@@ -58,12 +59,12 @@ class FrechetDistance(FrechetInceptionDistance):
         self._cached: FeatureStatistics | None = None
 
     def update(self, samples: Tensor, real: bool) -> None:
-        """Add a batch.
+        """Add a batch of images or features.
 
         Args:
             samples: images ``[N, 3, H, W]`` as the extractor takes them (uint8, or floating
                 point in [0, 1]), or features ``[N, D]`` of images that were already encoded.
-            real: whether they belong to the reference set.
+            real: whether the samples belong to the reference set.
 
         Raises:
             InvDiffError: if the samples do not suit the extractor, or real ones come after
@@ -82,13 +83,13 @@ class FrechetDistance(FrechetInceptionDistance):
         super().update(samples, real)
 
     def update_features(self, features: Tensor, real: bool) -> None:
-        """Add features ``[N, D]`` of already encoded images; otherwise as :meth:`update`."""
+        """Add features ``[N, D]`` of already encoded images; otherwise like :meth:`update`."""
         if features.ndim != 2:
             raise InvDiffError(f"features must have shape [N, D], found {list(features.shape)}.")
         self.update(features, real)
 
     def compute(self) -> Tensor:
-        """Fréchet distance between all real and all generated images, float64 scalar.
+        """Compute the distance between all real and all generated images, a float64 scalar.
 
         Raises:
             InvDiffError: if either set has fewer than 2 images.
@@ -97,7 +98,7 @@ class FrechetDistance(FrechetInceptionDistance):
         return frechet_distance(real.mean, real.covariance, generated.mean, generated.covariance)
 
     def real_statistics(self) -> FeatureStatistics:
-        """Statistics of the real set over all ranks; every rank must call it.
+        """Return the statistics of the real set over all ranks; every rank must call this method.
 
         Raises:
             InvDiffError: if there are fewer than 2 real images.
@@ -108,13 +109,13 @@ class FrechetDistance(FrechetInceptionDistance):
             return self._real()
 
     def set_real_statistics(self, mean: Tensor, covariance: Tensor, samples: Tensor) -> None:
-        """Use these statistics as the real set, in place of images; every rank must call it.
+        """Set the statistics of the real set, in place of images; every rank must call this method.
 
         They are not part of the summed state, so the number of ranks does not multiply them.
 
         Args:
-            mean: ``[D]``.
-            covariance: ``[D, D]``, unbiased.
+            mean: mean of the features, ``[D]``.
+            covariance: unbiased covariance of the features, ``[D, D]``.
             samples: number of images, at least 2.
 
         Raises:
@@ -148,12 +149,13 @@ class FrechetDistance(FrechetInceptionDistance):
 
 
 def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Tensor:
-    """Squared Fréchet (2-Wasserstein) distance between two Gaussians (Dowson and Landau 1982).
+    """Compute the squared Fréchet distance between two Gaussians (Dowson and Landau 1982).
 
+    This 2-Wasserstein distance is
     ``|mean_a - mean_b|^2 + tr A + tr B - 2 tr (A^(1/2) B A^(1/2))^(1/2)``. With ``A = F F^T`` and
     ``B = G G^T`` the last trace is the sum of the singular values of ``F^T G``. No root is taken
-    of an eigenvalue that is zero up to rounding, as it is in the eigenvalues or the matrix root
-    of ``A B``, so the result is accurate for singular covariances too.
+    of an eigenvalue that is zero up to rounding, as it would be with the eigenvalues or the matrix
+    root of ``A B``, so the result is accurate for singular covariances, too.
 
     Args:
         mean_a: ``[D]``; computed in float64.
@@ -171,10 +173,10 @@ def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
 
 
 def _factor(covariance: Tensor) -> Tensor:
-    """``F [D, rank]`` with ``F F^T`` equal to the covariance.
+    """Return ``F [D, rank]`` with ``F F^T`` equal to the covariance.
 
-    SciPy's MRRR driver: the divide-and-conquer one that torch calls gives up on covariances of
-    few, nearly equal images, which have one eigenvalue a thousand times over.
+    This uses SciPy's MRRR driver: the divide-and-conquer driver that torch calls fails on
+    covariances of few, nearly equal images, in which one eigenvalue occurs a thousand times.
     """
     found = scipy.linalg.eigh(covariance.cpu().numpy(), driver="evr")
     values, vectors = (torch.from_numpy(part).to(covariance.device) for part in found)

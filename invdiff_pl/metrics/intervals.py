@@ -1,9 +1,9 @@
-"""Confidence intervals of proportions, of Bias and of its kin, by prompt and averaged over prompts.
+"""Confidence intervals of proportions and of measures such as Bias, by prompt and over prompts.
 
 Bias is a sum of absolute differences, so its plug-in estimate is too high when the sampler is
 nearly balanced, and so are those of the other measures. Symmetric intervals around the estimate,
 and the percentile bootstrap, then miss the truth; the intervals below are found by asking which
-true value explains the counts.
+true values explain the counts.
 """
 
 import math
@@ -24,11 +24,11 @@ _SHRINKAGE = 3.0  # found by simulated coverage over 2 to 12 prompts
 def proportion_interval(
     successes: int, trials: int, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Wilson score interval of one proportion, such as prompt accuracy, as plain numbers.
+    """Compute the Wilson score interval of one proportion, such as prompt accuracy, as floats.
 
     Args:
         successes: number of successes, in [0, trials].
-        trials: number of trials; with none the interval is (NaN, NaN).
+        trials: number of trials; if 0, the interval is (NaN, NaN).
         confidence: confidence level in (0, 1).
     """
     low, high = wilson_interval(
@@ -38,7 +38,7 @@ def proportion_interval(
 
 
 def wilson_interval(successes: Tensor, trials: Tensor, confidence: float = 0.95) -> Tensor:
-    """Score interval of a binomial proportion (Wilson 1927), without continuity correction.
+    """Compute score intervals of binomial proportions (Wilson 1927), uncorrected for continuity.
 
     Args:
         successes: integer ``[...]``, each in [0, trials].
@@ -67,10 +67,10 @@ def share_interval(
     measure: Measure = BIAS,
     target: Tensor | None = None,
 ) -> Tensor:
-    """Confidence interval of a measure of each prompt's shares.
+    """Compute confidence intervals of a measure of each prompt's shares.
 
-    With K = 2 classes a measure is a function of one share, which is mapped through it from its
-    Wilson interval, exactly. With more classes see :func:`mean_share_interval`, applied to each
+    With K = 2 classes a measure is a function of one share, and maps the Wilson interval of that
+    share exactly. With more classes, the method of :func:`mean_share_interval` is applied to each
     prompt alone.
 
     Args:
@@ -92,7 +92,7 @@ def share_interval(
     counts, aims = _with_target(counts, target)
     if counts.shape[-1] == 2:
         low, high = wilson_interval(counts[..., 0], counts.sum(-1), confidence).unbind(-1)
-        # A convex measure is least at the end that is next to the target, or at the target.
+        # A convex measure is least at the end next to the target, or at the target itself.
         first = torch.stack([low, high, aims[..., 0].clamp(min=low, max=high)], dim=-1)
         values = measure(torch.stack([first, 1 - first], dim=-1), aims[..., None, :])
         return torch.stack([values.amin(-1), values.amax(-1)], dim=-1)
@@ -112,23 +112,23 @@ def mean_share_interval(
     measure: Measure = BIAS,
     target: Tensor | None = None,
 ) -> Tensor:
-    """Confidence interval of a measure's mean over independently sampled prompts.
+    """Compute the confidence interval of a measure's mean over independently sampled prompts.
 
-    The counts span a family of distributions, from the target over the observed one to one-class
-    only: per prompt shares in proportion to ``q (p / q)^s`` with one common ``s >= 0``, along which
-    every measure rises. The interval holds the mean of those members for which the observed one is
-    not in a tail of probability ``(1 - confidence) / 2``.
+    The counts span a family of distributions, from the target through the observed one to a single
+    class: each prompt's shares are proportional to ``q (p / q)^s`` with one common ``s >= 0``,
+    along which every measure rises. The interval covers the means of those members for which the
+    observed mean is not in a tail of probability ``(1 - confidence) / 2``.
 
     Lower end: tail of a parametric bootstrap (normal approximation of the multinomial, fixed
-    seed), which knows the upward bias of the plug-in estimate; prompts whose counts are compatible
-    with the target are kept near it. Upper end: score bound of the linear function that the measure
-    is in the member's neighbourhood (of Bias: the contrast in the order of the classes); a convex
+    seed), which accounts for the upward bias of the plug-in estimate; prompts whose counts are
+    compatible with the target are kept near it. Upper end: score bound of the linear function that
+    the measure is near the member (for Bias, the contrast in the order of the classes); a convex
     measure is never below that, so the bound stays valid at ties. Simulated coverage of 95 %
     intervals of Bias at n = 128 and 512: 0.93 to 0.99 for K = 2 and 4, balanced or not, and 0.92
     with six tied classes out of seven.
 
-    Combining per-prompt intervals by :func:`mean_interval` would exclude 0 for two or more balanced
-    prompts nearly always, because each estimate errs upwards; this does not.
+    Combining per-prompt intervals by :func:`mean_interval` would nearly always exclude 0 for two or
+    more balanced prompts, because each estimate errs upwards; this method does not.
 
     Args:
         counts: integer ``[P, K]``; prompts without a sample are left out.
@@ -153,14 +153,14 @@ def mean_share_interval(
 
 
 def _with_target(counts: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Counts, and the wanted shares of each row, float64, both on the CPU."""
+    """Return the counts, and the wanted shares of each row in float64, both on the CPU."""
     counts = counts.cpu()
     aims = even_shares(counts.double()) if target is None else target.detach().cpu().double()
     return counts, aims.expand(counts.shape)
 
 
 def mean_interval(estimates: Tensor, intervals: Tensor) -> Tensor:
-    """Interval of the mean of independent estimates from the interval of each (MOVER).
+    """Compute the interval of the mean of independent estimates from that of each (MOVER).
 
     Zou and Donner, "Construction of confidence limits about effect measures", Statistics in
     Medicine 2008: the method of variance estimates recovery, for (nearly) unbiased estimates.
@@ -180,14 +180,14 @@ def mean_interval(estimates: Tensor, intervals: Tensor) -> Tensor:
 
 
 def normal_quantile(confidence: float) -> float:
-    """Quantile z of a two-sided normal interval of that confidence level."""
+    """Return the quantile z of a two-sided normal interval at a confidence level."""
     if not 0 < confidence < 1:
         raise InvDiffError(f"confidence must lie between 0 and 1 (such as 0.95), not {confidence}.")
     return float(torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64)))
 
 
 def _invert(counts: Tensor, measure: Measure, confidence: float, target: Tensor) -> Tensor:
-    """Interval ends ``[B, 2]`` of a measure's mean over ``counts [B, P, K]``, no prompt empty."""
+    """Return the ends ``[B, 2]`` of a measure's mean over ``counts [B, P, K]``, no prompt empty."""
     z = normal_quantile(confidence)
     counts = counts.double()
     n = counts.sum(-1, keepdim=True)
@@ -210,7 +210,7 @@ def _invert(counts: Tensor, measure: Measure, confidence: float, target: Tensor)
         return value(shares).mean(-1) - z * variance.sum(-1).sqrt() / mean.shape[-1]
 
     def reach(tail: Callable[[Tensor], Tensor], direction: Tensor) -> Tensor:
-        """The mean at the member of the family at which ``tail`` rises to the observed mean."""
+        """Return the mean of the family's member at which ``tail`` rises to the observed mean."""
 
         def shares(position: Tensor) -> Tensor:
             scale = position / (1 - position)
@@ -237,8 +237,8 @@ def _invert(counts: Tensor, measure: Measure, confidence: float, target: Tensor)
 def _shrink(logits: Tensor, counts: Tensor, expected: Tensor) -> Tensor:
     """Move prompts whose counts are compatible with the target towards it, ``[B, P, K]``.
 
-    What they differ by is mostly noise. Positive-part shrinkage by Pearson's statistic; where it
-    would leave no prompt off the target, nothing is moved.
+    Their differences are mostly noise. The shrinkage is positive-part, by Pearson's statistic; if
+    it would leave no prompt off the target, nothing is moved.
     """
     pearson = ((counts - expected).square() / expected).sum(-1, keepdim=True)
     keep = (1 - _SHRINKAGE * (counts.shape[-1] - 1) / pearson).clamp(min=0)
@@ -247,13 +247,13 @@ def _shrink(logits: Tensor, counts: Tensor, expected: Tensor) -> Tensor:
 
 
 def _unit_spread(logits: Tensor) -> Tensor:
-    """Scale the logits of all prompts of one row together, so that the widest spans 1."""
+    """Scale the logits of all prompts in a row by one factor, so that the widest spans 1."""
     spread = (logits.amax(-1) - logits.amin(-1)).amax(-1)
     return logits / spread.clamp(min=1e-9)[:, None, None]
 
 
 def _replicates(shares: Tensor, n: Tensor, noise: Tensor) -> Tensor:
-    """Shares ``[B, R, P, K]`` of R samples of ``n [B, P, 1]`` from ``shares [B, P, K]``.
+    """Draw shares ``[B, R, P, K]`` of R samples of ``n [B, P, 1]`` from ``shares [B, P, K]``.
 
     ``noise [R, P, K]`` is standard normal; ``sqrt(p) z - p (sqrt(p) . z)`` has the covariance of
     one multinomial draw.

@@ -9,23 +9,23 @@ from torch import Tensor
 from invdiff_pl.metrics.feature_sets import FeatureSets
 from invdiff_pl.utils.errors import InvDiffError
 
-_ENTRIES = 1 << 21  # of a distance matrix, held at a time
+_ENTRIES = 1 << 21  # of a distance matrix, held at one time
 _COLUMNS = 1024
 
 
 class ManifoldScores(FeatureSets):
-    """How well generated images fill the real ones' manifold, and stay in it.
+    """How well generated images fill the manifold of the real ones, and stay within it.
 
     Improved precision and recall (Kynkäänniemi et al., NeurIPS 2019, arXiv 1904.06991), density
-    and coverage (Naeem et al., ICML 2020, arXiv 2002.09797). A set's manifold is the union of the
-    balls around its features that reach to their k-th nearest neighbour within the set.
+    and coverage (Naeem et al., ICML 2020, arXiv 2002.09797). The manifold of a set is the union of
+    the balls around its features that reach to their k-th nearest neighbours within the set.
 
-    Features are kept, 4 D bytes an image, and distances are taken some at a time, so memory grows
-    with N and not with its square.
+    Features are kept, at 4 D bytes per image, and distances are computed some at a time, so memory
+    grows with N and not with its square.
 
     Args:
-        num_features: D.
-        neighbours: k.
+        num_features: D, the length of a feature vector.
+        neighbours: k, the number of neighbours.
         kwargs: further arguments of ``torchmetrics.Metric``.
 
     Raises:
@@ -41,29 +41,29 @@ class ManifoldScores(FeatureSets):
         self.neighbours = neighbours
 
     def compute(self) -> dict[str, Tensor]:
-        """``precision``, ``recall`` and ``coverage`` in [0, 1], ``density`` at least 0.
+        """Compute ``precision``, ``recall``, ``coverage``, in [0, 1], and ``density``, at least 0.
 
         Raises:
-            InvDiffError: if a set has no more than k images.
+            InvDiffError: if a set has k images or fewer.
         """
         need = f"precision and recall with {self.neighbours} neighbours need"
         return manifold_scores(*self.sets(self.neighbours + 1, need), self.neighbours)
 
 
 def manifold_scores(real: Tensor, generated: Tensor, neighbours: int) -> dict[str, Tensor]:
-    """Precision, recall, density and coverage of two sets of features.
+    """Compute precision, recall, density and coverage of two sets of features.
 
     Args:
         real: ``[N, D]``, N above ``neighbours``.
         generated: ``[M, D]``, M above ``neighbours``.
-        neighbours: k.
+        neighbours: k, the number of neighbours.
 
     Returns:
         float64 scalars by name.
     """
     real_radii = squared_radii(real, neighbours)
     generated_radii = squared_radii(generated, neighbours)
-    # How many real balls hold a generated image.
+    # Number of real balls that hold each generated image.
     within_real = torch.zeros(len(generated), dtype=torch.float64, device=real.device)
     covered = torch.zeros(len(real), dtype=torch.bool, device=real.device)
     recalled = covered.clone()
@@ -81,7 +81,7 @@ def manifold_scores(real: Tensor, generated: Tensor, neighbours: int) -> dict[st
 
 
 def squared_radii(features: Tensor, neighbours: int) -> Tensor:
-    """Squared distance of each feature to its k-th nearest other one, ``[N]``."""
+    """Return the squared distance of each feature to its k-th nearest other feature, ``[N]``."""
     radii = torch.empty(len(features), dtype=torch.float64, device=features.device)
     for rows, distances in squared_distances(features, features):
         # The nearest is the feature itself, at distance 0.
@@ -90,9 +90,9 @@ def squared_radii(features: Tensor, neighbours: int) -> Tensor:
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of the float64 matrix of squared distances ``[len(a), len(b)]``, some at a time.
+    """Yield rows of the float64 matrix of squared distances ``[len(a), len(b)]``, some at a time.
 
-    They are good until the next ones are asked for: all take the same memory.
+    They are valid until the next rows are requested: all of them use the same memory.
     """
     count = max(1, _ENTRIES // len(b))
     memory = torch.empty((min(count, len(a)), len(b)), dtype=torch.float64, device=a.device)
@@ -101,7 +101,7 @@ def squared_distances(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
         chunk = a[rows].double()
         norms = chunk.square().sum(1, keepdim=True)
         distances = memory[: len(chunk)]
-        # A float64 copy of some of b at a time: of all of it, it would outweigh the features.
+        # Some of b at a time is copied to float64: all of it would outweigh the features.
         for first in range(0, len(b), _COLUMNS):
             part = b[first : first + _COLUMNS].double()
             columns = distances[:, first : first + _COLUMNS]

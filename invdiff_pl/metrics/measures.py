@@ -1,8 +1,8 @@
-"""Measures of how far the shares of an attribute's classes lie from wanted ones: the formulas.
+"""Formulas of measures of how far the shares of an attribute's classes lie from the wanted ones.
 
 Shares p of K classes are compared with wanted shares q, even ones by default. At K = 2 and even q
-most are one figure in different units: with Bias B the fairness discrepancy is ``B / sqrt 2``, the
-deviation ratio B and the parity gap ``B / 2``.
+most measures are one figure in different units: with Bias B, the fairness discrepancy is
+``B / sqrt 2``, the deviation ratio B and the parity gap ``B / 2``.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,15 @@ Formula = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Measure:
-    """A convex function of shares that is least at the wanted ones; or a concave one, most there.
+    """A convex function of shares, least at the wanted shares; or a concave one, largest there.
 
     Attributes:
-        name: short, in snake case.
-        title: for tables.
-        formula: of shares and wanted shares, float ``[..., K]`` both, to ``[...]``.
-        gradient: of the formula by the shares, ``[..., K]``; where there is none, a subgradient.
-        at_target: its value where the shares are the wanted ones; 1 tells that it falls from there.
+        name: short name in snake case.
+        title: title in tables.
+        formula: function from shares and wanted shares, both float ``[..., K]``, to ``[...]``.
+        gradient: gradient of the formula by the shares, ``[..., K]``; a subgradient where there is
+            none.
+        at_target: value at the wanted shares; 1 means that the measure falls from there.
     """
 
     name: str
@@ -34,14 +35,14 @@ class Measure:
 
     @property
     def sign(self) -> int:
-        """1 where the measure rises with unevenness, -1 where it falls."""
+        """1 if the measure rises with unevenness, -1 if it falls."""
         return -1 if self.at_target else 1
 
     def __call__(self, shares: Tensor, target: Tensor | None = None) -> Tensor:
-        """The measure.
+        """Compute the measure.
 
         Args:
-            shares: float ``[..., K]``, rows with sum 1.
+            shares: float ``[..., K]``; rows sum to 1.
             target: wanted shares, of a shape that broadcasts; even ones if not given.
 
         Returns:
@@ -55,20 +56,20 @@ class Measure:
 
 
 def even_shares(like: Tensor) -> Tensor:
-    """Even shares ``[K]`` of the classes in the last dimension."""
+    """Return even shares ``[K]`` of the classes in the last dimension."""
     classes = like.shape[-1]
     return torch.full((classes,), 1 / classes, dtype=like.dtype, device=like.device)
 
 
 def pairwise_bias(shares: Tensor) -> Tensor:
-    """Mean absolute difference between the shares of two classes: the Bias measure of InvDiff.
+    """Compute the mean absolute difference between the shares of two classes: InvDiff's Bias.
 
     ``B = 2 / (K (K - 1)) * sum_{i<j} |p_i - p_j|`` (Hou et al. 2024), by sorting, since the share
-    of rank k (from 0, ascending) enters ``2k - K + 1`` pairs with a plus sign in net.
+    of rank k (from 0, ascending) enters with a net weight of ``2k - K + 1``.
 
     Args:
         shares: float ``[..., K]``, non-negative, summing to 1 over the last dimension; or
-            differences of such.
+            differences of such shares.
 
     Returns:
         ``[...]``, in [0, 2/K].
@@ -77,7 +78,7 @@ def pairwise_bias(shares: Tensor) -> Tensor:
 
 
 def bias_contrast(shares: Tensor) -> Tensor:
-    """Weights ``[K]`` of the shares in ascending order, whose sum is Bias."""
+    """Return the weights ``[K]`` of shares in ascending order whose weighted sum is Bias."""
     classes = shares.shape[-1]
     ranks = torch.arange(classes, dtype=shares.dtype, device=shares.device)
     return (2 * ranks - classes + 1) * 2 / (classes * (classes - 1))

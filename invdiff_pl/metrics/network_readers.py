@@ -1,4 +1,4 @@
-"""Readers of attributes that are networks of transformers, in a folder: CLIP, VQA, classifiers."""
+"""Readers of attributes that are models of transformers: CLIP, VQA models, image classifiers."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -19,16 +19,16 @@ from invdiff_pl.utils.files import digest_json
 
 
 class NetworkReader:
-    """What these readers share: a frozen network on a device, named classes.
+    """Base class of these readers: a frozen network on a device, with named classes.
 
     Args:
-        network: in evaluation mode.
-        name: of the attribute.
-        classes: K names, at least 2, all different.
-        identity: JSON values that tell it from others beside its name and classes.
+        network: the network, in evaluation mode.
+        name: name of the attribute.
+        classes: names of the K classes, at least 2, all different.
+        identity: JSON values that, beside its name and classes, tell it from other readers.
 
     Raises:
-        InvDiffError: if there are fewer than two classes, or two of one name.
+        InvDiffError: if there are fewer than two classes, or two have the same name.
     """
 
     def __init__(
@@ -45,28 +45,28 @@ class NetworkReader:
         self.identity = digest_json([type(self).__name__, list(classes), identity])
 
     def to(self, device: torch.device | str) -> "NetworkReader":
-        """Move the network."""
+        """Move the network to a device."""
         self.network.to(device)
         return self
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """The class of each of B pictures, int64 ``[B]``, of uint8 ``[B, 3, H, W]``."""
+        """Return the class of each of B pictures, int64 ``[B]``, from uint8 ``[B, 3, H, W]``."""
         return self.scores(images.cpu()).argmax(1).cpu()
 
     @abstractmethod
     def scores(self, images: Tensor) -> Tensor:
-        """A score of each class, float ``[B, K]``."""
+        """Compute a score of each class, float ``[B, K]``."""
 
 
 class ClipReader(NetworkReader):
-    """CLIP between phrases: the one whose embedding is nearest to the picture's.
+    """CLIP as a reader, which chooses the phrase whose embedding is nearest to the picture's.
 
     Args:
         source: folder of a CLIP model with tokenizer and image processor, or hub id.
-        phrases: K of them, or phrases by name of the class; such as ``{"woman": "a photo of a
+        phrases: K phrases, or phrases by name of the class; such as ``{"woman": "a photo of a
             woman", "man": "a photo of a man"}``.
-        name: of the attribute.
+        name: name of the attribute.
 
     Raises:
         InvDiffError: if there is no such model, or fewer than two phrases.
@@ -82,20 +82,20 @@ class ClipReader(NetworkReader):
         self.embeddings = self.network.encode_prompts(list(by_class.values()))
 
     def scores(self, images: Tensor) -> Tensor:
-        """Cosines with the phrases, ``[B, K]``."""
+        """Compute cosines with the phrases, ``[B, K]``."""
         found = self.network.encode_images(images)
         return found @ self.embeddings.T.to(found.device)
 
 
 class ImageClassifierReader(NetworkReader):
-    """An image classifier of transformers.
+    """An image classifier of transformers as a reader.
 
     Args:
         source: folder of the model with its image processor, or hub id.
         classes: the model's own labels by name of a class, such as ``{"young": ["0-2", "3-9"],
-            "old": ["more than 70"]}``: probabilities are added up, other labels ignored. Each of
-            the model's labels is a class if not given.
-        name: of the attribute.
+            "old": ["more than 70"]}``: probabilities are added up, and other labels ignored. Each
+            of the model's labels is a class if not given.
+        name: name of the attribute.
 
     Raises:
         InvDiffError: if there is no such model, or it has no such label.
@@ -117,7 +117,7 @@ class ImageClassifierReader(NetworkReader):
         ]
 
     def scores(self, images: Tensor) -> Tensor:
-        """Probabilities of the classes, ``[B, K]``."""
+        """Compute the probabilities of the classes, ``[B, K]``."""
         pixels = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
         logits = self.network(pixel_values=pixels.to(_device(self.network))).logits
         shares = logits.float().softmax(1)
@@ -125,16 +125,16 @@ class ImageClassifierReader(NetworkReader):
 
 
 class VqaReader(NetworkReader):
-    """A model that answers questions about pictures: the likeliest of given answers.
+    """A model that answers questions about pictures, as a reader: the likeliest of given answers.
 
-    Models that choose among known answers (ViLT) and those that write them (BLIP), whose
-    log-likelihoods of each answer are compared, one picture at a time.
+    It takes models that choose among known answers (ViLT), and models that write them (BLIP), of
+    which the log-likelihoods of the answers are compared, one picture at a time.
 
     Args:
         source: folder of the model with its processor, or hub id.
-        question: such as ``"Is this a man or a woman?"``.
-        answers: K of them, each a class; or answers by name of the class.
-        name: of the attribute.
+        question: question such as ``"Is this a man or a woman?"``.
+        answers: K answers, each a class; or answers by name of the class.
+        name: name of the attribute.
 
     Raises:
         InvDiffError: if there is no such model, or it knows no such answer.
@@ -159,7 +159,7 @@ class VqaReader(NetworkReader):
             self._columns = [_place(labels, answer, source) for answer in self.answers]
 
     def scores(self, images: Tensor) -> Tensor:
-        """Logits or log-likelihoods of the answers, ``[B, K]``."""
+        """Compute logits or log-likelihoods of the answers, ``[B, K]``."""
         if self._writes:
             return torch.stack([self._likelihoods(image) for image in images])
         return self.network(**self._inputs(list(images))).logits[:, self._columns]

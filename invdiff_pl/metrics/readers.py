@@ -1,4 +1,4 @@
-"""Readers of attributes: what tells the class of an attribute from a picture."""
+"""Readers of attributes, which classify pictures by an attribute."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,32 +16,32 @@ _BATCH = 64
 
 
 class AttributeReader(Protocol):
-    """Reads one attribute off pictures.
+    """A classifier of pictures by one attribute.
 
-    It may have two attributes more: ``confusion``, int64 ``[K, K]`` of pictures by true class
-    (rows) and class that was read, by which its errors are taken out; and ``identity``, a text that
-    changes whenever it would read otherwise.
+    It may have two more members: ``confusion``, int64 ``[K, K]``, pictures by true class (rows) and
+    class as read, with which counts are corrected for its errors; and ``identity``, a text that
+    changes whenever it would read differently.
     """
 
     @property
     def name(self) -> str:
-        """Of the attribute."""
+        """Name of the attribute."""
 
     @property
     def classes(self) -> Sequence[str]:
         """Its K classes, in the order of their numbers."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The class of each of B pictures, int64 ``[B]``, of uint8 ``[B, 3, H, W]``."""
+        """Return the class of each of B pictures, int64 ``[B]``, from uint8 ``[B, 3, H, W]``."""
 
 
 class FunctionReader:
-    """A function as a reader.
+    """Wraps a function as a reader.
 
     Args:
-        function: from uint8 ``[B, 3, H, W]`` to class numbers ``[B]``.
-        classes: K names.
-        name: of the attribute.
+        function: function from uint8 ``[B, 3, H, W]`` to class numbers ``[B]``.
+        classes: names of the K classes.
+        name: name of the attribute.
 
     Example:
         >>> bright = FunctionReader(
@@ -64,14 +64,14 @@ class FunctionReader:
 
 
 class ClassifierReader:
-    """The classifier that ``invdiff train`` made of labelled images, with its errors on others.
+    """A classifier that ``invdiff train`` trained on labelled images, with its held-out errors.
 
     Args:
-        folder: of the classifier, such as ``runs/waterbirds/mini/classifier/classifier``.
-        name: of the attribute.
+        folder: folder of the classifier, such as ``runs/waterbirds/mini/classifier/classifier``.
+        name: name of the attribute.
 
     Raises:
-        ValueError: if the folder holds none.
+        ValueError: if the folder holds no classifier.
     """
 
     def __init__(self, folder: str | Path, name: str = "attribute") -> None:
@@ -83,7 +83,7 @@ class ClassifierReader:
         self.identity = encoder_identity("classifier", self.network, None)["weights"]
 
     def to(self, device: torch.device | str) -> "ClassifierReader":
-        """Move the network."""
+        """Move the network to a device."""
         self.network.to(device)
         return self
 
@@ -95,20 +95,20 @@ class ClassifierReader:
 
 
 class CheckedReader:
-    """A reader whose errors on labelled pictures are known, to be taken out of what it counts.
+    """A reader whose errors are measured on labelled pictures, so that counts can be corrected.
 
     See :func:`~invdiff_pl.metrics.correct_for_classifier`.
 
     Args:
-        reader: any.
-        images: N labelled pictures, ``[N, 3, H, W]`` of uint8, or batches of such.
-        labels: class of each, int64 ``[N]``, in [0, K); every class must occur.
+        reader: any reader.
+        images: N labelled pictures, uint8 ``[N, 3, H, W]``, or batches of them.
+        labels: class of each picture, int64 ``[N]``, in [0, K); every class must occur.
 
     Attributes:
-        confusion: int64 ``[K, K]``, pictures by true class (rows) and class that was read.
+        confusion: int64 ``[K, K]``, pictures by true class (rows) and class as read.
 
     Raises:
-        InvDiffError: if labels are not of the pictures, or a class is missing.
+        InvDiffError: if the labels do not match the pictures, or a class is missing.
 
     Example:
         >>> bright = FunctionReader(

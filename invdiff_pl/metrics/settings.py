@@ -1,18 +1,19 @@
-"""How samples are scored; the YAML files under ``experiments/`` fill it in."""
+"""Settings of the scoring of samples; the YAML files under ``experiments/`` fill them in."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class EvaluationSettings:
-    """How samples are scored.
+    """Settings of the scoring of samples.
 
     Attributes:
-        extractor: features of the Fréchet distance, of precision and recall, see
+        extractor: extractor of features for the Fréchet distance, precision and recall, see
             ``invdiff_pl.metrics.extractors``.
-        weights: file of the extractor's weights, where it needs one.
-        resolution: images are resized to this side for the extractor; ``None`` for its own.
-        neighbours: of precision, recall, density and coverage.
+        weights: file of the extractor's weights, if it needs one.
+        resolution: side in pixels that images are resized to for the extractor; its own if
+            ``None``.
+        neighbours: number of neighbours for precision, recall, density and coverage.
         inception: file of InceptionV3's weights for FID, which is left out if not given.
         dinov2: folder of a DINOv2 model for a Fréchet distance on its features.
         clip: folder or hub id of a CLIP model for CLIP-T and CMMD, which are left out if not given.

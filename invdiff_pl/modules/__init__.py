@@ -1,4 +1,4 @@
-"""Thin LightningModules, one a stage."""
+"""Thin LightningModules, one per stage."""
 
 from invdiff_pl.modules.attribute_classifier import AttributeClassifier
 from invdiff_pl.modules.augmented_classifier import AugmentedClassifier

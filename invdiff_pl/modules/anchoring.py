@@ -1,14 +1,14 @@
-"""Where the noise is little, the adapter is trained towards what the frozen denoiser predicts.
+"""Training an adapter towards the frozen denoiser's prediction where there is little noise.
 
 Write ``a`` for the hidden attribute, ``z`` for noisy latents. The best prediction is
 
     E[target | z] = sum_a P(a | z) E[target | z, a].
 
 Samples whose shares of ``a`` are even differ from the backbone's in ``P(a | z)`` alone. Where there
-is so little noise that ``z`` shows ``a``, it is 0 or 1 for both: an adapter that evens out shares
-has nothing to change there. Images that the model has drawn itself could teach it its own mistakes
-there and nothing else, so the frozen prediction is the target instead. (Images of a data set may
-show what the model draws badly; there they are the better target.)
+is so little noise that ``z`` shows ``a``, this probability is 0 or 1 for both: an adapter that
+evens out shares has nothing to change there. Images that the model has drawn itself could only
+teach it its own mistakes there, so the frozen prediction is the target instead. (Images of a data
+set may show what the model draws badly; they are the better target.)
 """
 
 from typing import NamedTuple
@@ -21,12 +21,12 @@ from invdiff_pl.backbones.denoiser import Condition, FrozenDenoiser
 
 
 class Draw(NamedTuple):
-    """What a denoiser is given for a batch, and should predict.
+    """What a denoiser is given for a batch, and what it should predict.
 
     Attributes:
-        noisy: latents ``[B, C, H, W]``.
+        noisy: noisy latents ``[B, C, H, W]``.
         timesteps: int64 ``[B]``.
-        condition: of the prompts, B rows by name.
+        condition: inputs for the prompts, B rows by name.
         target: ``[B, C, H, W]``.
     """
 
@@ -38,12 +38,12 @@ class Draw(NamedTuple):
 
 @torch.no_grad()
 def anchored(draw: Draw, frozen: FrozenDenoiser, adapter: Adapter, before: int) -> Draw:
-    """The draw with the frozen denoiser's prediction as the target where the noise is little.
+    """Make the frozen denoiser's prediction a draw's target where there is little noise.
 
     Args:
-        draw: of B images.
-        frozen: gives predictions.
-        adapter: beside its denoiser, at scale 1 before and after.
+        draw: a draw of B images.
+        frozen: the frozen denoiser.
+        adapter: the adapter beside it, at scale 1 before and after.
         before: timestep below which targets are replaced.
     """
     rows = (draw.timesteps < before).nonzero().squeeze(1)

@@ -23,25 +23,25 @@ from invdiff_pl.utils.errors import InvDiffError
 
 
 class AttributeClassifier(pl.LightningModule):
-    """Learns attribute and prompt of images, and counts its answers on others in validation.
+    """Trains a classifier of the attribute and the prompt of images, and tests it in validation.
 
     Any loader will do whose batches hold ``images``, uint8 ``[B, 3, H, W]``, and ``prompt`` and
-    ``attribute``, int64 ``[B]``. Of a DataModule with labels each (prompt, attribute) cell weighs
-    the same; without labels nothing is trained. Labels serve the scoring of samples only: neither
-    inference nor adapter training sees this network or what it was trained on.
+    ``attribute``, int64 ``[B]``. With a DataModule that has labels, each (prompt, attribute) cell
+    weighs the same; if it has none, nothing is trained. Labels serve the scoring of samples only:
+    neither inference nor adapter training sees this network or what it was trained on.
     :class:`~invdiff_pl.callbacks.SaveClassifier` writes it.
 
     Args:
-        prompts: that batches number, where no DataModule tells them.
-        attributes: names of the attribute's classes, where no DataModule tells them.
+        prompts: prompts that numbers in batches stand for, if no DataModule sets them.
+        attributes: names of the attribute's classes, if no DataModule sets them.
         trunk: see :class:`~invdiff_pl.metrics.classifier.SampleClassifier`.
         learning_rate: peak rate of AdamW.
-        weight_decay: of AdamW.
-        seed: of weights and augmentation.
+        weight_decay: weight decay of AdamW.
+        seed: seed of the weights and of the augmentation.
 
     Attributes:
-        confusion: images of the last validation by true and told class, int64 ``[K, K]``.
-        accuracies: of ``attribute`` and ``prompt`` in it.
+        confusion: images of the last validation by true and predicted class, int64 ``[K, K]``.
+        accuracies: accuracies of ``attribute`` and ``prompt`` in the last validation.
 
     Raises:
         ValueError: if there is no such trunk.
@@ -85,24 +85,24 @@ class AttributeClassifier(pl.LightningModule):
         self.weight_decay = weight_decay
         self.seed = seed
         self.network: SampleClassifier | None = None
-        self.resolution = 0  # of the images, once some were seen
+        self.resolution = 0  # of the images, once some have been seen
         self.confusion = torch.zeros((0, 0), dtype=torch.int64)
         self.accuracies: dict[str, float] = {}
 
     @staticmethod
     def require_settings(settings: Mapping[str, Any]) -> None:
-        """Refuse settings before a network is built.
+        """Check the settings before a network is built.
 
         Args:
             settings: all of the constructor's arguments.
 
         Raises:
-            InvDiffError: naming the first that is wrong.
+            InvDiffError: naming the first setting that is wrong.
         """
         require_trunk(settings["trunk"])
 
     def use_labels(self, labels: Labels) -> None:
-        """Take the names of prompts and classes, and how many images there are of each."""
+        """Set the names of prompts and classes, and the number of images of each."""
         self.labels = labels
 
     def configure_model(self) -> None:
@@ -115,10 +115,10 @@ class AttributeClassifier(pl.LightningModule):
                 self.network = SampleClassifier(classes, len(names.prompts), self.trunk)
 
     def setup(self, stage: str) -> None:
-        """Weights that make every (prompt, attribute) cell count the same.
+        """Compute weights that make every (prompt, attribute) cell count the same.
 
         Raises:
-            ValueError: if prompts or classes are not named.
+            ValueError: if there are no names of prompts or of classes.
         """
         names = self.labels
         if names.missing is not None:
@@ -133,7 +133,7 @@ class AttributeClassifier(pl.LightningModule):
         self.register_buffer("cell_weights", weights, persistent=False)
 
     def training_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor:
-        """Cross-entropy of both heads on augmented images."""
+        """Return the cross-entropy of both heads on augmented images."""
         source = generator(self.seed, "augmentation", self.global_step, self.global_rank)
         images = augment(to_float(batch["images"]), source)
         assert self.network is not None
@@ -150,13 +150,13 @@ class AttributeClassifier(pl.LightningModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Begin to count."""
+        """Reset the counts."""
         classes = len(self.labels.attributes)
         self._counts = torch.zeros((classes, classes), dtype=torch.int64, device=self.device)
         self._correct = torch.zeros((), dtype=torch.int64, device=self.device)
 
     def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:
-        """Count answers: the attribute's by true and told class, and right prompts."""
+        """Count the attribute's answers, by true and predicted class, and right prompts."""
         assert self.network is not None
         self.resolution = batch["images"].shape[-1]
         attribute_logits, prompt_logits = self.network(to_float(batch["images"]))
@@ -166,7 +166,7 @@ class AttributeClassifier(pl.LightningModule):
         self._correct += (prompt_logits.argmax(1) == batch["prompt"]).sum()
 
     def on_validation_epoch_end(self) -> None:
-        """Accuracy over all ranks."""
+        """Compute the accuracies over all ranks."""
         counts = torch.cat([self._counts.flatten(), self._correct[None]])
         *cells, correct = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
         self.confusion = torch.tensor(cells).view_as(self._counts)
@@ -177,7 +177,7 @@ class AttributeClassifier(pl.LightningModule):
             self.log(f"val/{name}_accuracy", accuracy, prog_bar=True, rank_zero_only=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with warm-up and cosine."""
+        """Configure AdamW with warm-up and cosine decay."""
         require_step_limit(self)
         return optimizer_with_schedule(
             self, list(self.parameters()), self.learning_rate, self.weight_decay, 20
@@ -185,14 +185,14 @@ class AttributeClassifier(pl.LightningModule):
 
 
 def augment(images: Tensor, source: torch.Generator) -> Tensor:
-    """Shift, tint, blur and roughen images, as samples of a model may be off.
+    """Shift, tint, blur and roughen images, to imitate flaws of a model's samples.
 
     Args:
         images: float ``[B, 3, H, W]`` in [-1, 1].
-        source: CPU generator.
+        source: generator on the CPU.
 
     Returns:
-        of the same shape.
+        images of the same shape.
     """
     count, _, height, width = images.shape
     device = images.device

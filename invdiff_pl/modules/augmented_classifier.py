@@ -1,4 +1,4 @@
-"""What debiased samples are good for: a classifier of the prompt that is trained on them, too."""
+"""A use of debiased samples: a classifier of the prompt that is also trained on them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,25 +25,25 @@ NAMES = ("real", "augmented")
 
 
 class AugmentedClassifier(pl.LightningModule):
-    """Trains two classifiers of the prompt, on real images alone and on real and debiased ones.
+    """Trains two classifiers of the prompt: on real images alone, and on real and debiased ones.
 
-    Both start from the same weights and see equally many images in equally many steps; the second
-    has a share of each batch replaced by samples. Neither sees an attribute. Any loader will do
-    whose batches hold ``images``, uint8 ``[B, 3, H, W]``, and ``prompt``, int64 ``[B]``.
+    Both start from the same weights and see equally many images in equally many steps; for the
+    second, a share of each batch is replaced by samples. Neither sees an attribute. Any loader will
+    do whose batches hold ``images``, uint8 ``[B, 3, H, W]``, and ``prompt``, int64 ``[B]``.
     :class:`~invdiff_pl.callbacks.GroupAccuracy` tests both in each (prompt, attribute) group.
 
     Args:
-        samples: debiased images with prompts; or the folder of the samples stage, of which those
-            at the highest invariant scale are taken.
-        prompts: that batches number, where no DataModule tells them.
-        generated_share: share of generated images in the second one's batches, in (0, 1).
+        samples: debiased images with prompts; or the folder of the samples stage, from which the
+            samples at the highest invariant scale are taken.
+        prompts: prompts that numbers in batches stand for, if no DataModule sets them.
+        generated_share: share of generated images in the second network's batches, in (0, 1).
         trunk: see :class:`~invdiff_pl.metrics.classifier.SampleClassifier`.
         learning_rate: peak rate of AdamW.
-        weight_decay: of AdamW.
-        seed: of weights, augmentation and the choice of samples.
+        weight_decay: weight decay of AdamW.
+        seed: seed of the weights, the augmentation and the choice of samples.
 
     Attributes:
-        networks: the two of them, by :data:`NAMES`.
+        networks: the two networks, by :data:`NAMES`.
 
     Raises:
         ValueError: if a setting is wrong.
@@ -93,13 +93,13 @@ class AugmentedClassifier(pl.LightningModule):
 
     @staticmethod
     def require_settings(settings: Mapping[str, Any]) -> None:
-        """Refuse settings before a network is built.
+        """Check the settings before a network is built.
 
         Args:
             settings: all of the constructor's arguments.
 
         Raises:
-            InvDiffError: naming the first that is wrong.
+            InvDiffError: naming the first setting that is wrong.
         """
         require_trunk(settings["trunk"])
         if not 0 < (share := settings["generated_share"]) < 1:
@@ -108,7 +108,7 @@ class AugmentedClassifier(pl.LightningModule):
             )
 
     def use_labels(self, labels: Labels) -> None:
-        """Take the names of the prompts."""
+        """Set the names of the prompts."""
         self.labels = labels
 
     def configure_model(self) -> None:
@@ -126,7 +126,7 @@ class AugmentedClassifier(pl.LightningModule):
         """Find the debiased samples.
 
         Raises:
-            ValueError: if one is of none of the prompts.
+            ValueError: if a sample belongs to none of the prompts.
         """
         given, prompts = self.samples, self.labels.prompts
         self.generated = read_samples(Path(given)) if isinstance(given, str) else given
@@ -137,11 +137,11 @@ class AugmentedClassifier(pl.LightningModule):
                 "prompts: rerun the samples stage, or name it in prompts.",
                 "samples",
             )
-        # Numbers that batches have for the prompts of the samples.
+        # Numbers that stand for the samples' prompts in batches.
         self._numbers = torch.tensor([prompts.index(text) for text in self.generated.prompts])
 
     def training_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor:
-        """Cross-entropy of both networks; they share no weight, so the sum trains each alone."""
+        """Return the summed cross-entropy of both networks, which share no weights."""
         source = generator(self.seed, "augmented classifier", self.global_step, self.global_rank)
         images, prompts = batch["images"], batch["prompt"]
         count = round(self.generated_share * len(images))
@@ -166,7 +166,7 @@ class AugmentedClassifier(pl.LightningModule):
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with warm-up and cosine."""
+        """Configure AdamW with warm-up and cosine decay."""
         require_step_limit(self)
         parameters = [value for value in self.parameters() if value.requires_grad]
         return optimizer_with_schedule(self, parameters, self.learning_rate, self.weight_decay, 20)

@@ -26,20 +26,20 @@ from invdiff_pl.utils.errors import InvDiffError
 
 
 class Autoencoder(pl.LightningModule):
-    """Trains a new pipeline's autoencoder; denoiser and text encoder stay at random weights.
+    """Trains a new pipeline's autoencoder; the denoiser and text encoder keep random weights.
 
     Any loader will do whose batches hold ``images``, uint8 ``[B, 3, H, W]``.
     :class:`~invdiff_pl.callbacks.LatentScale` measures the latents' scale, and
     :class:`~invdiff_pl.callbacks.SavePipeline` writes the pipeline.
 
     Args:
-        prompts: whose words the text encoder will know, where no DataModule tells them.
-        architecture: sizes of the new pipeline.
+        prompts: prompts whose words the text encoder will know, if no DataModule sets them.
+        architecture: sizes of the new pipeline; the defaults if not given.
         learning_rate: peak rate of AdamW.
         kl_weight: weight of the KL divergence to the standard normal, summed over a latent,
-            against the mean absolute and squared error of a pixel; a family whose autoencoder has
-            no posterior has no divergence.
-        seed: of weights and posterior draws.
+            relative to the mean absolute and squared error per pixel; in a family whose autoencoder
+            has no posterior, there is no divergence.
+        seed: seed of the weights and of the posterior draws.
     """
 
     stage = "autoencoder"
@@ -61,7 +61,7 @@ class Autoencoder(pl.LightningModule):
         self.seed = seed
 
     def use_labels(self, labels: Labels) -> None:
-        """Take the prompts."""
+        """Set the prompts."""
         self.labels = labels
 
     def configure_model(self) -> None:
@@ -71,7 +71,7 @@ class Autoencoder(pl.LightningModule):
             self.vae = self.pipeline.vae
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Refuse images of another size.
+        """Reject images of another size.
 
         Raises:
             ValueError: naming both sizes.
@@ -86,7 +86,7 @@ class Autoencoder(pl.LightningModule):
             )
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Reconstruction error plus KL divergence."""
+        """Return the reconstruction error plus the weighted KL divergence."""
         images = to_float(batch["images"])
         posterior = self.posterior(images)
         source = generator(self.seed, "posterior", self.global_step)
@@ -106,18 +106,18 @@ class Autoencoder(pl.LightningModule):
         return loss
 
     def posterior(self, images: Tensor) -> DiagonalGaussianDistribution:
-        """Of the latents of images ``[B, 3, H, W]`` in [-1, 1]; of no width in some families."""
+        """Encode images ``[B, 3, H, W]`` in [-1, 1]; some families' posteriors have no width."""
         encoded = self.vae.encode(images)
         if hasattr(encoded, "latent_dist"):
             return encoded.latent_dist
         return DiagonalGaussianDistribution(encoded.latent.repeat(1, 2, 1, 1), deterministic=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with warm-up and cosine."""
+        """Configure AdamW with warm-up and cosine decay."""
         require_step_limit(self)
         parameters = list(self.vae.parameters())
         return optimizer_with_schedule(self, parameters, self.learning_rate, 0.0, 100)
 
     def result(self) -> DiffusionPipeline:
-        """The pipeline with what was learned."""
+        """Return the pipeline with the trained autoencoder."""
         return self.pipeline

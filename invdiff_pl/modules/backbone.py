@@ -27,31 +27,32 @@ from invdiff_pl.utils.names import BACKBONE_DENSITIES, OPTIMIZERS, require_name
 class Backbone(OnPipeline):
     """Trains the denoiser of a pipeline on latents and prompts.
 
-    The pipeline may be any supported family's, to be fine-tuned, or the autoencoder stage's, whose
-    denoiser starts from random weights. With ``lora_rank`` low-rank updates are trained, and added
-    to the weights in the end: :meth:`result` is an ordinary pipeline either way, which
-    :class:`~invdiff_pl.callbacks.SavePipeline` writes.
+    The pipeline may be one of any supported family, to be fine-tuned, or that of the autoencoder
+    stage, whose denoiser starts from random weights. With ``lora_rank``, low-rank updates are
+    trained, and added to the weights at the end: either way, :meth:`result` returns an ordinary
+    pipeline, which :class:`~invdiff_pl.callbacks.SavePipeline` writes.
 
     Any loader will do whose batches hold ``latents`` ``[B, C, h, w]`` (or the VAE posterior's
     ``moments`` ``[B, 2C, h, w]``) and ``prompt`` (texts, or numbers into ``prompts``).
 
     Args:
         backbone: a loaded pipeline, or a pipeline folder, hub id or ``asset:NAME``.
-        prompts: that numbers in batches stand for, where no DataModule tells them.
+        prompts: prompts that numbers in batches stand for, if no DataModule sets them.
         learning_rate: peak rate of AdamW.
-        weight_decay: of AdamW.
-        warmup_steps: of the rate.
+        weight_decay: weight decay of AdamW.
+        warmup_steps: number of steps over which the rate is warmed up.
         conditioning_dropout: share of prompts replaced by the empty one, so that
             classifier-free guidance works.
-        timestep_density: ``power``, see ``sample_timesteps``; or ``logit_normal``, as large
-            flow-matching transformers are trained, see ``logit_normal_timesteps``. Small ones learn
-            little of it where there is almost no signal, which decides about backgrounds.
-        high_noise_exponent: of ``power``; 1 is uniform.
-        lora_rank: of the updates (see ``invdiff_pl.adapters.LoraAdapter``); every weight is trained
-            if not given.
-        gradient_checkpointing: recompute activations, for less memory and more time.
-        optimizer: ``adamw``, or ``adamw8bit``, whose moments take a byte each.
-        seed: of all draws.
+        timestep_density: ``power``, see ``sample_timesteps``; or ``logit_normal``, with which large
+            flow-matching transformers are trained, see ``logit_normal_timesteps``. With the latter,
+            small transformers learn little where there is almost no signal, which is where
+            backgrounds are decided.
+        high_noise_exponent: exponent of ``power``; 1 is uniform.
+        lora_rank: rank of the updates (see ``invdiff_pl.adapters.LoraAdapter``); every weight is
+            trained if not given.
+        gradient_checkpointing: recompute activations, which takes less memory and more time.
+        optimizer: ``adamw``, or ``adamw8bit``, whose moments take one byte each.
+        seed: seed of all draws.
 
     Raises:
         ValueError: if the backbone cannot be loaded.
@@ -118,13 +119,13 @@ class Backbone(OnPipeline):
             hold_frozen(self, *self.frozen.other_networks)
 
     def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
-        """What is trained, and averaged by the EMA callback."""
+        """Return the parameters that are trained, and averaged by the EMA callback."""
         if self.lora is not None:
             return self.lora.parameters()
         return dict(self.denoiser.named_parameters())
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Mean denoising loss of a batch."""
+        """Return the mean denoising loss of a batch."""
         whole = completed(batch, batch_idx, self)
         chosen: Any = self.hparams
         source = generator(chosen.seed, "backbone", self.global_step)
@@ -147,7 +148,7 @@ class Backbone(OnPipeline):
         return sample_timesteps(count, every, chosen["high_noise_exponent"], source)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with warm-up and cosine."""
+        """Configure AdamW with warm-up and cosine decay."""
         require_step_limit(self)
         parameters, chosen = list(self.trainable_parameters().values()), self.hparams
         names = ("learning_rate", "weight_decay", "warmup_steps", "optimizer")
@@ -155,10 +156,10 @@ class Backbone(OnPipeline):
 
     @torch.no_grad()
     def result(self) -> DiffusionPipeline:
-        """The pipeline with what was learned: the averaged weights if a callback put them there.
+        """Return the pipeline with the trained weights, averaged if a callback put those in place.
 
-        One that was loaded here is loaded again, as its parts may have been rounded; one that was
-        handed in is changed.
+        A pipeline that was loaded here is loaded again, as its parts may have been rounded; one
+        that was handed in is changed in place.
         """
         updates = {} if self.lora is None else self.lora.updates()
         if isinstance(self.backbone, str):
@@ -175,7 +176,7 @@ class Backbone(OnPipeline):
         return pipeline
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what is trained; what is frozen lies in the starting folder."""
+        """Keep the trained weights only; the frozen ones are in the initial pipeline."""
         kept = {f"denoiser.{name}" for name in self.trainable_parameters()}
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {n: v for n, v in state.items() if n in kept}

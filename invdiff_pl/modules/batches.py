@@ -1,4 +1,4 @@
-"""Batches of any loader, made whole: prompts as numbers, memberships, shared draws."""
+"""Completing the batches of any loader: prompts as numbers, memberships, shared draws."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
@@ -18,15 +18,15 @@ from invdiff_pl.utils.errors import InvDiffError
 def completed(
     batch: Mapping[str, Any], batch_idx: int, module: OnPipeline, groups: int | None = None
 ) -> LatentBatch:
-    """A training batch with what a loader may leave out.
+    """Complete a training batch with what a loader may leave out.
 
     Args:
-        batch: holds ``latents`` or ``moments``; ``prompt``, texts or numbers; and ``environment``
-            int64 ``[B]`` or ``membership`` ``[B, G]``, where there are groups. Where there is no
-            ``draw`` each image has a draw of its own.
+        batch: batch that holds ``latents`` or ``moments``; ``prompt``, texts or numbers; and, if
+            there are groups, ``environment`` int64 ``[B]`` or ``membership`` ``[B, G]``. Without
+            ``draw``, each image has its own draw.
         batch_idx: number of the batch, which tells micro-batches of a step apart.
-        module: that is trained; it numbers texts.
-        groups: G; memberships are not looked at if not given.
+        module: module that is trained; it numbers texts.
+        groups: G; memberships are ignored if not given.
 
     Raises:
         ValueError: if something is missing, or an environment is not below ``groups``.
@@ -48,12 +48,12 @@ def completed(
 def shared_draws(
     batch: Mapping[str, Any], batch_idx: int, module: pl.LightningModule
 ) -> tuple[Tensor, int]:
-    """Which draw of the global batch each image takes, int64 ``[B]``, and how many there are.
+    """Return which draw of the global batch each image takes, int64 ``[B]``, and their number.
 
     Args:
-        batch: holds ``draw`` and ``draw_count``; else each image has a draw of its own.
+        batch: batch that holds ``draw`` and ``draw_count``; otherwise each image has its own draw.
         batch_idx: number of the batch, which tells micro-batches of a step apart.
-        module: whose trainer tells of ranks and micro-batches.
+        module: module whose trainer sets the numbers of ranks and micro-batches.
     """
     if "draw" in batch:
         return batch["draw"], batch["draw_count"]
@@ -64,12 +64,12 @@ def shared_draws(
 
 
 class StepDraws(NamedTuple):
-    """What is drawn for the images of a batch; those with the same ``draw`` share it.
+    """What is drawn for the images of a batch; images with the same ``draw`` share it.
 
     Attributes:
         timesteps: int64 ``[B]``.
-        noises: two of them, ``[2, B, C, h, w]``.
-        prompts: int64 ``[B]``, some replaced by the empty one.
+        noises: two noises per image, ``[2, B, C, h, w]``.
+        prompts: int64 ``[B]``, some of them replaced by the empty one.
     """
 
     timesteps: Tensor
@@ -84,13 +84,13 @@ def step_draws(
     module: OnPipeline,
     conditioning_dropout: float,
 ) -> StepDraws:
-    """Draws for the whole global batch, so that the ranks' shares do not change the numbers.
+    """Draw for the whole global batch, so that numbers do not depend on the ranks' shares.
 
     Args:
-        batch: of this rank.
-        timesteps: gives so many of them, int64.
-        source: CPU generator.
-        module: that is trained.
+        batch: batch of this rank.
+        timesteps: function that draws a number of timesteps, int64.
+        source: generator on the CPU.
+        module: module that is trained.
         conditioning_dropout: share of draws whose prompt is replaced by the empty one.
     """
     device, draw, draws = module.device, batch["draw"], batch["draw_count"]
@@ -120,7 +120,7 @@ def _memberships(batch: Mapping[str, Any], groups: int) -> Tensor:
 
 
 def micro_batches(trainer: pl.Trainer, step: int) -> Iterator[LatentBatch]:
-    """This rank's micro-batches of an optimizer step, as the training loader gives them.
+    """Yield this rank's micro-batches of an optimizer step, as the training loader gives them.
 
     Raises:
         ValueError: if the loader's sampler cannot give them again.

@@ -20,12 +20,13 @@ from invdiff_pl.utils.names import OPTIMIZERS, require_name
 
 
 class OnPipeline(pl.LightningModule):
-    """A module on a pipeline, which learns the prompts of its batches as it meets them.
+    """Base class of modules on a pipeline, which number the prompts of batches as they meet them.
 
     Attributes:
-        pipeline: that it is on; one that was handed in stays as precise as it is.
+        pipeline: the pipeline; one that was handed in keeps its precision.
         frozen: the pipeline's denoiser.
-        conditions: what the prompts that batches number and, last, the empty one become.
+        conditions: the denoiser's inputs for the prompts that batches number and, last, the empty
+            one.
     """
 
     conditions: Conditions
@@ -37,15 +38,15 @@ class OnPipeline(pl.LightningModule):
         resolution: int | None = None,
         frozen_weights: str = "float32",
     ) -> None:
-        """Take a pipeline, or load it: call it in the constructor.
+        """Take a loaded pipeline, or load one: to be called in the constructor.
 
-        Text encoders of one that is loaded follow when prompts are met that no DataModule tells.
+        Its text encoders are loaded only when prompts are met that no DataModule has set.
 
         Args:
             backbone: a loaded pipeline, or a pipeline folder, hub id or ``asset:NAME``.
-            prompts: that numbers in batches stand for, where no DataModule tells them.
+            prompts: prompts that numbers in batches stand for, if no DataModule sets them.
             resolution: side of the images in pixels; the pipeline's own if not given.
-            frozen_weights: how those of a pipeline that is loaded are held, see
+            frozen_weights: how the weights of a pipeline that is loaded are held, see
                 :func:`~invdiff_pl.backbones.pipeline.load_pipeline`.
         """
         self.owns_backbone = isinstance(backbone, str)
@@ -60,16 +61,16 @@ class OnPipeline(pl.LightningModule):
         self.known = KnownPrompts(encoders, prompts)
 
     def use_prompts(self, conditions: Conditions) -> None:
-        """Take what the prompts that batches number and, last, the empty one become."""
+        """Set the denoiser's inputs for the prompts of batches and, last, the empty one."""
         self.conditions = conditions
 
     def setup(self, stage: str) -> None:
-        """Embed the prompts that no DataModule has told."""
+        """Embed the prompts, if no DataModule has set them."""
         if not hasattr(self, "conditions"):
             self.use_prompts(self.known.conditions())
 
     def prompt_numbers(self, prompts: Tensor | Sequence[str]) -> Tensor:
-        """The numbers of a batch's prompts, int64 ``[B]``; texts that are new are encoded."""
+        """Return the numbers of a batch's prompts, int64 ``[B]``; new texts are encoded."""
         if isinstance(prompts, Tensor):
             return prompts
         numbers = self.known.numbers(prompts).to(self.device)
@@ -78,11 +79,12 @@ class OnPipeline(pl.LightningModule):
         return numbers
 
     def latents_of(self, batch: Mapping[str, Any], noise: Tensor | None = None) -> Tensor:
-        """A batch's latents, float32 ``[B, C, h, w]`` of unit variance.
+        """Return a batch's latents, float32 ``[B, C, h, w]`` of unit variance.
 
         Args:
-            batch: holds ``latents``, or the VAE posterior's ``moments``.
-            noise: that the posterior is drawn with, ``[B, C, h, w]``; its mean if not given.
+            batch: batch that holds ``latents``, or the VAE posterior's ``moments``.
+            noise: noise with which the posterior is drawn, ``[B, C, h, w]``; the posterior's mean
+                is taken if not given.
         """
         if "latents" in batch:
             return batch["latents"].float()
@@ -90,35 +92,35 @@ class OnPipeline(pl.LightningModule):
 
 
 def stage_name(module: pl.LightningModule) -> str:
-    """The stage that a module is trained or run in, as messages name it."""
+    """Return the name, in messages, of the stage that a module is trained or run in."""
     return getattr(module, "stage", type(module).__name__)
 
 
 def hold_frozen(module: pl.LightningModule, *others: nn.Module) -> None:
-    """Make what is not trained cheap to hold: call it in ``setup``.
+    """Make frozen weights cheap to hold: to be called in ``setup``.
 
     Under mixed precision (``bf16-mixed``, ``16-mixed``) frozen weights are rounded to half
-    precision once, instead of at every pass; trained ones stay float32. DDP is told of the trained
-    parameters only: the others are the same on all ranks as they come from the same files, and are
-    not sent from one to another.
+    precision once, instead of at every pass; trained ones stay float32. DDP handles the trained
+    parameters only: the others come from the same files on all ranks, and need not be sent from
+    one rank to another.
 
     Args:
-        module: whose frozen parameters are meant.
-        others: networks that it holds without having registered them, all of them frozen.
+        module: module whose frozen parameters are meant.
+        others: networks that the module holds without having registered them, all of them frozen.
     """
     half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(module.trainer.precision)
     frozen = {name: value for name, value in module.named_parameters() if not value.requires_grad}
     if half is not None:
         for value in (*frozen.values(), *(p for other in others for p in other.parameters())):
-            if value.is_floating_point():  # quantised ones stay
+            if value.is_floating_point():  # quantised weights stay as they are
                 value.data = value.data.to(half)
     ignored = [*frozen, *(name for name, _ in module.named_buffers())]
-    # Where DistributedDataParallel looks for it.
+    # DistributedDataParallel looks for the names here.
     module._ddp_params_and_buffers_to_ignore = ignored  # type: ignore[assignment]
 
 
 def trained_state(module: pl.LightningModule, state: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a state dict checkpoints keep: trained weights and what objectives remember."""
+    """Return what checkpoints keep of a state dict: trained weights, and the objective's state."""
     trained = {id(value) for value in module.trainable_parameters().values()}  # type: ignore[operator]
     names = {name for name, value in module.named_parameters() if id(value) in trained}
     return {
@@ -127,7 +129,7 @@ def trained_state(module: pl.LightningModule, state: Mapping[str, Any]) -> dict[
 
 
 def denoiser_of(module: pl.LightningModule) -> nn.Module:
-    """The denoiser that a stage calls: the adapted one, where there is an adapter."""
+    """Return the denoiser that a stage calls: the adapted one if there is an adapter."""
     found: nn.Module = module.denoiser  # type: ignore[assignment]
     return found
 
@@ -135,7 +137,7 @@ def denoiser_of(module: pl.LightningModule) -> nn.Module:
 def warmup_cosine(
     optimizer: Optimizer, warmup_steps: int, total_steps: int
 ) -> LRSchedulerConfigType:
-    """Linear warm-up, then a cosine to zero, stepped every optimizer step."""
+    """Schedule a linear warm-up, then a cosine decay to zero, stepped every optimizer step."""
 
     def factor(step: int) -> float:
         if step < warmup_steps:
@@ -154,15 +156,15 @@ def optimizer_with_schedule(
     warmup_steps: int,
     optimizer: str = "adamw",
 ) -> OptimizerLRScheduler:
-    """AdamW under :func:`warmup_cosine` over ``trainer.max_steps``.
+    """Make AdamW with the schedule :func:`warmup_cosine` over ``trainer.max_steps``.
 
     Args:
-        module: whose trainer tells the number of steps.
-        parameters: that are trained.
+        module: module whose trainer sets the number of steps.
+        parameters: parameters that are trained.
         learning_rate: peak rate.
-        weight_decay: of AdamW.
-        warmup_steps: of the rate.
-        optimizer: ``adamw``, or ``adamw8bit``, whose moments take a byte each (Dettmers et al.,
+        weight_decay: weight decay of AdamW.
+        warmup_steps: number of steps over which the rate is warmed up.
+        optimizer: ``adamw``, or ``adamw8bit``, whose moments take one byte each (Dettmers et al.,
             arXiv 2110.02861).
     """
     require_name("optimizer", optimizer, OPTIMIZERS)
@@ -178,16 +180,16 @@ def optimizer_with_schedule(
 
 
 def share_of_mean(values: Tensor, count: int, module: pl.LightningModule) -> Tensor:
-    """This part's share of a mean over the global batch.
+    """Return this part's share of a mean over the global batch.
 
-    Ranks and micro-batches may hold one sample more or less than each other, and a mean of means
-    would weigh their samples differently. Averaged over ranks and micro-batches, as Lightning does
-    with gradients, the shares give the mean of the whole.
+    Ranks and micro-batches may differ by one sample, and a mean of means would weigh their samples
+    differently. Averaged over ranks and micro-batches, as Lightning does with gradients, the shares
+    give the mean of the whole.
 
     Args:
-        values: one a sample of this part of the batch, ``[B]``.
-        count: samples of the global batch.
-        module: whose trainer tells into how many parts the batch is cut.
+        values: one value per sample of this part of the batch, ``[B]``.
+        count: number of samples of the global batch.
+        module: module whose trainer sets the number of parts that the batch is cut into.
     """
     trainer = module.trainer
     parts = trainer.world_size * trainer.accumulate_grad_batches
@@ -199,19 +201,19 @@ def check_finite(
 ) -> None:
     """Stop on a loss that is not finite, before it spoils the weights.
 
-    On a GPU it is looked at as often as figures are logged.
+    On a GPU the loss is checked only as often as figures are logged.
 
     Args:
-        loss: of a batch.
-        module: that is trained.
+        loss: loss of a batch.
+        module: module that is trained.
         risks: loss of each environment, by name.
 
     Raises:
-        InvDiffError: naming stage, step, environment and the last good checkpoint.
+        InvDiffError: naming the stage, the step, the environment and the last good checkpoint.
     """
     trainer = module.trainer
     if loss.is_cuda and trainer.global_step % max(1, trainer.log_every_n_steps):  # type: ignore[attr-defined]
-        return  # to look is to wait for the device; StopOnDivergence keeps the weights meanwhile
+        return  # reading it waits for the device; StopOnDivergence protects the weights meanwhile
     if not torch.isfinite(loss):
         raise diverged(module, f"the loss is {loss.item()}", risks)
 
@@ -222,13 +224,13 @@ def diverged(
     risks: Mapping[str, Tensor] | None = None,
     step: int | None = None,
 ) -> InvDiffError:
-    """The error that tells where training went off, and what there is from before.
+    """Make the error that says where training diverged, and which checkpoint is left.
 
     Args:
-        module: that is trained; its ``stage`` names the stage.
-        what: is not finite.
+        module: module that is trained; its ``stage`` names the stage.
+        what: clause saying what is not finite.
         risks: loss of each environment, by name; those that are not finite are named.
-        step: the optimizer step; the present one if not given.
+        step: the optimizer step; the current one if not given.
     """
     trainer = module.trainer
     stage = stage_name(module)
@@ -254,7 +256,7 @@ def _last_checkpoint(trainer: pl.Trainer) -> str:
 
 
 def require_step_limit(module: pl.LightningModule) -> None:
-    """Training is counted in steps here; an unlimited trainer would never end.
+    """Check that training has a number of steps; an unlimited trainer would never end.
 
     Raises:
         InvDiffError: if ``trainer.max_steps`` is not positive.
@@ -268,7 +270,7 @@ def require_step_limit(module: pl.LightningModule) -> None:
 
 
 def from_all_ranks(found: dict[Any, Any], trainer: pl.Trainer) -> dict[Any, Any]:
-    """What the ranks have found, put together."""
+    """Merge what the ranks have found."""
     if trainer.world_size == 1:
         return found
     parts: list[Any] = [None] * trainer.world_size

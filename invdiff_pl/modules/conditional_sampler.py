@@ -1,4 +1,4 @@
-"""Phase 3: guided sampling, prompts by seeds, at one or several invariant scales."""
+"""Phase 3: guided sampling of prompts and seeds, at one or several invariant scales."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from invdiff_pl.utils.errors import InvDiffError
 
 
 class SampledBatch(TypedDict):
-    """What callbacks see of a batch of samples."""
+    """A batch of samples, as callbacks see it."""
 
     index: Tensor  # int64 [B]
     prompt: Tensor  # int64 [B]
@@ -27,32 +27,32 @@ class SampledBatch(TypedDict):
 class ConditionalSampler(OnPipeline):
     """Samples every prompt with the same noises at each invariant scale; run with ``predict``.
 
-    Any loader will do whose batches hold ``prompt`` (texts, or numbers into ``prompts``) and, where
-    batches are shared out over ranks, ``index``, int64 ``[B]``, the samples' numbers. Sample i
+    Any loader will do whose batches hold ``prompt`` (texts, or numbers into ``prompts``) and, if
+    batches are distributed over ranks, ``index``, int64 ``[B]``, the samples' numbers. Sample i
     starts from noise seeded by (seed, i), so the set of images depends neither on the batch size
     nor on the number of ranks, and images at different scales can be compared one by one.
-    :class:`~invdiff_pl.callbacks.SaveSamples` writes them, and finds those that an interrupted run
+    :class:`~invdiff_pl.callbacks.SaveSamples` writes them, and reuses those that an interrupted run
     left.
 
     Args:
         backbone: a loaded pipeline, or a pipeline folder, hub id or ``asset:NAME``.
         adapter: folder of a trained adapter; without one only scale 0 can be sampled.
-        prompts: that numbers in batches stand for, where no DataModule tells them.
-        invariant_scales: s of ``f_theta + s G_psi``; 0 is the backbone, bit for bit.
+        prompts: prompts that numbers in batches stand for, if no DataModule sets them.
+        invariant_scales: values of s in ``f_theta + s G_psi``; 0 is the backbone, bit for bit.
         scheduler: class name of a diffusers scheduler; the backbone's own if not given.
-        steps: denoising steps.
-        guidance_scale: of classifier-free guidance; 1 is none.
-        seed: of the noises.
+        steps: number of denoising steps.
+        guidance_scale: scale of classifier-free guidance; 1 is none.
+        seed: seed of the noises.
         resolution: side of the images in pixels; the pipeline's own if not given.
-        frozen_weights: how those of a backbone that is loaded here are held, see
+        frozen_weights: how the weights of a backbone that is loaded here are held, see
             :func:`~invdiff_pl.backbones.pipeline.load_pipeline`.
 
     Attributes:
         drawn: prompt of each sample of this rank, by index.
-        folder: that samples are kept in; a callback's work.
+        folder: folder that samples are kept in, if a callback sets it.
 
     Raises:
-        ValueError: if a setting is wrong, or backbone or adapter cannot be loaded.
+        ValueError: if a setting is wrong, or the backbone or the adapter cannot be loaded.
 
     Example:
         >>> import pytorch_lightning as pl
@@ -92,20 +92,20 @@ class ConditionalSampler(OnPipeline):
         set_scheduler(self.pipeline, scheduler)
         network = self.frozen.network
         self.adapter = None if adapter is None else load_adapter(Path(adapter), network)
-        # Registered so that Lightning moves the weights to the device.
+        # Registered, so that Lightning moves the weights to the device.
         self.denoiser = network if self.adapter is None else self.adapter.denoiser
         self.vae = self.pipeline.vae
         self.folder: SampleFolder | None = None
 
     @staticmethod
     def require_settings(settings: Mapping[str, Any]) -> None:
-        """Refuse settings before a network is loaded.
+        """Check the settings before a network is loaded.
 
         Args:
             settings: all of the constructor's arguments.
 
         Raises:
-            InvDiffError: naming the first that is wrong.
+            InvDiffError: naming the first setting that is wrong.
         """
         if settings["scheduler"] is not None:
             scheduler_class(settings["scheduler"])
@@ -113,19 +113,19 @@ class ConditionalSampler(OnPipeline):
             raise InvDiffError(f"steps={settings['steps']}: expected at least 1.", "steps")
 
     def setup(self, stage: str) -> None:
-        """Begin anew."""
+        """Forget the samples drawn before."""
         super().setup(stage)
         self.drawn: dict[int, str] = {}
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> SampledBatch:
-        """Samples of a batch at every scale."""
+        """Draw the samples of a batch at every scale."""
         numbers = self.prompt_numbers(batch["prompt"])
         numbered = PromptBatch(index=self._indices(batch), prompt=numbers)
         images = {scale: self.draw(numbered, scale) for scale in self.scales}
         return SampledBatch(**numbered, images=images)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> SampledBatch:
-        """The same as :meth:`predict_step`."""
+        """Do the same as :meth:`predict_step`."""
         return self.predict_step(batch, batch_idx)
 
     def _indices(self, batch: Mapping[str, Any]) -> Tensor:
@@ -138,7 +138,7 @@ class ConditionalSampler(OnPipeline):
         return len(self.drawn) + torch.arange(len(batch["prompt"]))
 
     def draw(self, batch: PromptBatch, scale: float) -> Tensor:
-        """Samples of a batch at a scale, uint8 ``[B, 3, H, W]`` on the CPU."""
+        """Return the samples of a batch at a scale, uint8 ``[B, 3, H, W]`` on the CPU."""
         indices, side = batch["index"].tolist(), self.frozen.resolution
         if not indices:  # the share of a rank for which there is no batch
             return torch.empty((0, 3, side, side), dtype=torch.uint8)
@@ -152,7 +152,7 @@ class ConditionalSampler(OnPipeline):
         return images
 
     def _sampled(self, batch: PromptBatch, scale: float) -> Tensor:
-        """Samples of a batch that are not kept yet, of the same form."""
+        """Draw the samples of a batch, in the form that :meth:`draw` returns."""
         if self.adapter is not None:
             self.adapter.prepare_sampling(self.pipeline, scale)
         return sample_images(

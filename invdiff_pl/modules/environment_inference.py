@@ -29,31 +29,32 @@ from invdiff_pl.utils.names import INFERENCES, require_name
 
 
 class EnvironmentInference(OnPipeline):
-    """Features of every image in one pass, and the hidden attributes in them; run with ``predict``.
+    """Computes every image's features in one pass, and finds hidden attributes; use ``predict``.
 
     Any loader will do whose batches hold ``latents`` ``[B, C, h, w]`` (or the VAE posterior's
-    ``moments`` ``[B, 2C, h, w]``), ``prompt`` (texts or numbers) and, where images are shared out
+    ``moments`` ``[B, 2C, h, w]``), ``prompt`` (texts or numbers) and, if images are distributed
     over ranks or come in another order, ``row``, their numbers. Features are written in parts into
-    ``folder`` as images pass, so that an interrupted run goes on where it was; what is found is in
+    ``folder`` as images pass, so that an interrupted run resumes where it was; what is found is in
     ``found`` on the first rank. :class:`~invdiff_pl.callbacks.SaveEnvironments` writes it.
 
     Args:
         backbone: a loaded pipeline, or a pipeline folder, hub id or ``asset:NAME``.
-        features: ``block``, those of a block of the denoiser; ``losses``, denoising losses as the
-            InvDiff paper has them, 32 passes an image; or a file of one's own, see
+        features: ``block``, the output of a block of the denoiser; ``losses``, denoising losses as
+            in the InvDiff paper, 32 passes per image; or a file of your own features, see
             :func:`~invdiff_pl.environments.features.read_features`.
         block: name of the block, as in ``named_modules()``; the middle one if not given.
-        levels: of noise at which images are looked at, as logarithms of the signal-to-noise ratio.
+        levels: levels of noise at which ``block`` features are taken, as logarithms of the
+            signal-to-noise ratio.
         inference: ``mixture``, see :mod:`invdiff_pl.environments.hidden_attribute`; or
             ``partition``, the InvDiff paper's environments, which are never called a bias, see
             :func:`~invdiff_pl.environments.partition.partition_attribute`.
-        settings: of the mixture, by the names of
+        settings: settings of the mixture, by the names of
             :class:`~invdiff_pl.environments.hidden_attribute.HiddenAttributeSettings`.
-        folder: of the features; a temporary one if not given.
+        folder: folder of the features; a temporary one if not given.
         resolution: side of the images in pixels; the pipeline's own if not given.
-        frozen_weights: how those of a backbone that is loaded here are held, see
+        frozen_weights: how the weights of a backbone that is loaded here are held, see
             :func:`~invdiff_pl.backbones.pipeline.load_pipeline`.
-        seed: of the noise that all images meet, and of the search unless ``settings`` has one.
+        seed: seed of the noise that all images get, and of the search unless ``settings`` has one.
 
     Raises:
         ValueError: if a setting is wrong, or the backbone cannot be loaded.
@@ -102,7 +103,7 @@ class EnvironmentInference(OnPipeline):
         self.kind, self.inference, self.folder = features, inference, folder
         self.block, self.levels, self.seed = block, tuple(levels), seed
         self.attach(backbone, resolution=resolution, frozen_weights=frozen_weights)
-        # Registered so that Lightning moves the weights to the device.
+        # Registered, so that Lightning moves the weights to the device.
         self.denoiser = self.frozen.network
         self.found: list[HiddenAttribute] = []
         self.features: Tensor = torch.zeros((0, 0))
@@ -110,13 +111,13 @@ class EnvironmentInference(OnPipeline):
 
     @staticmethod
     def require_settings(settings: Mapping[str, Any]) -> None:
-        """Refuse settings before a network is loaded.
+        """Check the settings before a network is loaded.
 
         Args:
             settings: all of the constructor's arguments.
 
         Raises:
-            InvDiffError: naming the first that is wrong.
+            InvDiffError: naming the first setting that is wrong.
         """
         require_name("inference", settings["inference"], INFERENCES)
         chosen = settings["settings"] or {}
@@ -149,7 +150,7 @@ class EnvironmentInference(OnPipeline):
         self._losses = DenoisingLosses(self.frozen, self.seed)
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Features of a batch, into the table."""
+        """Add the features of a batch to the table."""
         rows = self._rows(batch)
         if torch.isin(rows, self.present).all():
             return
@@ -172,11 +173,11 @@ class EnvironmentInference(OnPipeline):
         return torch.arange(self._passed - size, self._passed)
 
     def features_of(self, batch: Mapping[str, Any], prompts: Tensor) -> Tensor:
-        """Features of a batch, ``[B, D]``; D is 0 where they are read from a file.
+        """Compute the features of a batch, ``[B, D]``; D is 0 if they are read from a file.
 
         Args:
-            batch: holds ``latents`` or ``moments``.
-            prompts: their numbers, int64 ``[B]``.
+            batch: batch that holds ``latents`` or ``moments``.
+            prompts: numbers of the prompts, int64 ``[B]``.
         """
         if self.kind not in ("block", "losses"):
             return torch.zeros((len(prompts), 0))
@@ -199,7 +200,7 @@ class EnvironmentInference(OnPipeline):
         self.trainer.strategy.barrier()
 
     def on_predict_end(self) -> None:
-        """Drop the parts: callbacks have kept what was found, and the features are in one file."""
+        """Delete the parts: callbacks have saved what was found, and features are in one file."""
         if self.trainer.is_global_zero:
             remove(self.table.folder)
 

@@ -20,43 +20,44 @@ from invdiff_pl.modules.conditional_sampler import ConditionalSampler, SampledBa
 from invdiff_pl.utils.progress import track
 
 _ROUNDS = 3
-_MARGIN = 1.1  # more than the shares seen so far say
-_GROWTH = 4  # of a prompt of which only one group has been seen
+_MARGIN = 1.1  # more images than the shares seen so far call for
+_GROWTH = 4  # largest growth per round of a prompt's number of images
 _TESTABLE = ("bias", "untestable")
 
 
 class ImageGeneration(ConditionalSampler):
     """Draws images of each prompt to train on; run with ``predict``.
 
-    Loaders and files are as of :class:`ConditionalSampler`. Features are taken as images are drawn.
-    After those of the loader a hidden attribute is looked for; of a prompt whose rarer group has
-    fewer than ``least_rare`` images more are drawn, as many as the shares so far call for. Ranks
-    share out the batches.
+    Loaders and files are as for :class:`ConditionalSampler`. Features are taken as images are
+    drawn. After the loader's images, a hidden attribute is looked for; for a prompt whose rarer
+    group has fewer than ``least_rare`` images, more are drawn, as many as the shares so far call
+    for. The batches are distributed over ranks.
 
-    A model draws a rarer group worse: it has seen few such images. So every image is noised to half
-    of the process and drawn from there anew under ``clearer``, a guidance scale, see
+    A model draws a rarer group worse, having seen few such images. So every image is noised to half
+    of the process and drawn anew from there at the guidance scale ``clearer``, see
     :func:`~invdiff_pl.backbones.redrawing.redrawn`. Guidance from the start would make the
     rarer group rarer still.
 
     Args:
         backbone: a loaded pipeline, or a pipeline folder, hub id or ``asset:NAME``.
-        prompts: that numbers in batches stand for, where no DataModule tells them.
+        prompts: prompts that numbers in batches stand for, if no DataModule sets them.
         scheduler: class name of a diffusers scheduler; the backbone's own if not given.
-        steps: denoising steps.
-        guidance_scale: of classifier-free guidance; 1 is none.
-        clearer: guidance scale of the second half of the process; where it is no larger than
-            ``guidance_scale``, such as 1, images stay as they were drawn first.
-        seed: of the noises, which are others than those of samples with the same seed.
-        least_rare: images that the rarer group of each prompt should have; 0 never draws more.
-        most_per_prompt: the most images of a prompt.
-        batch_size: images drawn together, of those beside the loader's.
+        steps: number of denoising steps.
+        guidance_scale: scale of classifier-free guidance; 1 is none.
+        clearer: guidance scale of the second half of the process; if it is no larger than
+            ``guidance_scale``, images stay as they were drawn first.
+        seed: seed of the noises, which differ from those of samples with the same seed.
+        least_rare: number of images that the rarer group of each prompt should have; with 0, no
+            more are ever drawn.
+        most_per_prompt: maximum number of images per prompt.
+        batch_size: number of images drawn together, beyond the loader's.
         resolution: side of the images in pixels; the pipeline's own if not given.
-        frozen_weights: how those of a backbone that is loaded here are held, see
+        frozen_weights: how the weights of a backbone that is loaded here are held, see
             :func:`~invdiff_pl.backbones.pipeline.load_pipeline`.
 
     Attributes:
-        facts: ``prompts`` and, of each, ``counts`` of images and of its ``rarer`` group;
-            ``verdict`` and ``reason`` of the hidden attribute; ``warnings``, a sentence each.
+        facts: ``prompts`` and, for each, ``counts`` of images and of its ``rarer`` group;
+            ``verdict`` and ``reason`` of the hidden attribute; ``warnings``, one sentence each.
     """
 
     stage = "data"
@@ -94,19 +95,19 @@ class ImageGeneration(ConditionalSampler):
         self.facts: dict[str, Any] = {}
 
     def setup(self, stage: str) -> None:
-        """Make ready to draw."""
+        """Prepare for drawing."""
         super().setup(stage)
         self._features: BlockFeatures | None = None
         self._found: dict[int, tuple[int, Tensor]] = {}  # prompt and features by index
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> SampledBatch:
-        """Images of a batch."""
+        """Draw the images of a batch."""
         drawn = super().predict_step(batch, batch_idx)
         self._take_features(drawn, drawn["images"][0.0])
         return drawn
 
     def on_predict_epoch_end(self) -> None:
-        """Draw more of the prompts that need it, and tell of those that it did not help."""
+        """Draw more images of prompts that need them, and warn of those that still lack some."""
         strategy = self.trainer.strategy
         told: dict[str, Any] = {}
         for left in reversed(range(_ROUNDS + 1)):
@@ -122,7 +123,7 @@ class ImageGeneration(ConditionalSampler):
             self._tell(told)
 
     def _sampled(self, batch: PromptBatch, scale: float) -> Tensor:
-        """Samples of a batch, drawn more clearly."""
+        """Draw the samples of a batch, and redraw them more clearly."""
         images = super()._sampled(batch, scale)
         if self.clearer <= self.guidance_scale:
             return images
@@ -140,7 +141,7 @@ class ImageGeneration(ConditionalSampler):
         return ((pixels + 1) * 127.5).round().to(torch.uint8)
 
     def _own_batches(self, first: int, numbers: Sequence[int]) -> list[PromptBatch]:
-        """This rank's batches of images from index ``first`` on, of the prompt of each."""
+        """Return this rank's batches of images from index ``first`` on, with their prompts."""
         indices = first + torch.arange(len(numbers))
         parts = zip(
             indices.split(self.batch_size),
@@ -161,7 +162,7 @@ class ImageGeneration(ConditionalSampler):
         self._found |= {index: (prompt, features) for index, prompt, features in found}
 
     def _decide(self) -> dict[str, Any]:
-        """Images of each prompt and of its rarer group, and how many more to draw."""
+        """Count the images of each prompt and of its rarer group, and how many more to draw."""
         drawn = [self._found[index] for index in sorted(self._found)]
         prompts = torch.tensor([prompt for prompt, _ in drawn])
         counts = prompts.bincount(minlength=len(self.conditions.prompts))
@@ -185,7 +186,7 @@ class ImageGeneration(ConditionalSampler):
         return {**told, "rarer": rarer, "more": more}
 
     def _more(self, count: int, rarer: int) -> int:
-        """Images to draw beside ``count``, of which ``rarer`` are of the rarer group."""
+        """Return how many images to draw beyond ``count``, ``rarer`` of them of the rarer group."""
         if rarer >= self.least_rare:
             return 0
         wanted = count * self.least_rare * _MARGIN / rarer if rarer else math.inf
@@ -204,13 +205,13 @@ class ImageGeneration(ConditionalSampler):
 def scarcity(
     prompts: tuple[str, ...], counts: list[int], rarer: list[int] | None, least: int
 ) -> list[str]:
-    """What to tell of prompts that hardly draw a second group, and by how much more might help.
+    """Warn of prompts that hardly draw a second group, and say how many images might do.
 
     Args:
         prompts: P texts.
-        counts: images of each.
-        rarer: images of each prompt's rarer group; ``None`` where no groups were found.
-        least: images that the rarer group should have.
+        counts: number of images of each prompt.
+        rarer: number of images of each prompt's rarer group; ``None`` if no groups were found.
+        least: number of images that the rarer group should have.
 
     Example:
         >>> scarcity(("a nurse", "a pilot"), [4096, 512], [8, 40], 32)

@@ -1,4 +1,4 @@
-"""Phase 2: the adapter, trained to lower mean and spread of the environments' risks."""
+"""Phase 2: an adapter, trained to lower the mean and spread of the environments' risks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -46,46 +46,47 @@ UNTRAINED = (
 
 
 class InvariantAdapter(OnPipeline):
-    """Trains ``G_psi`` beside the frozen backbone on a rule of the environments' risks.
+    """Trains ``G_psi`` beside the frozen backbone on an objective of the environments' risks.
 
-    By default that is ``mean_g L_g + lambda Var_g L_g``. Any loader will do whose batches hold
-    ``latents`` ``[B, C, h, w]`` (or the VAE posterior's ``moments`` ``[B, 2C, h, w]``), ``prompt``
-    (texts, or numbers into ``prompts``) and ``environment`` int64 ``[B]`` (or soft ``membership``
-    ``[B, G]``). Those of :class:`~invdiff_pl.data.training.LatentDataModule` are balanced over
-    (prompt, environment), and their pairs share timestep and noise by ``draw``. Nothing is written;
-    :class:`~invdiff_pl.callbacks.SaveAdapter` does that. Checkpoints hold the adapter only. Where
-    the inference found no bias, or could not test for one, nothing is trained.
+    By default the objective is ``mean_g L_g + lambda Var_g L_g``. Any loader will do whose batches
+    hold ``latents`` ``[B, C, h, w]`` (or the VAE posterior's ``moments`` ``[B, 2C, h, w]``),
+    ``prompt`` (texts, or numbers into ``prompts``) and ``environment`` int64 ``[B]`` (or soft
+    ``membership`` ``[B, G]``). Batches of :class:`~invdiff_pl.data.training.LatentDataModule` are
+    balanced over (prompt, environment), and rows with the same ``draw`` share timestep and noise.
+    The module writes no files; :class:`~invdiff_pl.callbacks.SaveAdapter` does that. Checkpoints
+    hold the adapter only. If the inference found no bias, or could not test for one, nothing is
+    trained.
 
     Args:
         backbone: a loaded pipeline, whose denoiser the adapter is attached to; or a pipeline
             folder, hub id or ``asset:NAME``.
         adapter: kind of adapter, see ``invdiff_pl.adapters``.
-        adapter_settings: of that kind.
-        objective: what is made of the group risks, see ``invdiff_pl.objectives.build_rule``.
-        objective_settings: of that objective.
-        lambda_: weight of the variance penalty, where the objective has one.
-        groups: G, the number of environments, where no DataModule tells it.
-        prompts: that numbers in batches stand for, where no DataModule tells them.
+        adapter_settings: settings of that kind.
+        objective: how the group risks are combined, see ``invdiff_pl.objectives.build_rule``.
+        objective_settings: settings of that objective.
+        lambda_: weight of the variance penalty, if the objective has one.
+        groups: G, the number of environments, if no DataModule sets it.
+        prompts: prompts that numbers in batches stand for, if no DataModule sets them.
         learning_rate: peak rate of AdamW.
-        weight_decay: of AdamW.
-        warmup_steps: of the rate.
+        weight_decay: weight decay of AdamW.
+        warmup_steps: number of steps over which the rate is warmed up.
         conditioning_dropout: share of draws whose prompt is replaced by the empty one, so that
             classifier-free guidance keeps working.
         timestep_density: ``uniform`` or ``high_noise``, see
             ``invdiff_pl.objectives.build_density``.
-        high_noise_exponent: of the ``high_noise`` density.
+        high_noise_exponent: exponent of the ``high_noise`` density.
         anchored_from: logarithm of the signal-to-noise ratio from which on the adapter is trained
             towards the frozen prediction, for images that the model has drawn itself, see
             :mod:`invdiff_pl.modules.anchoring`; nowhere if not given.
         loss_weighting: ``none``, or ``min_snr``.
-        min_snr_gamma: of ``min_snr``.
-        gradient_checkpointing: recompute activations, for less memory and more time.
-        train_without_bias: train although the inference found no bias or could not test for one.
+        min_snr_gamma: gamma of ``min_snr``.
+        gradient_checkpointing: recompute activations, which takes less memory and more time.
+        train_without_bias: train even if the inference found no bias or could not test for one.
         resolution: side of the images in pixels; the pipeline's own if not given.
-        frozen_weights: how those of a backbone that is loaded here are held, see
+        frozen_weights: how the weights of a backbone that is loaded here are held, see
             :func:`~invdiff_pl.backbones.pipeline.load_pipeline`.
-        optimizer: ``adamw``, or ``adamw8bit``, whose moments take a byte each.
-        seed: of the adapter's weights and of all draws.
+        optimizer: ``adamw``, or ``adamw8bit``, whose moments take one byte each.
+        seed: seed of the adapter's weights and of all draws.
 
     Raises:
         ValueError: if a setting is wrong, or the backbone cannot be loaded.
@@ -164,24 +165,24 @@ class InvariantAdapter(OnPipeline):
         self.adapter.prepare_training()
         if gradient_checkpointing:
             self.adapter.enable_gradient_checkpointing()
-        # Registered so that Lightning moves the weights to the device.
+        # Registered, so that Lightning moves the weights to the device.
         self.denoiser = self.adapter.denoiser
         self.frozen.network = self.adapter.denoiser
         self.environments = Environments(torch.ones((0, groups)))
 
     def use_environments(self, environments: Environments) -> None:
-        """Take the environments of the images that batches are drawn from."""
+        """Set the environments of the images that batches are drawn from."""
         self.environments = environments
 
     @staticmethod
     def require_settings(settings: Mapping[str, Any]) -> None:
-        """Refuse settings before a network is loaded.
+        """Check the settings before a network is loaded.
 
         Args:
             settings: all of the constructor's arguments.
 
         Raises:
-            InvDiffError: naming the first that is wrong.
+            InvDiffError: naming the first setting that is wrong.
         """
         require_name("loss_weighting", settings["loss_weighting"], WEIGHTINGS)
         require_name("optimizer", settings["optimizer"], OPTIMIZERS)
@@ -202,11 +203,11 @@ class InvariantAdapter(OnPipeline):
         require_density(settings["timestep_density"], settings["high_noise_exponent"])
 
     def setup(self, stage: str) -> None:
-        """Make what hangs on prompts and environments."""
+        """Build what depends on the prompts and the environments."""
         chosen: Any = self.hparams
         super().setup(stage)
         if self.owns_backbone:
-            # VAE and text encoder draw the pictures of callbacks.
+            # Callbacks draw pictures with the VAE and the text encoder.
             hold_frozen(self, *self.frozen.other_networks)
         inferred = self.environments
         self.rule = build_rule(
@@ -222,21 +223,21 @@ class InvariantAdapter(OnPipeline):
 
     @property
     def trains(self) -> bool:
-        """Whether there is anything to train on; known from :meth:`setup` on."""
+        """Whether anything is trained; known once :meth:`setup` has run."""
         return self.withheld is None
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained, and averaged by the EMA callback."""
+        """Return the parameters that are trained, and averaged by the EMA callback."""
         return self.adapter.parameters()
 
     def on_train_start(self) -> None:
-        """Stop at once where there is no bias to mitigate."""
+        """Stop at once if there is no bias to mitigate."""
         if self.withheld is not None:
             rank_zero_only(print)(UNTRAINED.format(why=self.withheld))
             self.trainer.should_stop = True
 
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
-        """The objective on one (micro-)batch, with the gradient that the whole batch gives it."""
+        """Return the objective on a (micro-)batch, with the gradient implied by the whole batch."""
         micro_batches = self.trainer.accumulate_grad_batches
         sums = self._whole_batch_sums() if micro_batches > 1 else None
         whole = completed(batch, batch_idx, self, self.environments.groups)
@@ -247,7 +248,7 @@ class InvariantAdapter(OnPipeline):
         return micro_batches * objective.loss  # Lightning divides by their number
 
     def objective(self, losses: Tensor, membership: Tensor, sums: Tensor | None) -> Objective:
-        """The objective of losses ``[B]``, with the gradient that the whole batch gives them."""
+        """Return the objective of losses ``[B]``, with the gradient implied by the whole batch."""
         objective = group_objective(
             losses,
             membership,
@@ -260,7 +261,7 @@ class InvariantAdapter(OnPipeline):
         return objective
 
     def figures(self) -> dict[str, Tensor]:
-        """Scalars of the latest step, by their names in logs."""
+        """Return the scalars of the latest step, by their names in logs."""
         latest = self._latest
         risks = latest.risks.masked_fill(latest.group_weights == 0, torch.nan)
         by_environment = {f"train/risk/environment_{n}": risk for n, risk in enumerate(risks)}
@@ -272,7 +273,7 @@ class InvariantAdapter(OnPipeline):
 
     @torch.no_grad()
     def _whole_batch_sums(self) -> Tensor:
-        """What all ranks' micro-batches of this step add up to: a first pass without gradients."""
+        """Sum over all ranks' micro-batches of this step, in a first pass without gradients."""
         step, sums = self._sums
         if step == self.global_step and sums is not None:
             return sums
@@ -285,16 +286,16 @@ class InvariantAdapter(OnPipeline):
         return total
 
     def add_up(self, sums: Tensor) -> Tensor:
-        """Sums of all ranks, added up."""
+        """Add up the sums of all ranks."""
         added: Tensor = self.trainer.strategy.reduce(sums, reduce_op="sum")
         return added
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let the objective take in the whole batch's risks, once a step."""
+        """Update the objective with the whole batch's risks, once per step."""
         self.rule.observe(self._latest.risks, self._latest.group_weights)
 
     def _losses(self, batch: LatentBatch) -> Tensor:
-        """Per-sample losses ``[B]`` of a (micro-)batch of the present step, weighted."""
+        """Return the weighted per-sample losses ``[B]`` of a (micro-)batch of the current step."""
         draw = self.draw(batch)
         return self._draw_losses(draw) * self.loss_weights(draw.timesteps)
 
@@ -305,7 +306,10 @@ class InvariantAdapter(OnPipeline):
         return sample_losses(prediction, draw.target)
 
     def draw(self, batch: LatentBatch) -> Draw:
-        """This step's draws; rows with the same one share timestep, noise and dropout."""
+        """Draw timesteps and noise for this step; rows with the same ``draw`` share them.
+
+        They share the dropout of the prompt, too.
+        """
         source = generator(self.seed, "adapter", self.global_step)
         timesteps, (noise, posterior_noise), prompts = step_draws(
             batch, self.density.sample, source, self, self.conditioning_dropout
@@ -328,13 +332,13 @@ class InvariantAdapter(OnPipeline):
         noise: Tensor,
         posterior_noise: Tensor | None = None,
     ) -> Tensor:
-        """Per-sample losses of the adapted denoiser, before any weighting.
+        """Return the per-sample losses of the adapted denoiser, before any weighting.
 
         Args:
-            batch: of B images.
+            batch: a batch of B images.
             timesteps: int64 ``[B]``.
             noise: ``[B, C, H, W]``.
-            posterior_noise: the same; the posterior's mean is taken if not given.
+            posterior_noise: ``[B, C, H, W]``; the posterior's mean is taken if not given.
 
         Returns:
             float32 ``[B]``.
@@ -343,13 +347,13 @@ class InvariantAdapter(OnPipeline):
         return self._draw_losses(self._noised(latents, batch["prompt"], timesteps, noise))
 
     def loss_weights(self, timesteps: Tensor) -> Tensor:
-        """How much losses at timesteps ``[B]`` count in the objective."""
+        """Return the weights in the objective of losses at timesteps ``[B]``."""
         if self.min_snr_gamma is None:
             return torch.ones_like(timesteps, dtype=torch.float32)
         return min_snr_weights(self.process, timesteps, self.min_snr_gamma)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with warm-up and cosine, over the adapter alone."""
+        """Configure AdamW with warm-up and cosine decay, for the adapter alone."""
         require_step_limit(self)
         chosen: Any = self.hparams
         return optimizer_with_schedule(

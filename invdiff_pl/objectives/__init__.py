@@ -1,4 +1,4 @@
-"""Group risks, what is made of them, and timestep densities, in plain torch."""
+"""Group risks, objectives built from them, and timestep densities, in plain torch."""
 
 from invdiff_pl.objectives.densities import Density, build_density, min_snr_weights
 from invdiff_pl.objectives.risk import Objective, group_objective, group_risks, group_sums

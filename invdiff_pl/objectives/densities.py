@@ -1,4 +1,4 @@
-"""Where in the noise training draws its timesteps, and how much each loss counts there."""
+"""Densities from which training draws its timesteps, and weights of losses by timestep."""
 
 from dataclasses import dataclass
 
@@ -16,8 +16,8 @@ class Density:
     """The distribution of ``T u ** exponent`` for uniform ``u``.
 
     Attributes:
-        timesteps: T.
-        exponent: below 1 it leans towards high noise.
+        timesteps: T, the number of timesteps.
+        exponent: exponent; below 1, the density leans towards high noise.
     """
 
     timesteps: int
@@ -32,19 +32,19 @@ class Density:
         return sample_timesteps(count, self.timesteps, self.exponent, source)
 
     def mass(self, first: int, end: int) -> float:
-        """Probability of the timesteps from ``first`` up to ``end``, exclusive."""
+        """Return the probability of the timesteps from ``first`` up to ``end``, exclusive."""
         low, high = ((edge / self.timesteps) ** (1 / self.exponent) for edge in (first, end))
         return high - low
 
 
 def build_density(name: str, train_timesteps: int, exponent: float = 1 / 3) -> Density:
-    """The density of a name.
+    """Build the density of a name.
 
     Args:
         name: ``uniform``; or ``high_noise``, that of ``T u ** exponent``, which leans towards high
             noise, where layout and background are decided.
-        train_timesteps: T.
-        exponent: of ``high_noise``, above 0; 1 is uniform.
+        train_timesteps: T, the number of timesteps.
+        exponent: exponent of ``high_noise``, above 0; 1 is uniform.
 
     Raises:
         InvDiffError: if there is no such density.
@@ -54,10 +54,10 @@ def build_density(name: str, train_timesteps: int, exponent: float = 1 / 3) -> D
 
 
 def require_density(name: str, exponent: float) -> None:
-    """Refuse a name or an exponent of :func:`build_density`.
+    """Check the arguments of :func:`build_density`.
 
     Raises:
-        InvDiffError: naming the setting.
+        InvDiffError: naming the setting that is wrong.
     """
     require_name("timestep_density", name, DENSITIES)
     if exponent <= 0:
@@ -67,16 +67,16 @@ def require_density(name: str, exponent: float) -> None:
 
 
 def min_snr_weights(process: NoiseProcess, timesteps: Tensor, gamma: float) -> Tensor:
-    """Loss weights of min-SNR weighting (Hang et al., arXiv 2303.09556).
+    """Compute loss weights by min-SNR weighting (Hang et al., arXiv 2303.09556).
 
     They limit the weight ``SNR`` that a loss on ``x0`` would have to ``gamma``: ``min(SNR, gamma)``
-    over ``SNR`` for epsilon-, over ``SNR + 1`` for v-prediction and over ``(1 + sqrt(SNR))^2`` for
-    flow matching. At a zero-SNR end the latter two are 0.
+    over ``SNR`` for epsilon-prediction, over ``SNR + 1`` for v-prediction and over
+    ``(1 + sqrt(SNR))^2`` for flow matching. At a zero-SNR end the latter two are 0.
 
     Args:
-        process: tells the signal-to-noise ratio and the prediction type.
+        process: noise process, which gives the signal-to-noise ratio and the prediction type.
         timesteps: int64 ``[B]``.
-        gamma: 5 in the paper.
+        gamma: limit of the weight, 5 in the paper.
 
     Returns:
         float32 ``[B]``, at least 0.

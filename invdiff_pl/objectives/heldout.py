@@ -1,4 +1,4 @@
-"""Risks of held-out images by timestep bin: what selects a checkpoint, and METHOD's bound."""
+"""Risks of held-out images by timestep bin, which select a checkpoint, and METHOD's bound."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,12 +8,12 @@ from torch import Tensor
 
 from invdiff_pl.objectives.rules import Rule
 
-# Multiples of it, without their whole part, spread evenly however many there are.
+# Fractional parts of its multiples spread evenly, however many there are.
 _GOLDEN = 0.6180339887498949
 
 
 def timestep_bins(bins: int, train_timesteps: int, places: int) -> tuple[Tensor, Tensor]:
-    """Equal bins of timesteps, and the timestep within each at which a place is measured.
+    """Cut timesteps into equal bins, and choose a timestep in each for every place in a cell.
 
     Returns:
         edges int64 ``[bins + 1]`` and timesteps int64 ``[places, bins]``, spread over each bin.
@@ -26,16 +26,16 @@ def timestep_bins(bins: int, train_timesteps: int, places: int) -> tuple[Tensor,
 def round_robin(
     prompt_ids: Tensor, assignments: Tensor, rows: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
-    """At most ``count`` of ``rows``: one of each (prompt, environment), then the next of each.
+    """Choose up to ``count`` rows: one of each (prompt, environment), then the next of each.
 
     Args:
         prompt_ids: int64 ``[N]``.
         assignments: int64 ``[N]``.
-        rows: int64, into both.
-        count: at most so many.
+        rows: int64, rows of both.
+        count: maximum number of rows.
 
     Returns:
-        int64 rows, and each one's place among those of its (prompt, environment), from 0.
+        int64 rows, and the place of each among those of its (prompt, environment), from 0.
     """
     cells = (prompt_ids * (int(assignments.max()) + 1) + assignments)[rows]
     order = cells.argsort(stable=True)
@@ -47,17 +47,17 @@ def round_robin(
 
 
 def held_out_weights(prompt_ids: Tensor, memberships: Tensor) -> Tensor:
-    """Weights of images in each group's risk: prompts count alike, as in balanced batches.
+    """Weigh images in each group's risk so that prompts count alike, as in balanced batches.
 
     Risks are compared over the prompts that hold every environment, so that a difference between
-    environments is none between prompts; over all prompts if none holds them all.
+    environments is not one between prompts; over all prompts if none holds every environment.
 
     Args:
         prompt_ids: int64 ``[n]``.
         memberships: ``[n, G]``.
 
     Returns:
-        float64 ``[n, G]``; columns sum to 1, or to 0 where a group has no image.
+        float64 ``[n, G]``; columns sum to 1, or to 0 for a group without images.
     """
     weights = memberships.double()
     group_weights = weights.new_zeros((int(prompt_ids.max()) + 1, weights.shape[1]))
@@ -71,7 +71,7 @@ def held_out_weights(prompt_ids: Tensor, memberships: Tensor) -> Tensor:
 
 
 def worst_risk_bound(risks: Tensor) -> Tensor:
-    """``mean_g L_g + sqrt((G - 1) Var_g L_g)`` with the population variance: no risk is above it.
+    """Bound all risks by ``mean_g L_g + sqrt((G - 1) Var_g L_g)``, with the population variance.
 
     Args:
         risks: ``[G]``.
@@ -85,11 +85,11 @@ class HeldOutObjective:
     """The training objective on held-out images, as an average over timestep bins.
 
     Attributes:
-        weights: of the images in each group's risk, float64 ``[n, G]``, see
+        weights: weights of the images in each group's risk, float64 ``[n, G]``, see
             :func:`held_out_weights`.
         cells: int64 ``[n]``, the (prompt, environment) of each image.
         shares: float64 ``[bins]``, how often training draws from each bin.
-        rule: what is made of the risks in each bin.
+        rule: rule that combines the risks in each bin.
     """
 
     weights: Tensor
@@ -98,10 +98,10 @@ class HeldOutObjective:
     rule: Rule
 
     def value(self, losses: Tensor) -> float:
-        """The rule of the group risks in each bin, averaged over bins.
+        """Compute the rule of the group risks in each bin, averaged over bins.
 
         Args:
-            losses: as the objective weighs them, float64 ``[n, bins]``.
+            losses: losses as weighted in the objective, float64 ``[n, bins]``.
         """
         group_weights = self.weights.sum(0)
         risks = self.weights.T @ losses
@@ -109,11 +109,11 @@ class HeldOutObjective:
         return float(self.shares @ values)
 
     def standard_error(self, losses: Tensor, others: Tensor) -> float:
-        """Standard error of the difference in value between two sets of weights.
+        """Estimate the standard error of the difference in value between two sets of weights.
 
-        Both met the same images, timesteps and noises, so it is that of the images' differences
-        within their cells, through the objective's gradient at ``others``. An image alone in its
-        cell adds nothing.
+        Both were measured on the same images, timesteps and noises, so it is that of the images'
+        differences within their cells, through the objective's gradient at ``others``. An image
+        alone in its cell adds nothing.
         """
         group_weights = self.weights.sum(0)
         gradient = [
@@ -129,11 +129,11 @@ class HeldOutObjective:
 
 
 def bin_figures(losses: Tensor, weights: Tensor) -> dict[str, Any]:
-    """One bin's row of the theory table, JSON-ready.
+    """Compute one bin's row of the theory table, JSON-ready.
 
     Args:
-        losses: of the images in the bin, float64 ``[n]``.
-        weights: float64 ``[n, G]``, see :func:`held_out_weights`; groups without an image are left
+        losses: losses of the images in the bin, float64 ``[n]``.
+        weights: float64 ``[n, G]``, see :func:`held_out_weights`; groups without images are left
             out.
     """
     weights = weights[:, weights.sum(0) > 0]

@@ -1,7 +1,7 @@
-"""Group risks, and a loss that has the gradient of a rule of them on any cut of the batch.
+"""Group risks, and a loss with the gradient of a rule of them, however the batch is cut.
 
 METHOD: ``L = mean_g L_g + lambda * Var_g L_g`` over the inferred environments (arXiv 2412.08480,
-the min step). What is made of the risks is a :class:`~invdiff_pl.objectives.rules.Rule`.
+the min step). A :class:`~invdiff_pl.objectives.rules.Rule` combines the risks.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,11 @@ Reduce = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Objective:
-    """Value of the objective on one (micro-)batch and what it is made of.
+    """The objective on one (micro-)batch, and the risks it is made of.
 
     Attributes:
         loss: scalar whose gradient, averaged over ranks, is that of the global objective. Its
-            value is not the objective's.
+            value is not that of the objective.
         risks: detached group risks over the global batch, ``[G]``, 0 for an absent group.
         group_weights: detached sums of weights over the global batch, ``[G]``.
     """
@@ -32,7 +32,7 @@ class Objective:
 
     @property
     def mean(self) -> Tensor:
-        """Mean risk of the groups that are there."""
+        """Mean risk of the groups that are present."""
         return self.risks.sum() / (self.group_weights > 0).sum()
 
     @property
@@ -44,19 +44,19 @@ class Objective:
 
 
 def group_sums(losses: Tensor, weights: Tensor) -> Tensor:
-    """What ranks and micro-batches add up: weighted losses and weights, ``[2, G]``, detached.
+    """Sum weighted losses and weights, ``[2, G]``, detached, to be added up over parts of a batch.
 
     Args:
         losses: per-sample losses ``[B]``.
-        weights: membership of each sample in each environment ``[B, G]``, at least 0: rows of
-            one 1 where the assignment is hard, of shares where it is soft.
+        weights: membership of each sample in each environment ``[B, G]``, at least 0: one-hot rows
+            if assignments are hard, rows of shares if they are soft.
     """
     detached = losses.detach()
     return torch.stack([(weights * detached[:, None]).sum(0), weights.sum(0)])
 
 
 def group_risks(sums: Tensor) -> tuple[Tensor, Tensor]:
-    """Risks and group weights ``[G]`` from :func:`group_sums`; an absent group has risk 0."""
+    """Return risks and group weights ``[G]`` from :func:`group_sums`; absent groups have risk 0."""
     totals, group_weights = sums
     smallest = torch.finfo(group_weights.dtype).tiny
     return torch.where(
@@ -72,18 +72,18 @@ def group_objective(
     reduce: Reduce | None = None,
     world_size: int = 1,
 ) -> Objective:
-    """A loss whose gradient is that of a rule of the *global* batch's group risks.
+    """Compute a loss whose gradient is that of a rule of the *global* batch's group risks.
 
     A variance, or any function of the risks, is not a mean over parts of the batch, but its
-    gradient is a weighted sum over samples: with ``W_g = sum_i w_ig``, ``L_g`` and the rule's
-    derivative ``r_g`` in it, all of the global batch, the loss ``sum_i c_i l_i`` with
-    ``c_i = sum_g r_g w_ig / W_g`` held fixed has the gradient of the rule exactly, on any cut into
-    ranks and micro-batches.
+    gradient is a weighted sum over samples: with ``W_g = sum_i w_ig``, the risk ``L_g`` and the
+    rule's derivative ``r_g`` in it, all of the global batch, the loss ``sum_i c_i l_i`` with
+    ``c_i = sum_g r_g w_ig / W_g`` held fixed has exactly the gradient of the rule, however the
+    batch is cut into ranks and micro-batches.
 
     Args:
         losses: per-sample losses ``[B]`` of this part of the batch.
         weights: environment memberships ``[B, G]``, hard or soft.
-        rule: what is made of the risks.
+        rule: rule that combines the risks.
         sums: :func:`group_sums` of the whole global batch, if known beforehand (gradient
             accumulation); otherwise those of this part, added up over ranks by ``reduce``.
         reduce: adds a tensor up over ranks (all-reduce with sum).

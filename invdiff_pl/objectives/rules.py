@@ -1,4 +1,4 @@
-"""What is made of group risks: mean plus variance, worst group, plain mean; by name."""
+"""Rules that combine group risks, by name: mean plus variance, worst group, plain mean."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -12,30 +12,30 @@ from invdiff_pl.utils.names import require_name
 
 
 class Rule(nn.Module, ABC):
-    """A function of the group risks ``L_g`` that training lowers.
+    """Base class of functions of the group risks ``L_g`` that training lowers.
 
-    Everything is told of *global* risks, so that it does not depend on how a batch is cut. Groups
-    of no mass are absent: their risk is 0 and counts for nothing.
+    All methods take *global* risks, so that results do not depend on how a batch is cut. Groups of
+    no mass are absent: their risk is 0 and does not count.
     """
 
     @abstractmethod
     def gradient(self, risks: Tensor, group_weights: Tensor) -> Tensor:
-        """Derivative of the rule in each group's risk.
+        """Return the derivative of the rule in each group's risk.
 
         Args:
-            risks: ``[G]``; 0 where the group is absent.
-            group_weights: ``[G]``, at least 0; 0 where the group is absent.
+            risks: ``[G]``; 0 for an absent group.
+            group_weights: ``[G]``, at least 0; 0 for an absent group.
 
         Returns:
-            ``[G]``; 0 where the group is absent.
+            ``[G]``; 0 for an absent group.
         """
 
     @abstractmethod
     def value(self, risks: Tensor, group_weights: Tensor) -> Tensor:
-        """What the rule aims to lower, a scalar; held-out risks are compared by it."""
+        """Return the scalar that the rule aims to lower; held-out risks are compared by it."""
 
     def observe(self, risks: Tensor, group_weights: Tensor) -> None:
-        """Take in the risks of one whole batch, once an optimizer step."""
+        """Update the rule's state with the risks of one whole batch, once per optimizer step."""
 
 
 class VariancePenalty(Rule):
@@ -43,7 +43,7 @@ class VariancePenalty(Rule):
 
     Args:
         penalty: lambda, at least 0.
-        unbiased: the sample variance, over ``G - 1``; else the population's, over ``G``.
+        unbiased: use the sample variance, over ``G - 1``; otherwise the population's, over ``G``.
     """
 
     def __init__(self, penalty: float = 1.0, unbiased: bool = True) -> None:
@@ -52,13 +52,13 @@ class VariancePenalty(Rule):
         self.unbiased = unbiased
 
     def gradient(self, risks: Tensor, group_weights: Tensor) -> Tensor:
-        """``1/G + 2 lambda (L_g - mean L) / (G - 1)``, or over ``G``."""
+        """Return ``1/G + 2 lambda (L_g - mean L) / (G - 1)``, or the same over ``G``."""
         groups, deviations = _deviations(risks, group_weights)
         gradient = 1 / groups + 2 * self.penalty * deviations / self._freedom(groups)
         return torch.where(group_weights > 0, gradient, 0.0)
 
     def value(self, risks: Tensor, group_weights: Tensor) -> Tensor:
-        """Mean and penalised variance of the groups that are there."""
+        """Return the mean plus the penalised variance over the groups that are present."""
         groups, deviations = _deviations(risks, group_weights)
         return risks.sum() / groups + self.penalty * deviations.square().sum() / self._freedom(
             groups
@@ -72,11 +72,11 @@ class GroupDro(Rule):
     """The worst group's risk, by online group-DRO (Sagawa et al., arXiv 1911.08731).
 
     The weights ``q_g`` start even and are multiplied by ``exp(step_size L_g)`` and renormalised
-    once an optimizer step; the step then lowers ``sum_g q_g L_g``.
+    once per optimizer step; the step then lowers ``sum_g q_g L_g``.
 
     Args:
-        groups: G.
-        step_size: of the weights.
+        groups: G, the number of groups.
+        step_size: step size of the weights.
     """
 
     log_weights: Tensor
@@ -87,31 +87,31 @@ class GroupDro(Rule):
         self.register_buffer("log_weights", torch.zeros(groups))
 
     def gradient(self, risks: Tensor, group_weights: Tensor) -> Tensor:
-        """The weights, over the groups that are there, as they stand after this batch's risks."""
+        """Return the weights of the groups that are present, updated with this batch's risks."""
         weights = (self.log_weights.to(risks) + self.step_size * risks).masked_fill(
             group_weights == 0, -torch.inf
         )
         return weights.softmax(0)
 
     def value(self, risks: Tensor, group_weights: Tensor) -> Tensor:
-        """The worst group's risk."""
+        """Return the worst group's risk."""
         return risks.masked_fill(group_weights == 0, -torch.inf).max()
 
     def observe(self, risks: Tensor, group_weights: Tensor) -> None:
-        """Keep the weights of this batch."""
+        """Keep the weights updated with this batch's risks."""
         weights = self.log_weights + self.step_size * risks.to(self.log_weights)
         self.log_weights.copy_(weights.log_softmax(0))
 
 
 class Reweighting(Rule):
-    """``mean_g L_g``: plain re-weighting, every group counts the same."""
+    """``mean_g L_g``: plain re-weighting, in which every group counts the same."""
 
     def gradient(self, risks: Tensor, group_weights: Tensor) -> Tensor:
-        """``1/G``."""
+        """Return ``1/G``."""
         return (group_weights > 0).to(group_weights) / _present(group_weights)
 
     def value(self, risks: Tensor, group_weights: Tensor) -> Tensor:
-        """The mean over groups that are there."""
+        """Return the mean over the groups that are present."""
         return risks.sum() / _present(group_weights)
 
 
@@ -119,11 +119,11 @@ class EmpiricalRisk(Rule):
     """The mean loss of all samples: groups count by their mass, that is, not at all."""
 
     def gradient(self, risks: Tensor, group_weights: Tensor) -> Tensor:
-        """Each group's share of the mass."""
+        """Return each group's share of the mass."""
         return group_weights / group_weights.sum()
 
     def value(self, risks: Tensor, group_weights: Tensor) -> Tensor:
-        """The mean over samples."""
+        """Return the mean over samples."""
         return (risks * group_weights).sum() / group_weights.sum()
 
 
@@ -132,7 +132,7 @@ def _present(group_weights: Tensor) -> Tensor:
 
 
 def _deviations(risks: Tensor, group_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Number of groups that are there, and their risks less their mean, ``[G]``."""
+    """Return the number of groups that are present, and their risks less the mean, ``[G]``."""
     groups = _present(group_weights)
     return groups, torch.where(group_weights > 0, risks - risks.sum() / groups, 0.0)
 
@@ -147,13 +147,13 @@ RULES: dict[str, Callable[..., Rule]] = {
 
 
 def build_rule(name: str, groups: int, penalty: float, **settings: Any) -> Rule:
-    """The rule of a name.
+    """Build the rule of a name.
 
     Args:
-        name: ``variance`` (sample form) or ``population_variance``, mean plus ``penalty`` times
+        name: ``variance`` (sample form) or ``population_variance``, the mean plus ``penalty`` times
             the variance of group risks; ``group_dro``; ``reweighting``, the mean of group risks;
             or ``empirical_risk``, the mean over samples.
-        groups: G.
+        groups: G, the number of groups.
         penalty: lambda, at least 0.
         settings: ``step_size`` of ``group_dro``.
 

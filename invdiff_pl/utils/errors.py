@@ -5,20 +5,21 @@ from collections.abc import Mapping
 
 
 class InvDiffError(ValueError):
-    """Bad input or a bad setting, told in one clear sentence.
+    """Raised for bad input or a bad setting, with a message of one clear sentence.
 
     The message names the file, row, key or argument, what was expected, what was found and how to
-    mend it. The command line prints it without a traceback and exits with a non-zero status, with
-    its flags in place of the arguments (:func:`in_flags`).
+    mend it. The command line prints it without a traceback, with its flags in place of the
+    arguments (:func:`in_flags`), and exits with a non-zero status.
 
     Args:
-        message: names arguments as ``argument=value``, or as ```argument``` in backticks where
-            there is no value.
-        arguments: that the message names, as the class or function calls them to which they are
-            given; of a mapping or an object with its key, as in ``adapter_settings.rank``.
+        message: the message, which writes arguments as ``argument=value``, or as ```argument```
+            in backticks if there is no value.
+        arguments: the arguments that the message names, as they are called in the signature of the
+            class or function; with the key, if it is a part of a mapping or an object that is
+            wrong, as in ``adapter_settings.rank``.
 
     Attributes:
-        arguments: likewise.
+        arguments: the same.
     """
 
     def __init__(self, message: str, *arguments: str) -> None:
@@ -26,10 +27,10 @@ class InvDiffError(ValueError):
         self.arguments = arguments
 
     def in_flags(self, flags: Mapping[str, str]) -> "InvDiffError":
-        """The same, told with flags in place of the arguments.
+        """Return the same error with flags in place of the arguments.
 
         Args:
-            flags: by argument, such as ``{"adapter": "--model.adapter"}``.
+            flags: flags by argument, such as ``{"adapter": "--model.adapter"}``.
         """
         roots = {name: flags.get(name.split(".")[0]) for name in self.arguments}
         named = {
@@ -39,11 +40,11 @@ class InvDiffError(ValueError):
 
 
 def in_flags(text: str, flags: Mapping[str, str]) -> str:
-    """A text with flags in place of the arguments that it names.
+    """Replace the arguments that a text names by flags.
 
     Args:
-        text: names arguments as ``argument=`` or, in backticks, as ```argument```.
-        flags: by argument; others are left as they are.
+        text: text that writes arguments as ``argument=`` or, in backticks, as ```argument```.
+        flags: flags by argument; other arguments are left as they are.
 
     Examples:
         >>> in_flags("leave it out with broken=skip", {"broken": "--data.broken"})

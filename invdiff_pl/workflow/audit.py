@@ -1,4 +1,4 @@
-"""Counting what a pipeline draws, as it is and with LoRAs."""
+"""Count what a pipeline draws, as it is and with LoRAs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -42,26 +42,28 @@ def audit(
 ) -> Audit:
     """Draw samples of each prompt and count the classes that readers see in them.
 
-    A batch of samples is read as it is drawn, and let go. Errors of a reader that has a
-    ``confusion`` are taken out beside the plain figures. Without a reader, environments are
-    inferred from what the pipeline draws by itself, and counted: no label, no other model.
+    Each batch of samples is read as soon as it is drawn, and then discarded. For a reader with a
+    ``confusion``, figures corrected for its errors are given beside the plain ones. Without a
+    reader, environments are inferred from what the pipeline draws without ``lora``, and counted,
+    with no label and no other model.
 
     Args:
-        pipe: a loaded pipeline, with whatever LoRAs of its own; it is left as it is.
+        pipe: a loaded pipeline, with any LoRAs of its own; it is left as it is.
         prompts: P texts, or one.
-        readers: what tells attributes, see :mod:`invdiff_pl.metrics.readers`.
+        readers: classifiers of attributes, see :mod:`invdiff_pl.metrics.readers`.
         lora: a trained adapter, or the folder or safetensors file of any LoRA, or several, which
-            are active together; with them samples are drawn and counted once more, from the same
+            are active together; with them, samples are drawn and counted once more, from the same
             noises.
-        per_prompt: samples of each prompt, at each guidance scale and seed.
-        steps: denoising steps.
-        guidance_scale: of classifier-free guidance, one or several; bias grows with it.
-        batch_size: images drawn together.
-        seed: of the noises, one or several, whose samples are counted together.
+        per_prompt: number of samples per prompt, at each guidance scale and seed.
+        steps: number of denoising steps.
+        guidance_scale: scale of classifier-free guidance, one or several; bias grows with it.
+        batch_size: number of images drawn together.
+        seed: seed of the noises, one or several, whose samples are counted together.
         target: shares that an attribute's classes should have, by its name; even ones otherwise.
-        discovery: how environments are inferred, where there is no reader.
-        folder: keeps what is drawn, so that an interrupted audit goes on from there.
-        progress: show a progress bar.
+        discovery: settings for inferring environments when there is no reader.
+        folder: keeps what was read at each finished guidance scale and seed, so that an
+            interrupted audit can be resumed.
+        progress: whether to show a progress bar.
 
     Raises:
         ValueError: if prompts, readers or LoRAs cannot be used.
@@ -135,7 +137,7 @@ def _inferred(
     target: Mapping[str, Sequence[float]] | None,
     told: dict[str, Any],
 ) -> Audit:
-    """Environments of what is drawn before at the first scale, read in everything.
+    """Infer environments from the samples drawn before at the first scale, and read them in all.
 
     Raises:
         InvDiffError: if nothing was found.

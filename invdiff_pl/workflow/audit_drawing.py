@@ -1,4 +1,4 @@
-"""Drawing the samples of an audit, and reading them as they are drawn."""
+"""Draw the samples of an audit, and read them as they are drawn."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -26,13 +26,13 @@ from invdiff_pl.utils.sheets import TILE
 from invdiff_pl.utils.tensors import read_tensors, write_tensors
 from invdiff_pl.workflow.generate import silent
 
-FEATURES = "features"  # kept in the place of what readers see, where there is none
-_SHOWN = 24  # pictures that are kept of each prompt and cell
+FEATURES = "features"  # kept instead of readings when there is no reader
+_SHOWN = 24  # pictures kept per prompt and cell
 
 
 @dataclass(frozen=True)
 class DrawingSettings:
-    """How samples of one cell are drawn, beside what the cell says."""
+    """How the samples of every cell are drawn, apart from what the cell itself sets."""
 
     prompts: tuple[str, ...]
     per_prompt: int
@@ -44,11 +44,11 @@ class CellDrawing:
     """Draws cells and reads them, one batch at a time.
 
     Args:
-        pipe: that draws.
-        settings: of every cell.
-        readers: of samples; without any, features are kept.
-        folder: of finished cells.
-        progress: show a progress bar.
+        pipe: the pipeline that draws.
+        settings: settings of every cell.
+        readers: readers of the samples; without any, features are kept.
+        folder: folder of finished cells, if they are to be kept.
+        progress: whether to show a progress bar.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class CellDrawing:
             self._features = BlockFeatures(self.denoiser, self.denoiser.condition([""]))
 
     def draw(self, cells: Sequence[Cell], loras: Sequence[Path]) -> dict[Cell, dict[str, Tensor]]:
-        """What was read of each cell, int64 ``[P, N]`` by reader, and ``pictures``."""
+        """Return what was read in each cell, int64 ``[P, N]`` by reader, and ``pictures``."""
         found: dict[Cell, dict[str, Tensor]] = {}
         key = self._key(loras) if self.folder is not None else ""
         for when in dict.fromkeys(cell.when for cell in cells):
@@ -118,7 +118,7 @@ class CellDrawing:
             return {FEATURES: self._features(self.denoiser.latents(moments)).half().cpu()}
 
     def _key(self, loras: Sequence[Path]) -> str:
-        """What finished cells depend on, beside the cell itself and its LoRAs."""
+        """Return a digest of what finished cells depend on, beside the cell itself."""
         networks = (self.denoiser.network, *self.denoiser.other_networks)
         readers = [
             [each.name, list(each.classes), getattr(each, "identity", None)]
@@ -144,7 +144,7 @@ class CellDrawing:
 
 
 def _finished(file: Path | None) -> dict[str, Tensor] | None:
-    """What a finished cell holds; a damaged one is drawn again."""
+    """Return what a finished cell holds; a damaged one is drawn again."""
     if file is None or not file.is_file():
         return None
     try:
@@ -155,7 +155,7 @@ def _finished(file: Path | None) -> dict[str, Tensor] | None:
 
 
 def _classes(reader: AttributeReader, images: Tensor) -> Tensor:
-    """The class of each picture, int64 ``[B]``.
+    """Return the class of each picture, int64 ``[B]``.
 
     Raises:
         InvDiffError: if the reader gives a number outside its classes.

@@ -1,4 +1,4 @@
-"""What an audit counted, and its files."""
+"""The result of an audit, and its files."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ CSV, JSON, PAGE = "audit.csv", "audit.json", "audit.html"
 
 
 class Audit(AuditCounts):
-    """What was counted; see :class:`~invdiff_pl.metrics.audit_counts.AuditCounts`."""
+    """The result of an audit; see :class:`~invdiff_pl.metrics.audit_counts.AuditCounts`."""
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``audit.csv``, ``audit.json`` and ``audit.html`` into a folder, and give it back.
+        """Write ``audit.csv``, ``audit.json`` and ``audit.html`` into a folder, and return it.
 
-        The page is one file, which loads and runs nothing.
+        The page is a single file, which loads and runs nothing.
         """
         from invdiff_pl.report.audit_page import audit_page  # noqa: PLC0415 - plots take a second
 

@@ -1,7 +1,7 @@
 """What a stage's result depends on: which of its settings and flags, and which source files.
 
-Knows nothing of torch. A callback counts if its class says ``changes_result = True``; every other
-one watches, as loggers do.
+This module does not import torch. A callback counts if its class says ``changes_result = True``;
+all others only watch, as loggers do.
 """
 
 import ast
@@ -20,7 +20,7 @@ from invdiff_pl.workflow.stages import Stage
 
 PACKAGE = Path(invdiff_pl.__file__).parent
 _DECLARATION = "changes_result"
-# Of the trainer: where it runs, and what is told of it.
+# Of the trainer: where it runs, and what is reported of it.
 _WATCHING = (
     *("devices", "num_nodes", "accelerator", "strategy", "plugins"),
     *("logger", "log_every_n_steps", "profiler", "default_root_dir"),
@@ -32,20 +32,20 @@ _LIGHTNING = (
     *("GradientAccumulationScheduler", "LearningRateFinder", "ModelPruning"),
     *("StochasticWeightAveraging", "Timer", "WeightAveraging"),
 )
-# Of the data: where rows are held and who reads them.
+# Of the data: where rows are held, and by which processes they are read.
 _HELD = ("latent_device", "workers")
 # Of the model: how much is done at once, and what memory that takes.
 _UNCOUNTED_MODEL = ("gradient_checkpointing", "batch_size")
 
 
 def settings_that_count(config: dict[str, Any], stage: Stage) -> dict[str, Any]:
-    """A stage's resolved settings, less what changes neither weights nor samples.
+    """Remove from a stage's resolved settings what changes neither weights nor samples.
 
     That is: where it runs, where rows are held, how much is done at once, and who watches.
 
     Args:
-        config: is changed.
-        stage: that it belongs to.
+        config: the settings, changed in place.
+        stage: the stage that they belong to.
     """
     trainer = config.get("trainer", {})
     for name in _WATCHING:
@@ -61,11 +61,11 @@ def settings_that_count(config: dict[str, Any], stage: Stage) -> dict[str, Any]:
 
 
 def flags_that_count(flags: Iterable[str], stage: Stage) -> list[str]:
-    """The same of a stage's own flags, ``--trainer.…``, ``--model.…`` and ``--data.…``.
+    """Do the same for a stage's own flags, ``--trainer.…``, ``--model.…`` and ``--data.…``.
 
     Args:
-        flags: each as ``--key=value``, in order.
-        stage: that they are given to.
+        flags: flags as ``--key=value``, in order.
+        stage: the stage that they are given to.
     """
     kept = []
     last_counts = True  # of the callbacks that flags have added
@@ -76,7 +76,7 @@ def flags_that_count(flags: Iterable[str], stage: Stage) -> list[str]:
             if deeper == [""]:
                 given = _changing(_entries(value))
                 last_counts = bool(given)
-                # Those in place of the files' take away what those had changed.
+                # Callbacks that replace those of the files undo what those changed.
                 if last_counts or not name.endswith("+"):
                     kept.append(f"--{key}={digest_json(given)}")
             elif last_counts:
@@ -95,7 +95,7 @@ def _uncounted_data(stage: Stage) -> tuple[str, ...]:
 
 
 def _entries(value: str) -> list[Any]:
-    """Callbacks as a flag gives them: a class path, an entry, or a list of either."""
+    """Parse the callbacks of a flag: a class path, an entry, or a list of either."""
     try:
         given = yaml.safe_load(value)
     except yaml.YAMLError:
@@ -104,7 +104,7 @@ def _entries(value: str) -> list[Any]:
 
 
 def _changing(callbacks: Any) -> list[dict[str, Any]]:
-    """Those that change the result, less how much they do at once."""
+    """Return the callbacks that change the result, less how much they do at once."""
     found = []
     for entry in callbacks if isinstance(callbacks, list) else []:
         told: dict[str, Any] = entry if isinstance(entry, dict) else {"class_path": str(entry)}
@@ -116,30 +116,31 @@ def _changing(callbacks: Any) -> list[dict[str, Any]]:
 
 
 def changes_result(class_path: str) -> bool:
-    """Whether a callback changes what a stage writes, as its class says.
+    """Whether a callback changes what a stage writes, according to its class.
 
     Args:
-        class_path: such as ``invdiff_pl.callbacks.SampleGrid``; a user's own is imported.
+        class_path: path such as ``invdiff_pl.callbacks.SampleGrid``; a user's own class is
+            imported.
     """
     module, _, name = class_path.rpartition(".")
     if module.split(".")[0] in ("", "invdiff_pl", "pytorch_lightning", "lightning"):
         return name in _LIGHTNING or name in _declared(PACKAGE)
     try:
         own = getattr(importlib.import_module(module), name)
-    except Exception:  # whatever is wrong with it, the stage tells when it is run
+    except Exception:  # whatever is wrong with it is reported when the stage runs
         return False
     return bool(getattr(own, _DECLARATION, False))
 
 
 def source_digest(stage: Stage, class_paths: Iterable[str] = ()) -> str:
-    """Digest of the source that decides about a stage's result.
+    """Compute the digest of the source that a stage's result depends on.
 
-    That is the package's in the rooms that the stage uses, less callbacks that watch, and the files
-    of a user's own classes. It is the same wherever the same version is installed.
+    That is the package's source in the rooms that the stage uses, less callbacks that watch, and
+    the files of a user's own classes. It is the same wherever the same version is installed.
 
     Args:
-        stage: names the rooms.
-        class_paths: of model and data.
+        stage: the stage, which names the rooms.
+        class_paths: class paths of the model and the data.
     """
     own = []
     for path in class_paths:
@@ -169,7 +170,7 @@ def _digest(package: Path, code: Sequence[str]) -> str:
 
 @lru_cache(maxsize=8)
 def _declared(package: Path) -> dict[str, Path]:
-    """The package's callbacks that change the result, and where each is defined."""
+    """Return the package's callbacks that change the result, and where each is defined."""
     return {
         node.name: file
         for file in (package / "callbacks").glob("*.py")

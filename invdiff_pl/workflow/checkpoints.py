@@ -1,4 +1,4 @@
-"""Lightning checkpoints: written aside and renamed, checked and loaded without running code."""
+"""Lightning checkpoints, written aside and renamed, checked, and loaded without running code."""
 
 import zipfile
 from collections.abc import Callable
@@ -16,10 +16,10 @@ from invdiff_pl.utils.files import atomic_path
 class SafeCheckpointIO(TorchCheckpointIO):
     """Reads and writes checkpoint files on local disks.
 
-    Lightning's own writes to the system's temporary folder first, and from there, where that is
-    another file system, copies: killed in between, it leaves half a checkpoint under the final
-    name. This one writes beside the target. Reading compares the checksum of every part of the
-    file, and takes tensors and plain values only, whatever a caller asks for.
+    Lightning's own class writes to the system's temporary folder first, and copies from there if
+    that is another file system: killed while copying, it leaves half a checkpoint under the final
+    name. This class writes beside the target. Reading compares the checksum of every part of the
+    file, and accepts tensors and plain values only, whatever a caller asks for.
     """
 
     def save_checkpoint(
@@ -29,7 +29,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         try:
             with atomic_path(Path(path)) as partial, partial.open("wb") as stream:
                 torch.save(checkpoint, stream)
-        except RuntimeError as error:  # how torch tells of a full disk
+        except RuntimeError as error:  # torch's way of reporting a full disk
             if isinstance(cause := error.__context__, OSError):
                 raise OSError(cause.errno, cause.strerror, str(path)) from None
             raise OSError(f"checkpoint {path} cannot be written: {error}") from None
@@ -61,7 +61,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
                 f"checkpoint {path} holds more than tensors and plain values, which is never "
                 f"loaded, as it could run code: {remedy}."
             ) from None
-        except Exception as error:  # readers of damaged archives raise whatever they stumble over
+        except Exception as error:  # readers may raise anything on a damaged archive
             reason = " ".join(str(error).split())
             raise InvDiffError(f"checkpoint {path} cannot be read ({reason}): {remedy}.") from None
         if not isinstance(checkpoint, dict):

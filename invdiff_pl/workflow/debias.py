@@ -1,4 +1,4 @@
-"""Training an adapter on a pipeline and images that are at hand."""
+"""Train an adapter with a loaded pipeline and given images."""
 
 import tempfile
 from collections.abc import Iterator
@@ -47,33 +47,34 @@ def debias(
 ) -> TrainedAdapter:
     """Train an adapter with which a pipeline draws the environments of each prompt evenly.
 
-    The same modules and callbacks as under ``invdiff train``: batches balanced over (prompt,
-    environment) with paired draws, an average of the weights, held-out risks that choose among
-    them, and a calibration of the scale.
+    It runs the modules and callbacks of ``invdiff train``: batches balanced over (prompt,
+    environment) with paired draws, averaged weights, selection among weights by held-out risks,
+    and a calibration of the scale.
 
     Args:
-        pipe: a loaded pipeline, on any device. Its weights are not changed, and it is given back
-            without the adapter.
+        pipe: a loaded pipeline, on any device. Its weights are not changed, and the adapter is
+            removed from it afterwards.
         images: N images with prompts.
         environments: a candidate of :func:`invdiff_pl.discover`, environment numbers int64 ``[N]``
             or memberships ``[N, G]``, of which the largest counts.
-        steps: optimizer steps, where no trainer is given.
-        batch_size: global, over ranks and micro-batches.
+        steps: number of optimizer steps, if no trainer is given.
+        batch_size: global batch size, over ranks and micro-batches.
         learning_rate: peak rate of AdamW.
         resolution: side of the images in pixels; the pipeline's own if not given.
         held_out: share of each environment that is never trained on.
-        calibration_samples: drawn at each scale that is tried after training; 0 skips it.
-        calibration_guidance: guidance scale of these.
-        trainer: one of your own; its steps, devices, precision, loggers and callbacks hold, and
-            callbacks are added.
-        seed: of everything random.
-        progress: show a progress bar, or lines where output is no terminal, unless a trainer is
-            given, and tell of what is measured.
-        settings: further ones of :class:`~invdiff_pl.modules.InvariantAdapter`, such as
+        calibration_samples: number of samples drawn at each scale that is tried after training;
+            0 skips the calibration.
+        calibration_guidance: guidance scale of these samples.
+        trainer: your own trainer; its steps, devices, precision, loggers and callbacks are used,
+            and callbacks are added to it.
+        seed: seed of everything random.
+        progress: whether to report what is measured and, if no trainer is given, to show a progress
+            bar, or lines if the output is not a terminal.
+        settings: further arguments of :class:`~invdiff_pl.modules.InvariantAdapter`, such as
             ``adapter_settings={"rank": 8}`` or ``objective="group_dro"``.
 
     Raises:
-        ValueError: if environments are not of the images, or a setting is wrong.
+        ValueError: if the environments do not match the images, or a setting is wrong.
 
     Example:
         >>> import torch
@@ -149,7 +150,7 @@ def _trainer(
 
 @contextmanager
 def borrowed(pipe: DiffusionPipeline) -> Iterator[None]:
-    """A pipeline to train with, given back as it was but for what is attached to its denoiser."""
+    """Restore a pipeline after training, except for what is attached to its denoiser."""
     denoiser = frozen_denoiser(pipe)
     network = denoiser.network
     parts = [network, *denoiser.other_networks]

@@ -1,4 +1,4 @@
-"""Finding hidden attributes of images that are at hand, with a pipeline's own denoiser."""
+"""Find hidden attributes of given images with a pipeline's own denoiser."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -35,28 +35,29 @@ def discover(
     seed: int = 0,
     progress: bool = True,
 ) -> Discovery:
-    """Find attributes that go along with prompts, which nobody has labelled.
+    """Find unlabelled attributes that go along with prompts.
 
-    One pass of the frozen denoiser an image gives features; a mixture tells which images of
-    different prompts share something that the prompts do not name, and how uneven its shares are.
+    One pass of the frozen denoiser per image gives features; a mixture model tells which images of
+    different prompts share something that the prompts do not name, and how unevenly it is spread
+    over the prompts.
 
     Args:
         pipe: a loaded pipeline, on any device; it is left as it is.
         images: N images of P prompts.
-        embeddings: features of one's own, such as a CLIP model's: a tensor ``[N, D]``, a file as of
-            :func:`~invdiff_pl.environments.features.read_features`, or a function that makes
-            ``[B, D]`` of images uint8 ``[B, 3, H, H]``. The denoiser is not asked then.
+        embeddings: features of your own, such as a CLIP model's: a tensor ``[N, D]``, a file that
+            :func:`~invdiff_pl.environments.features.read_features` reads, or a function from
+            images uint8 ``[B, 3, H, H]`` to ``[B, D]``. The denoiser is not used then.
         resolution: side of the images in pixels; the pipeline's own if not given.
-        settings: of the inference.
-        batch_size: images at once; chosen by the resolution if not given.
-        seed: of the noise that all images share, and of the search.
-        progress: show a progress bar.
+        settings: settings of the inference.
+        batch_size: number of images per batch; chosen by the resolution if not given.
+        seed: seed of the noise that all images share.
+        progress: whether to show a progress bar.
 
     Returns:
-        candidates, best first; none where nothing was found.
+        candidates, best first; none if nothing was found.
 
     Raises:
-        ValueError: if no prompt repeats, or embeddings are not of the images.
+        ValueError: if no prompt repeats, or the embeddings do not match the images.
 
     Example:
         >>> import torch
@@ -95,7 +96,7 @@ def discover(
 
 
 def _embedded(embeddings: Tensor | str | Path | Embed, batches: Iterable[Tensor]) -> Tensor:
-    """Features of the user's own, ``[N, D]``, however they are given."""
+    """Return the user's own features, ``[N, D]``, in whatever form they are given."""
     if isinstance(embeddings, Tensor):
         return embeddings
     if isinstance(embeddings, str | Path):

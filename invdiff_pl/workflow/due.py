@@ -1,6 +1,7 @@
 """Which stages are due, and what is done before and after one runs.
 
-Knows nothing of torch, so that saying "up to date" takes no longer than reading a few files.
+This module does not import torch, so that saying "up to date" takes no longer than reading a few
+files.
 """
 
 import shutil
@@ -26,12 +27,12 @@ from invdiff_pl.workflow.records import (
 )
 from invdiff_pl.workflow.stages import LIGHTNING, Stage
 
-# Holds what a stage had trained before its settings changed.
+# Folder of what a stage had trained before its settings changed.
 PREVIOUS = "previous"
 
 
 def fingerprint(experiment: Experiment, stage: Stage) -> str:
-    """Digest of everything a stage's output depends on: settings, flags, inputs and source."""
+    """Compute the digest of all that a stage's output depends on: settings, inputs and source."""
     config = experiment.config(stage)
     shared = config.pop("experiment")
     for group in ("scale", "evaluation"):
@@ -48,7 +49,7 @@ def fingerprint(experiment: Experiment, stage: Stage) -> str:
 
 
 def inputs(experiment: Experiment, stage: Stage) -> dict[str, Any]:
-    """Digests of its source and of what a stage reads: the stages it needs and the backbone."""
+    """Compute digests of a stage's source and inputs: the stages it needs and the backbone."""
     config = experiment.config(stage)
     own = [config.get(part, {}).get("class_path") for part in ("model", "data")]
     found: dict[str, Any] = {
@@ -78,7 +79,7 @@ def _input_digest(experiment: Experiment, stage: Stage) -> str:
 
 
 def _data_digest(config: dict[str, Any]) -> str:
-    """Digest of the data folder's listing, and of files elsewhere that its settings name."""
+    """Compute the digest of the data folder's listing, and of files elsewhere named in settings."""
     root = Path(config["experiment"]["data_root"])
     data = config.get("data", {})
     chosen = {**data.get("init_args", {}), **data}
@@ -114,13 +115,13 @@ def is_current(experiment: Experiment, stage: Stage) -> bool:
 
 
 def begin(experiment: Experiment, stage: Stage) -> bool:
-    """Make the stage's folder ready; an interrupted start with the same settings is kept.
+    """Prepare the stage's folder; an interrupted start with the same settings is kept.
 
-    So is a finished stage of which files are missing or cut: it is taken up where they are. What
-    was trained with other settings is put aside in ``RUN/previous``.
+    So is a finished stage with missing or truncated files, which is resumed to write them again.
+    What was trained with other settings is put aside in ``RUN/previous``.
 
     Returns:
-        whether there is such an interrupted start to go on from.
+        whether there is such an interrupted start to resume.
 
     Raises:
         InvDiffError: if a record is damaged, or the output of a stage that is needed was altered.
@@ -149,7 +150,7 @@ def begin(experiment: Experiment, stage: Stage) -> bool:
 
 
 def _clear(folder: Path, *, keep: bool) -> None:
-    """Empty a stage's folder; records go first, lest half a folder be taken for a whole one."""
+    """Empty a stage's folder, records first, so that half a folder is not taken for a whole one."""
     if not folder.exists():
         return
     for name in (RECORD, STARTED, FILES):

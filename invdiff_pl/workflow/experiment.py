@@ -23,7 +23,7 @@ from invdiff_pl.workflow.stages import (
 
 # The DataModule of images that the backbone draws itself.
 GENERATED_DATA = "invdiff_pl.data.generated.GeneratedDataModule"
-# Flags whose value is text, even where it looks like YAML, as a folder called "birds: 2024" does.
+# Flags whose value is text, even if it looks like YAML, as a folder called "birds: 2024" does.
 _TEXT = (
     *(f"experiment.{key}" for key in ("run_dir", "data_root", "backbone", "start", "cache_dir")),
     *(
@@ -32,7 +32,7 @@ _TEXT = (
     ),
     *(f"data.{key}_column" for key in ("file", "prompt", "split", "attribute")),
 )
-# The settings that come with the package; in a checkout they lie beside it.
+# The settings that come with the package; in a checkout they are beside it.
 _PACKAGE = Path(invdiff_pl.__file__).parent
 PACKAGED = _PACKAGE / "experiments"
 if not PACKAGED.is_dir():
@@ -40,34 +40,34 @@ if not PACKAGED.is_dir():
 
 
 def find_file(name: str, folder: Path) -> Path:
-    """An experiment's YAML file: the one in a folder, or else the one that is packaged.
+    """Find an experiment's YAML file: the one in a folder, or else the packaged one.
 
     Args:
-        name: such as ``waterbirds.yaml``, ``scales/mini.yaml`` or ``stages/adapter.yaml``.
-        folder: of the user's own.
+        name: name such as ``waterbirds.yaml``, ``scales/mini.yaml`` or ``stages/adapter.yaml``.
+        folder: folder of the user's own files.
 
     Returns:
-        where it is, or would be in ``folder`` if it is nowhere.
+        the file's path, in ``folder`` if it does not exist anywhere.
     """
     packaged = PACKAGED / name
     return packaged if packaged.is_file() and not (folder / name).is_file() else folder / name
 
 
 def find_names(pattern: str, folder: Path) -> list[str]:
-    """Names that :func:`find_file` finds, such as all of ``scales/*.yaml``."""
+    """List the names that :func:`find_file` finds, such as all of ``scales/*.yaml``."""
     places = (folder, PACKAGED)
     return sorted({str(p.relative_to(place)) for place in places for p in place.glob(pattern)})
 
 
 def scale_files(scale: str, folder: Path) -> list[str]:
-    """Names of a scale's YAML files, in order: that which it extends comes first.
+    """List the names of a scale's YAML files, in order: the one that it extends comes first.
 
     Args:
-        scale: such as ``mini``.
-        folder: of the user's own.
+        scale: name of the scale, such as ``mini``.
+        folder: folder of the user's own files.
 
     Raises:
-        InvDiffError: if a file is no YAML, or one that it extends is missing.
+        InvDiffError: if a file is not YAML, or the one that it extends is missing.
     """
     name = f"scales/{scale}.yaml"
     path = find_file(name, folder)
@@ -84,14 +84,14 @@ class Experiment:
     """An experiment's files and flags.
 
     Attributes:
-        files: YAML files all stages read, in order.
-        experiments: folder that a stage's YAML file is looked up in first, see :func:`find_file`.
+        files: YAML files that all stages read, in order.
+        experiments: folder where a stage's YAML file is looked up first, see :func:`find_file`.
         flags: ``--experiment.…`` and other settings that all stages get.
-        devices: flags that tell on how many devices stages run.
+        devices: flags that set the number of devices on which stages run.
         overrides: further flags by stage.
-        rendered: whether the data set is drawn, not given.
-        fine_tunes: whether a new backbone starts from a given pipeline, not from an autoencoder
-            of its own.
+        rendered: whether the data set is drawn rather than given.
+        fine_tunes: whether a new backbone starts from a given pipeline rather than from its own
+            autoencoder.
     """
 
     files: tuple[Path, ...]
@@ -104,27 +104,27 @@ class Experiment:
 
     @property
     def names(self) -> list[str]:
-        """What :func:`find_file` calls :attr:`files`."""
+        """Names of :attr:`files` for :func:`find_file`."""
         places = self.experiments, PACKAGED
         found = [(path, next(p for p in places if path.is_relative_to(p))) for path in self.files]
         return [path.relative_to(place).as_posix() for path, place in found]
 
     def plan(self, command: str) -> list[Stage]:
-        """The stages of a command, in order, less those whose output is given."""
+        """Return the stages of a command, in order, less those whose output is given."""
         given = {"data": not self.rendered, "autoencoder": self.fine_tunes}
         return [self.stage(name) for name in PLANS[command] if not given.get(name, False)]
 
     def stage(self, name: str) -> Stage:
-        """A stage by its name; that of the data may draw them from prompts."""
+        """Return a stage by its name; the data stage may be the one that draws from prompts."""
         drawn = self.settings.get("data", {}).get("class_path") == GENERATED_DATA
         return GENERATED if name == "data" and drawn else STAGES[name]
 
     def stage_files(self, stage: Stage) -> list[Path]:
-        """The YAML files of a stage, in order; later ones win."""
+        """Return the YAML files of a stage, in order; later ones win."""
         return [*self.files, find_file(f"stages/{stage.name}.yaml", self.experiments)]
 
     def arguments(self, stage: Stage) -> list[str]:
-        """The stage's command line after ``python -m invdiff_pl``."""
+        """Return the stage's command line after ``python -m invdiff_pl``."""
         if stage.command in LIGHTNING:
             configs = [f"--config={path}" for path in self.stage_files(stage)]
             devices = ONE_DEVICE if stage.one_device and self.devices else self.devices
@@ -140,21 +140,21 @@ class Experiment:
         return [stage.command, "--run-dir", run_dir, *extra, *seed, *overrides]
 
     def config(self, stage: Stage | None = None) -> dict[str, Any]:
-        """The YAML files and flags as one resolved mapping.
+        """Return the YAML files and flags as one resolved mapping.
 
         Raises:
-            InvDiffError: if a file is missing or no YAML, or an interpolation has no value.
+            InvDiffError: if a file is missing or not YAML, or an interpolation has no value.
         """
         files = list(self.files)
         if stage is not None and stage.command in LIGHTNING:
             files = self.stage_files(stage)
-        # A path that is not there is told when it is read.
+        # A missing path is reported when it is read.
         states = tuple((p, p.stat().st_mtime_ns if p.exists() else 0) for p in files)
         return deepcopy(_resolved(states, self.flags))
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What is shared by all stages."""
+        """Settings shared by all stages."""
         return self.config()
 
     @property
@@ -163,13 +163,13 @@ class Experiment:
         return Path(self.settings["experiment"]["run_dir"])
 
     def folder(self, stage: Stage) -> Path:
-        """Where the stage's output lies."""
+        """Return the folder of the stage's output."""
         return self.run_dir / stage.name
 
 
 @lru_cache(maxsize=64)
 def _resolved(states: tuple[tuple[Path, int], ...], flags: tuple[str, ...]) -> dict[str, Any]:
-    """Files and flags merged, once for as long as no file is written to; not to be changed."""
+    """Merge files and flags, once for as long as no file changes; callers must copy the result."""
     merged = DictConfig({"scale": asdict(ScaleSettings())})
     for path, _ in states:
         merged = _merged(merged, path)
@@ -177,7 +177,7 @@ def _resolved(states: tuple[tuple[Path, int], ...], flags: tuple[str, ...]) -> d
     try:
         for flag in dotlist:
             if flag.endswith("={}"):
-                # Merged, an empty group would change nothing; the command line takes it as given.
+                # Merging an empty group would change nothing; the command line takes it as given.
                 OmegaConf.update(merged, flag.removesuffix("={}"), {}, merge=False)
             else:
                 merged = OmegaConf.merge(merged, _of_flag(flag))  # type: ignore[assignment]
@@ -192,7 +192,7 @@ def _resolved(states: tuple[tuple[Path, int], ...], flags: tuple[str, ...]) -> d
 
 
 def _merged(settings: DictConfig, path: Path) -> DictConfig:
-    """Settings with those of a file, which win."""
+    """Merge settings with those of a file, which win."""
     try:
         return OmegaConf.merge(settings, OmegaConf.load(path))  # type: ignore[return-value]
     except FileNotFoundError:
@@ -203,7 +203,7 @@ def _merged(settings: DictConfig, path: Path) -> DictConfig:
 
 
 def _of_flag(flag: str) -> DictConfig:
-    """A flag ``key=value`` as settings; text is taken as it is, all else as YAML."""
+    """Convert a flag ``key=value`` to settings; text is taken as it is, all else as YAML."""
     key, _, value = flag.partition("=")
     if key not in _TEXT:
         return OmegaConf.from_dotlist([flag])
@@ -213,10 +213,10 @@ def _of_flag(flag: str) -> DictConfig:
 
 
 def _require_form(config: dict[str, Any], last: Path) -> None:
-    """Refuse settings that are not of the form that stages are told apart by.
+    """Check that settings have the form on which the fingerprints of stages rely.
 
     Raises:
-        InvDiffError: naming the key.
+        InvDiffError: naming the key that is wrong.
     """
     for group in ("experiment", "scale", "evaluation", "trainer", "model", "data"):
         if not isinstance(config.get(group, {}), dict):

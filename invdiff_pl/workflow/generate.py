@@ -1,4 +1,4 @@
-"""Images drawn by a pipeline, as a data set of its own."""
+"""Draw images with a pipeline, as a data set of its own."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,13 +33,13 @@ def generate(
     Args:
         pipe: a loaded pipeline, on any device; it is left as it is.
         prompts: P texts, or one.
-        per_prompt: images of each; attributes that show in details, such as gender of small faces,
-            are found among 3000 in all.
-        steps: denoising steps.
-        guidance_scale: of classifier-free guidance; 1 is none.
-        batch_size: images drawn together.
-        seed: of the noises.
-        progress: show a progress bar.
+        per_prompt: number of images per prompt; attributes that show in details, such as the
+            gender of small faces, are found among 3000 images in all.
+        steps: number of denoising steps.
+        guidance_scale: scale of classifier-free guidance; 1 is none.
+        batch_size: number of images drawn together.
+        seed: seed of the noises.
+        progress: whether to show a progress bar.
 
     Returns:
         ``P * per_prompt`` images, those of the first prompt first.
@@ -81,7 +81,7 @@ def generate(
 
 @contextmanager
 def silent(pipe: Any) -> Iterator[None]:
-    """Without the pipeline's own progress bar, which would show one a batch."""
+    """Turn off the pipeline's own progress bar, of which there would be one per batch."""
     before = dict(getattr(pipe, "_progress_bar_config", {}))
     pipe.set_progress_bar_config(**{**before, "disable": True})
     try:

@@ -13,7 +13,7 @@ _PACKAGES = ("torch", "pytorch-lightning", "diffusers", "transformers", "peft", 
 
 
 def provenance() -> dict[str, Any]:
-    """Time, revision, versions and hardware, JSON-ready."""
+    """Collect time, revision, versions and hardware, JSON-ready."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "revision": _revision(),

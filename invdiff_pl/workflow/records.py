@@ -1,7 +1,7 @@
-"""What a stage leaves on record: how it came about, and the length and digest of every file.
+"""Records of a stage: how its result came about, and the length and digest of every file.
 
-``stage.json`` tells settings and provenance and carries a digest of itself; ``files.json`` lists
-the files. Knows nothing of torch.
+``stage.json`` holds settings, provenance and a digest of itself; ``files.json`` lists the files.
+This module does not import torch.
 """
 
 import json
@@ -34,8 +34,8 @@ class Problem:
     """A file that is not as it was when its stage finished.
 
     Attributes:
-        file: relative to the stage's folder.
-        what: ``missing``, ``altered`` (content) or ``cut`` (length).
+        file: path relative to the stage's folder.
+        what: ``missing``, ``cut`` (shorter) or ``altered`` (longer, or other content).
     """
 
     file: str
@@ -71,7 +71,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def own_files(folder: Path) -> Iterator[Path]:
-    """The files of a stage, less its records and what killed writers left; sorted."""
+    """Yield the files of a stage, sorted, without its records and what killed writers left."""
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         if any(is_leftover(Path(part)) for part in relative.parts):
@@ -84,7 +84,7 @@ def write_listing(folder: Path) -> dict[str, Any]:
     """List a stage's files in ``files.json``.
 
     Returns:
-        number, bytes and digest of the list, for the record.
+        number of files, their bytes and the list's digest, for the record.
     """
     listing: dict[str, dict[str, Any]] = {
         path.relative_to(folder).as_posix(): {
@@ -99,10 +99,11 @@ def write_listing(folder: Path) -> dict[str, Any]:
 
 
 def read_listing(folder: Path, record: Mapping[str, Any]) -> Listing | None:
-    """Length and digest of each file that a record vouches for.
+    """Read the length and digest of each file that a record vouches for.
 
     Returns:
-        by path relative to the folder; ``None`` for records of earlier versions, which have none.
+        both by path relative to the folder; ``None`` for records of earlier versions, which have
+        none.
 
     Raises:
         InvDiffError: if the list is missing, damaged, or not the one that the record vouches for.
@@ -135,12 +136,12 @@ def read_listing(folder: Path, record: Mapping[str, Any]) -> Listing | None:
 
 
 def find_problems(folder: Path, listing: Listing, *, contents: bool) -> Iterator[Problem]:
-    """Files that are not as listed.
+    """Yield the files that are not as listed.
 
     Args:
-        folder: of the stage.
+        folder: folder of the stage.
         listing: see :func:`read_listing`.
-        contents: read every file; otherwise only their lengths are looked at.
+        contents: read every file; otherwise only lengths are checked.
     """
     for name, (size, digest) in listing.items():
         path = folder / name
@@ -156,7 +157,7 @@ def find_problems(folder: Path, listing: Listing, *, contents: bool) -> Iterator
 
 
 def remove_damaged(folder: Path, listing: Listing) -> list[Problem]:
-    """Remove files of another length than listed, so that the stage can write them again."""
+    """Remove files whose length is not as listed, so that the stage can write them again."""
     problems = list(find_problems(folder, listing, contents=False))
     for problem in problems:
         remove(folder / problem.file)
@@ -164,10 +165,10 @@ def remove_damaged(folder: Path, listing: Listing) -> list[Problem]:
 
 
 def require_intact(folder: Path) -> None:
-    """Refuse a finished stage's output that was altered since, before another stage reads it.
+    """Check, before another stage reads it, that a finished stage's output is unaltered.
 
     Raises:
-        InvDiffError: naming the first such file.
+        InvDiffError: naming the first file that is altered.
     """
     record = read_record(folder / RECORD)
     listing = None if record is None else read_listing(folder, record)
@@ -184,7 +185,7 @@ def require_intact(folder: Path) -> None:
 
 
 def refresh(folder: Path) -> None:
-    """List a finished stage's files anew, after its command was run again by hand."""
+    """List a finished stage's files anew, after its command has been run again by hand."""
     record = read_record(folder / RECORD)
     if record is not None and "files" in record:
         write_record(folder / RECORD, {**record, "files": write_listing(folder)})

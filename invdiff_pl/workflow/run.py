@@ -1,4 +1,4 @@
-"""Running an experiment: every stage that is not current, one visible command each."""
+"""Running an experiment: every stage that is not current, with one visible command each."""
 
 import shlex
 import shutil
@@ -16,7 +16,7 @@ from invdiff_pl.workflow.experiment import Experiment, find_file, find_names
 from invdiff_pl.workflow.provenance import provenance
 from invdiff_pl.workflow.stages import LIGHTNING, Stage
 
-# Tells, in the run folder, the command that made it; beside it lie the YAML files of the time.
+# Records, in the run folder, the command that made it; the YAML files of the time are beside it.
 RUN_RECORD = "run.json"
 EXPERIMENTS = "experiments"
 
@@ -24,12 +24,13 @@ EXPERIMENTS = "experiments"
 def run_plan(
     experiment: Experiment, command: str, words: Sequence[str], launcher: Sequence[str] = ()
 ) -> None:
-    """Run the stages of a command that are not current, in order, and tell the results.
+    """Run the stages of a command that are not current, in order, and report the results.
 
     Args:
-        experiment: whose stages they are.
+        experiment: experiment that the stages belong to.
         command: ``train``, ``augment`` or ``backbone``.
-        words: that the same results come from in another run folder; they are kept in this one.
+        words: arguments that give the same results in another run folder; they are kept in this
+            one.
         launcher: words put before the command of a stage that runs on all devices.
 
     Raises:
@@ -50,7 +51,7 @@ def run_plan(
 
 
 def _record(experiment: Experiment, command: str, words: Sequence[str]) -> None:
-    """Keep the command and its YAML files in the run folder, to replay it from."""
+    """Keep the command and its YAML files in the run folder, so that it can be replayed."""
     run_dir = experiment.run_dir
     known = read_object(run_dir / RUN_RECORD) if (run_dir / RUN_RECORD).is_file() else {}
     write_json(run_dir / RUN_RECORD, {**known, command: list(words)})
@@ -67,16 +68,16 @@ def _record(experiment: Experiment, command: str, words: Sequence[str]) -> None:
 def run_stage(
     experiment: Experiment, stage: Stage, launcher: Sequence[str] = (), lock: int = -1
 ) -> None:
-    """Run a stage that is due in a process of its own, and record it.
+    """Run a stage that is due in its own process, and record it.
 
     Args:
-        experiment: that it belongs to.
-        stage: goes on where it was interrupted.
+        experiment: experiment that the stage belongs to.
+        stage: the stage, resumed if it was interrupted.
         launcher: words put before the command of a stage that runs on all devices.
         lock: descriptor of the run folder's lock, which the process keeps.
 
     Raises:
-        InvDiffError: if it fails.
+        InvDiffError: if the stage fails.
     """
     arguments = experiment.arguments(stage)
     goes_on = begin(experiment, stage)
@@ -108,12 +109,12 @@ def run_stage(
 
 
 def replay_command(run_dir: Path) -> str:
-    """The command that makes a run folder's results anew, in another folder."""
+    """Return the command that reproduces a run folder's results in another folder."""
     return "python -m invdiff_pl replay " + shlex.quote(str(run_dir))
 
 
 def _latest_checkpoint(folder: Path) -> Path | None:
-    """The newest of the regular checkpoint and those that Lightning writes before a requeue."""
+    """Find the newest checkpoint, regular or written by Lightning before a requeue."""
     found = [*folder.glob("checkpoints/last*.ckpt"), *folder.glob("hpc_ckpt_*.ckpt")]
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 

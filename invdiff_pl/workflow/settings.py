@@ -6,23 +6,25 @@ from typing import Any
 
 @dataclass
 class ExperimentSettings:
-    """Where an experiment's inputs and outputs lie.
+    """Names, inputs and outputs of an experiment.
 
     Attributes:
-        name: of the experiment.
-        stage: that runs, whose folder in the run folder is named after it.
-        scale: of the experiment: which file of ``experiments/scales`` applies.
-        extends: file of ``experiments/scales`` that this one only differs from, without ``.yaml``.
-        run_dir: holds one folder a stage.
+        name: name of the experiment.
+        stage: name of the stage that runs, and of its folder in the run folder.
+        scale: scale of the experiment: which file of ``experiments/scales`` applies.
+        extends: file of ``experiments/scales`` that a scale's file extends, without ``.yaml``.
+        run_dir: run folder, with one folder per stage.
         data_root: folder of the data set.
         backbone: pipeline folder, hub id, or ``asset:NAME`` for one shipped with the package.
-        start: pipeline that a new backbone is trained on from.
-        shipped: name of the shipped backbone that is used where none is given; the experiment's own
+        start: pipeline from which the training of a new backbone starts.
+        shipped: name of the shipped backbone that is used if none is given; the experiment's own
             name if not given.
-        family: of a new backbone, one of ``invdiff_pl.utils.names.NEW_FAMILIES``.
-        samples_per_prompt: drawn at each invariant scale, unless the scale has its own number.
-        anchored_from: of the adapter's training, see :class:`~invdiff_pl.modules.InvariantAdapter`.
-        cache_dir: latents, prompt embeddings and decoded images, shared by all runs.
+        family: family of a new backbone, one of ``invdiff_pl.utils.names.NEW_FAMILIES``.
+        samples_per_prompt: number of samples per prompt drawn at each invariant scale, unless the
+            scale has its own number.
+        anchored_from: setting of the adapter's training, see
+            :class:`~invdiff_pl.modules.InvariantAdapter`.
+        cache_dir: folder of latents, prompt embeddings and decoded images, shared by all runs.
     """
 
     name: str = "experiment"
@@ -46,46 +48,50 @@ class ScaleSettings:
 
     Attributes:
         resolution: side of the images in pixels.
-        train_size: of splits that are drawn by ratio; all that can be drawn if not given.
+        train_size: number of training images in splits drawn by ratio; as many as possible if not
+            given.
         autoencoder_steps: optimizer steps of a new backbone's autoencoder.
         autoencoder_batch: global batch of the autoencoder.
         backbone_steps: optimizer steps of the backbone.
         backbone_batch: global batch of the backbone.
         backbone_learning_rate: peak rate of the backbone.
         backbone_warmup: optimizer steps over which the backbone's rate rises to its peak.
-        backbone_lora_rank: of low-rank updates that are trained instead of every weight of the
-            backbone, and added to them in the end; every weight if not given.
+        backbone_lora_rank: rank of low-rank updates that are trained instead of every weight of the
+            backbone, and added to the weights at the end; every weight is trained if not given.
         classifier_steps: optimizer steps of the classifier that scores samples.
-        scoring_batch: images scored together.
+        scoring_batch: number of images scored together.
         adapter_steps: optimizer steps of the adapter.
         adapter_batch: global batch of the adapter.
         adapter_learning_rate: peak rate of the adapter.
         adapter_warmup: optimizer steps over which the adapter's rate rises to its peak.
         adapter: kind of adapter, see ``invdiff_pl.adapters``.
-        adapter_settings: of that kind.
-        max_micro_batch: most samples a device and pass of training; larger shares of the global
-            batch are accumulated over several passes. No limit if not given.
-        gradient_checkpointing: recompute activations of training, for less memory and more time.
+        adapter_settings: settings of that kind.
+        max_micro_batch: maximum number of samples per device and pass in training; larger shares of
+            the global batch are accumulated over several passes. No limit if not given.
+        gradient_checkpointing: recompute activations in training, which takes less memory and more
+            time.
         compile_denoiser: let ``torch.compile`` fuse the denoiser's operations: faster after a
             minute, and equal up to rounding.
-        channels_last: hold the denoiser's weights with channels in the innermost place.
-        frozen_weights: how the backbone's weights are held where they are not trained, see
+        channels_last: hold the denoiser's weights with the channels innermost.
+        frozen_weights: how the backbone's weights are held when they are not trained, see
             ``invdiff_pl.backbones.pipeline.load_pipeline``.
-        optimizer: of backbone and adapter, one of ``invdiff_pl.utils.names.OPTIMIZERS``.
-        latent_device: where latents are held while they are trained on, see
+        optimizer: optimizer of backbone and adapter, one of ``invdiff_pl.utils.names.OPTIMIZERS``.
+        latent_device: where latents are held during training, see
             ``invdiff_pl.data.base.BiasedDataModule``.
-        embedding_dtype: in which prompt embeddings are cached.
+        embedding_dtype: dtype in which prompt embeddings are cached.
         eval_every_n_steps: optimizer steps between held-out measurements, pictures and quick looks.
-        eval_samples: samples of each prompt in a quick look.
-        calibration_samples: over all prompts, at each scale that is tried after training.
-        calibration_steps: denoising steps of these.
-        calibration_guidance: guidance scale of these.
+        eval_samples: number of samples per prompt in a quick look.
+        calibration_samples: number of samples, over all prompts, at each scale that is tried after
+            training.
+        calibration_steps: denoising steps of these samples.
+        calibration_guidance: guidance scale of these samples.
         checkpoint_every: optimizer steps between checkpoints.
-        sampling_batch: images drawn together.
-        samples_per_prompt: samples drawn of each prompt at each invariant scale.
-        max_samples: most samples of all prompts and scales; more are refused beforehand.
-        sampling_steps: denoising steps.
-        guidance_scale: of classifier-free guidance.
+        sampling_batch: number of images drawn together.
+        samples_per_prompt: number of samples per prompt at each invariant scale.
+        max_samples: maximum number of samples over all prompts and scales; more are refused
+            beforehand.
+        sampling_steps: number of denoising steps.
+        guidance_scale: scale of classifier-free guidance.
     """
 
     resolution: int = 32

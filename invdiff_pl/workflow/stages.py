@@ -1,4 +1,4 @@
-"""The stages of an experiment: their commands, what they depend on, and the plans made of them."""
+"""The stages of an experiment: their commands, what they depend on, and the plans they form."""
 
 from dataclasses import dataclass
 
@@ -8,15 +8,15 @@ class Stage:
     """One step of an experiment, which writes the folder of its name in the run folder.
 
     Attributes:
-        name: of the stage, its YAML file and its folder.
+        name: name of the stage, its YAML file and its folder.
         command: subcommand of ``python -m invdiff_pl``.
         needs: stages whose output it reads.
         reads_backbone: whether it reads the experiment's backbone.
-        explains: one line for the user.
-        code: rooms and files of the package that decide about its result; of ``callbacks`` only
+        explains: explanation for the user, in one line.
+        code: rooms and files of the package that its result depends on; of ``callbacks``, only
             those that change it.
-        one_device: runs on one device whatever the others run on: batch normalisation would make
-            its result depend on their number.
+        one_device: whether it runs on one device even if the others run on several: batch
+            normalisation would make its result depend on their number.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Stage:
     one_device: bool = False
 
 
-# Those that train beside a frozen denoiser or sample with it.
+# Rooms of stages that train beside a frozen denoiser or sample with it.
 _DIFFUSION = ("adapters", "backbones", "callbacks", "data", "modules")
 STAGES = {
     stage.name: stage
@@ -115,7 +115,7 @@ STAGES = {
         ),
     )
 }
-# Takes the place of ``data`` where the images are drawn from prompts.
+# Replaces ``data`` if the images are drawn from prompts.
 GENERATED = Stage(
     "data",
     "predict",

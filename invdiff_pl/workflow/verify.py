@@ -1,4 +1,4 @@
-"""``verify``: check every file of a run folder against the digests its stages recorded."""
+"""``verify``: check every file of a run folder against the digests recorded by its stages."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -21,10 +21,10 @@ def run_verify(arguments: Sequence[str]) -> int:
     """Verify a run folder.
 
     Returns:
-        exit status: 0 if every recorded file is there and unaltered, 1 otherwise.
+        exit status: 0 if every recorded file exists and is unaltered, 1 otherwise.
 
     Raises:
-        InvDiffError: if there is no run in the folder.
+        InvDiffError: if the folder holds no run.
     """
     parser = argparse.ArgumentParser(
         prog="python -m invdiff_pl verify",
@@ -51,7 +51,7 @@ def run_verify(arguments: Sequence[str]) -> int:
 
 
 def stage_folders(run_dir: Path) -> list[Path]:
-    """The stages of a run folder, finished or begun, in the order they were finished."""
+    """Return the stages' folders in a run folder, finished or begun, in order of their records."""
     if not run_dir.is_dir():
         return []
     records = {
@@ -64,7 +64,7 @@ def stage_folders(run_dir: Path) -> list[Path]:
 
 
 def _findings(folder: Path) -> Iterator[str]:
-    """What is wrong with a stage's folder, a line each; notes are what is merely worth knowing."""
+    """Yield what is wrong with a stage's folder, line by line; notes are merely worth knowing."""
     try:
         record = read_record(folder / RECORD)
         listing = None if record is None else read_listing(folder, record)

@@ -1,4 +1,4 @@
-"""How data sets of one's own lie on disk: tables, caption files and class folders."""
+"""Layouts of users' own data sets: tables, caption files and class folders."""
 
 from invdiff_pl.data.layouts.listing import Listing, Reading, read_listings
 

@@ -1,11 +1,11 @@
-"""Which columns of a table name the image and its caption."""
+"""Choosing the columns of a table that name the image and its caption."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from invdiff_pl.utils.errors import InvDiffError
 
-# How tables call them; of several the first in this order is taken.
+# Common names of these columns; of several, the first in this order is taken.
 FILE_COLUMNS = (
     *("file_name", "filename", "file", "image", "image_path", "img_path", "image_file", "img"),
     *("image_name", "path", "filepath", "file_path", "img_filename", "image_id"),
@@ -18,14 +18,14 @@ CAPTION_COLUMNS = (
 def choose_column(
     path: Path, columns: Sequence[str], given: str | None, usual: Sequence[str], setting: str
 ) -> str:
-    """The column that a setting names or, without it, the first that has a usual name.
+    """Choose the column that a setting names or, without it, the first with a common name.
 
     Args:
-        path: of the table, to be named.
-        columns: of the table.
+        path: path of the table, to be named in errors.
+        columns: columns of the table.
         given: value of the setting.
-        usual: names that are looked for, whatever their case.
-        setting: that names a column, such as ``file_column``.
+        usual: names that are looked for, in any case.
+        setting: setting that names a column, such as ``file_column``.
 
     Raises:
         InvDiffError: naming the table's columns, if there is no such column.

@@ -9,34 +9,34 @@ from invdiff_pl.data.index import SPLITS
 from invdiff_pl.data.table_formats import SUFFIXES
 from invdiff_pl.utils.errors import InvDiffError
 
-# How tables and folders call the splits.
+# Names of the splits in tables and folders.
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training", "0"), 0),
     **dict.fromkeys(("val", "valid", "validation", "dev", "1"), 1),
     **dict.fromkeys(("test", "testing", "2"), 2),
 }
 TABLE = "metadata"
-# Text and JSON files are of all kinds, so only these are taken for tables.
+# Text and JSON files may hold anything, so only those with these names are taken for tables.
 _STEMS = (TABLE, "captions", "annotations", "prompts")
 _ONLY_BY_STEM = (".json", ".txt")
 _PROBED = 64
 
-Found = tuple[Path, int | None]  # a table, and the split that its folder or its name tells
+Found = tuple[Path, int | None]  # a table, and the split given by its folder or its name
 
 
 def find_tables(root: Path, given: str | None) -> list[Found]:
-    """The tables of a data set, in the order of the splits; none where there is none.
+    """Find the tables of a data set, in the order of the splits, if there are any.
 
-    Looked for are, in this order: the one given; ``metadata.EXT`` in the root, then in folders
-    named after the splits; tables named after the splits; the only other table in the root, then
-    in those folders.
+    The following are tried, in this order: the given table; ``metadata.EXT`` in the root, then in
+    folders named after the splits; tables named after the splits; the only other table in the root,
+    then in those folders.
 
     Args:
         root: folder of the data set.
         given: path of the table, relative to the root.
 
     Raises:
-        InvDiffError: if there are several, and none is the one to read.
+        InvDiffError: if there are several tables, and it is unclear which one to read.
     """
     if given is not None:
         return [(root / given, None)]
@@ -56,14 +56,14 @@ def find_tables(root: Path, given: str | None) -> list[Found]:
 
 
 def base_of(names: Sequence[str], table: Path, root: Path) -> Path:
-    """The folder that a table's file names are relative to.
+    """Find the folder that a table's file names are relative to.
 
-    It is the table's own folder, the root, or a folder in either: the first of those in which most
-    of the names that are probed are files; the table's own where none is.
+    It is the table's own folder, the root, or a folder in either: the first in which most of the
+    probed names are files, or the table's own folder if none of them is a file anywhere.
 
     Args:
         names: all file names in the table.
-        table: its path.
+        table: path of the table.
         root: folder of the data set, which holds the result.
     """
     probed = probe(names)
@@ -80,7 +80,7 @@ def base_of(names: Sequence[str], table: Path, root: Path) -> Path:
 
 
 def probe(names: Sequence[str]) -> list[str]:
-    """Some of the names, at even distances, to see where they lie though some are missing."""
+    """Choose some of the names, evenly spaced, to find their folder even if some are missing."""
     places = np.linspace(0, len(names) - 1, min(_PROBED, len(names))).astype(int)
     return [names[place] for place in places]
 
@@ -119,7 +119,7 @@ def _only(folder: Path, tables: list[Path]) -> Path | None:
 
 
 def _split_folders(root: Path) -> dict[int, Path]:
-    """Folders named after the splits; two of one split only where not both hold a table."""
+    """Find the folders named after the splits; of two for one split, only one may hold a table."""
     found: dict[int, Path] = {}
     for folder in _folders_in(root):
         split = SPLIT_NAMES.get(folder.name.lower())
@@ -141,7 +141,7 @@ def _in_folders(folders: dict[int, Path], tables: dict[int, Path | None]) -> lis
     found: list[Found] = [
         (path, split) for split in sorted(folders) if (path := tables[split]) is not None
     ]
-    # A single folder, such as train, tells nothing of the other splits.
+    # A single folder, such as train, says nothing about the other splits.
     if len(found) == 1:
         return [(found[0][0], None)]
     return found

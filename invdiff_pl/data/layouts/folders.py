@@ -16,12 +16,12 @@ IMAGES = (
     *(".ppm", ".pgm", ".avif"),
 )
 CAPTIONS = (".txt", ".caption")
-# Folders of these names hold pictures of anything.
+# Folders with these names may hold pictures of anything.
 _OF_ANYTHING = ("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "data")
 # Where the cache of the Hugging Face hub holds the files of a data set.
 _SNAPSHOTS = ("snapshots/*/", "datasets--*/snapshots/*/", "hub/datasets--*/snapshots/*/")
-# Trainers by kohya repeat a folder's images as often as its name says, 10_dog; the classes of
-# Caltech-UCSD Birds are numbered, 001.Black_footed_Albatross.
+# kohya's trainers repeat a folder's images as often as its name says, as in 10_dog; the classes of
+# Caltech-UCSD Birds are numbered, as in 001.Black_footed_Albatross.
 _NUMBERED = re.compile(r"\d+(?:_|\.(?=\D))(.+)")
 
 
@@ -31,10 +31,11 @@ class Pictures:
 
     Attributes:
         names: relative paths, sorted.
-        captions: of each, from the file beside it or by its folder's name; empty where neither
-            tells one.
-        splits: of each by its topmost folder, ``None`` unless folders of several splits hold all.
-        told_by: where captions come from, for people.
+        captions: caption of each, from the file beside it or from its folder's name; empty if
+            neither gives one.
+        splits: split of each by its topmost folder; ``None`` unless folders of several splits hold
+            all images.
+        told_by: where captions come from, for messages.
     """
 
     names: list[str]
@@ -44,20 +45,20 @@ class Pictures:
 
 
 def read_pictures(root: Path, template: str, *, follow_links: bool, captioned: bool) -> Pictures:
-    """The images below a folder, and the caption of each.
+    """Find the images below a folder, and the caption of each.
 
-    Captions are the first line of ``NAME.txt`` or ``NAME.caption`` beside the image; an image
-    without one, and every image where there are none, is of the class that its folder is named
-    after: ``dog``, or ``10_dog`` and ``001.Dog``, where the number is left out.
+    Captions are the first line of ``NAME.txt`` or ``NAME.caption`` beside the image; the caption of
+    an image without such a file is made from the class that its folder is named after: ``dog``, or
+    ``10_dog`` and ``001.Dog``, of which the number is left out.
 
     Args:
         root: folder of the data set.
-        template: makes a caption of a class, in the place of ``{}``.
+        template: template that makes a caption from a class, in the place of ``{}``.
         follow_links: look into linked folders, too.
         captioned: whether every image needs a caption.
 
     Raises:
-        InvDiffError: if there is no image, or one without the caption that it needs.
+        InvDiffError: if there is no image, or an image lacks the caption that it needs.
     """
     if snapshots := [path for form in _SNAPSHOTS for path in sorted(root.glob(form))]:
         raise InvDiffError(
@@ -81,7 +82,7 @@ def read_pictures(root: Path, template: str, *, follow_links: bool, captioned: b
 
 
 def _walk(root: Path, follow_links: bool) -> tuple[list[str], set[str], list[Path]]:
-    """Relative paths of images and of other files, and linked folders not looked into."""
+    """List relative paths of images and of other files, and linked folders not looked into."""
     images, others, links = [], set(), []
     for at, folders, files in walk(root, follow_links=follow_links):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -112,7 +113,7 @@ def _first_line(path: Path) -> str:
 
 
 def _of_class(name: str, template: str) -> str:
-    """The caption by an image's folder; empty where the folder names no class."""
+    """Return the caption by an image's folder; empty if the folder names no class."""
     folders = Path(name).parts[:-1]
     folder = folders[-1] if folders else ""
     numbered = _NUMBERED.fullmatch(folder)

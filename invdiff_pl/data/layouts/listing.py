@@ -1,4 +1,4 @@
-"""The images of a data set of one's own, as its tables or folders list them."""
+"""The images of a user's own data set, as its tables or folders list them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,11 @@ class Reading:
     """How a folder is read; see :class:`~invdiff_pl.data.custom.TableDataModule`.
 
     Attributes:
-        table: path of the table, relative to the root; found by itself if not given.
-        file_column: names the image; the first of a usual name if not given.
-        prompt_column: its caption; likewise.
-        split_column: its split, if there is such a column.
-        template: makes a caption of the name of a class folder.
+        table: path of the table, relative to the root; searched for if not given.
+        file_column: column that names the image; the first with a common name if not given.
+        prompt_column: column of the caption; the first with a common name if not given.
+        split_column: column of the split, if there is one.
+        template: template that makes a caption from the name of a class folder.
         captioned: whether every image needs a caption.
         follow_links: look into linked folders, too.
     """
@@ -42,12 +42,12 @@ class Listing:
     """Images as one table, or one folder without a table, lists them.
 
     Attributes:
-        source: the table or folder, to be named.
+        source: the table or folder, to be named in errors.
         base: folder that file names are relative to.
         files: text ``[N]``; the index is each row's number in the table.
-        captions: text ``[N]``, empty where there are none.
-        splits: int64 ``[N]``; ``None`` where nothing tells them.
-        told: what was read from where, for people.
+        captions: text ``[N]``, empty if there are none.
+        splits: int64 ``[N]``; ``None`` if nothing gives them.
+        told: message on what was read from where.
     """
 
     source: Path
@@ -64,11 +64,11 @@ class Listing:
 
 
 def read_listings(root: Path, settings: Reading) -> list[Listing]:
-    """What a data set's tables or, where there are none, its folders list.
+    """Read what a data set's tables or, if there are none, its folders list.
 
     Args:
         root: folder of the data set.
-        settings: how it is read.
+        settings: how the folder is read.
 
     Raises:
         InvDiffError: if nothing is found, a table cannot be read or lacks a column, or an image

@@ -1,4 +1,4 @@
-"""Lists of prompts that ship with the package, and reading one's own."""
+"""Lists of prompts: those that ship with the package, and users' own."""
 
 from importlib import resources
 from pathlib import Path
@@ -9,7 +9,7 @@ _COMMENT = "#"
 
 
 def shipped() -> list[str]:
-    """Names of the lists that ship with the package.
+    """Return the names of the lists that ship with the package.
 
     Example:
         >>> shipped()
@@ -20,14 +20,14 @@ def shipped() -> list[str]:
 
 
 def read_prompts(given: str) -> tuple[str, ...]:
-    """Prompts by the name of a shipped list, from a text file, or as they are.
+    """Read prompts from a shipped list, a text file, or the text itself.
 
     Args:
-        given: such as ``winobias``; a file of one prompt a line, in which empty lines and those
-            that start with ``#`` do not count; or prompts with ``;`` between them.
+        given: name of a list, such as ``winobias``; a file with one prompt per line, in which empty
+            lines and those that start with ``#`` do not count; or prompts separated by ``;``.
 
     Returns:
-        them in their order, each once.
+        the prompts in order, without repetition.
 
     Raises:
         InvDiffError: if there is no such list or file, or no prompt.

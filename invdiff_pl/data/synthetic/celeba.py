@@ -32,8 +32,9 @@ class RenderedCelebA:
     Biased splits are drawn from the pool by ratio, as from the published data.
 
     Attributes:
-        width: of the pictures in pixels; their height is as in the published ones (178 by 218).
-        train: faces of each (hair colour, gender) in the train split.
+        width: width of the pictures in pixels; their proportions are the published ones (178 by
+            218).
+        train: number of faces of each (hair colour, gender) in the train split.
         val: the same in val.
         test: the same in test.
         seed: the same seed gives the same bytes.
@@ -68,7 +69,7 @@ def render_celeba(root: Path, settings: RenderedCelebA, progress: bool = True) -
         root: folder to write: ``img_align_celeba/*.jpg``, ``list_attr_celeba.txt``,
             ``list_eval_partition.txt``.
         settings: what to draw.
-        progress: show a progress bar.
+        progress: whether to show a progress bar.
     """
     source = np.random.default_rng((settings.seed, 0))
     cells = [(hair, style) for hair in _HAIR for style in (FEMININE, MASCULINE)]

@@ -61,15 +61,15 @@ def draw_face(
     source: np.random.Generator,
     size: float = 1.0,
 ) -> Image.Image:
-    """A picture of a face.
+    """Draw a picture of a face.
 
     Args:
         face: what it shows.
-        width: of the picture in pixels.
-        height: of the picture in pixels.
+        width: width of the picture in pixels.
+        height: height of the picture in pixels.
         centre: height of the face's middle, in picture widths.
-        source: of all variation.
-        size: of the face; at 1 it is about half as tall as the picture is wide.
+        source: source of all variation.
+        size: size of the face; at 1 it is about half as tall as the picture is wide.
 
     Returns:
         an RGB picture.
@@ -98,14 +98,14 @@ class _Painter:
     """Paints a face about a point.
 
     Attributes:
-        brush: that paints.
-        x: of the face's middle.
-        y: of the face's middle.
-        scale: of the face.
-        hair: its colour.
-        skin: its colour.
-        look: what else it shows.
-        source: of all variation.
+        brush: brush that paints.
+        x: horizontal position of the face's middle.
+        y: vertical position of the face's middle.
+        scale: scale of the face.
+        hair: colour of the hair.
+        skin: colour of the skin.
+        look: all else that the face shows.
+        source: source of all variation.
     """
 
     brush: _Brush
@@ -126,7 +126,7 @@ class _Painter:
         return 0.50 * self.scale
 
     def paint(self, style: int) -> None:
-        """All of it, what lies behind first."""
+        """Paint all of the face, from back to front."""
         if self.look.long_hair:
             self._long_hair()
         self._body()

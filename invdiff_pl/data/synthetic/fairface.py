@@ -34,8 +34,8 @@ class RenderedFairFace:
 
     Attributes:
         size: side of the pictures in pixels.
-        train: faces of each (gender, group) in ``train/``.
-        val: the same in ``val/``, of which the val and test splits are dealt.
+        train: number of faces of each (gender, group) in ``train/``.
+        val: the same in ``val/``, from which the val and test splits are drawn.
         seed: the same seed gives the same bytes.
 
     Raises:
@@ -60,13 +60,13 @@ class RenderedFairFace:
 def render_fairface(root: Path, settings: RenderedFairFace, progress: bool = True) -> None:
     """Draw the pool into ``root``, which is replaced.
 
-    Ages are drawn by lot and show in nothing; ``service_test`` is ``False``.
+    Ages are drawn at random and do not show; ``service_test`` is ``False``.
 
     Args:
         root: folder to write: ``train/*.jpg``, ``val/*.jpg``, ``fairface_label_train.csv``,
             ``fairface_label_val.csv``.
         settings: what to draw.
-        progress: show a progress bar.
+        progress: whether to show a progress bar.
     """
     with atomic_path(root, durable=False) as partial:
         for split, name in enumerate(("train", "val")):

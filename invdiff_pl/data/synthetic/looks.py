@@ -17,11 +17,11 @@ class Face:
     Attributes:
         style: ``FEMININE`` (hair falls beside the face) or ``MASCULINE`` (short hair, often a
             beard).
-        hair: colour.
-        skin: colour.
-        cues: show the style in many things that the hair's colour has no part in (clothes, neck,
-            shoulders, jaw, brows, lips, earrings), and less in the hair's length, which darkens a
-            picture or lightens it.
+        hair: colour of the hair.
+        skin: colour of the skin.
+        cues: whether the style shows in many things that the hair's colour has no part in (clothes,
+            neck, shoulders, jaw, brows, lips, earrings), and less in the hair's length, which
+            darkens or lightens a picture.
     """
 
     style: int
@@ -32,25 +32,25 @@ class Face:
 
 @dataclass(frozen=True)
 class Look:
-    """How a style shows; lengths in picture widths if nothing else is said.
+    """How a style shows; lengths are in picture widths unless stated otherwise.
 
     Attributes:
         long_hair: whether hair falls beside the face.
-        hair_length: from and to, in face heights.
-        hair_width: likewise, in face widths.
+        hair_length: range of the hair's length, in face heights.
+        hair_width: range of the hair's width, in face widths.
         beard: colour of the beard, if it has grown.
         clothes: darkest and lightest of their colours.
-        neck: its width.
-        shoulders: their width.
+        neck: width of the neck.
+        shoulders: width of the shoulders.
         jaw: width of a square jaw in face widths; none at 0.
         neckline: depth of a neckline that shows skin; none at 0.
         collar: width of a white collar; none at 0.
-        tie: its colour, if there is one.
-        earrings: their colour, if there are any.
+        tie: colour of the tie, if there is one.
+        earrings: colour of the earrings, if there are any.
         blush: how much of the cheeks' colour is red, in [0, 1].
         brows: width and height of the eyebrows; none at 0.
         lashes: height of the upper lids' line; none at 0.
-        lips: width and height; 0 for a mouth that is a line.
+        lips: width and height of the lips; 0 for a mouth that is a line.
         lipstick: colour of the lips.
     """
 
@@ -82,7 +82,7 @@ def shifted(colour: Colour, spread: float, source: np.random.Generator) -> Colou
 
 
 def look_of(face: Face, hair: Colour, skin: Colour, source: np.random.Generator) -> Look:
-    """How a face shows its style. Cues vary, overlap, and many of them are absent at times."""
+    """Draw how a face shows its style; cues vary, overlap, and many are absent at times."""
     feminine = face.style == FEMININE
     if not face.cues:
         return Look(long_hair=feminine, beard=None if feminine else hair)

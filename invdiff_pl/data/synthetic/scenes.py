@@ -9,12 +9,12 @@ Pixels = NDArray[np.float32]
 
 
 def draw_scene(place: int, size: int, source: np.random.Generator) -> Pixels:
-    """A scene without a bird.
+    """Draw a scene without a bird.
 
     Args:
         place: 0 land, 1 water.
         size: side in pixels.
-        source: of all variation.
+        source: source of all variation.
 
     Returns:
         float32 ``[size, size, 3]`` in [0, 255].
@@ -32,7 +32,7 @@ def draw_scene(place: int, size: int, source: np.random.Generator) -> Pixels:
 def smooth_noise(
     size: int, cells: int | tuple[int, int], source: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Noise of about unit variance that varies over ``cells`` cells (rows, columns) a side."""
+    """Draw noise of about unit variance that varies over ``cells`` cells (rows, columns)."""
     rows, columns = (cells, cells) if isinstance(cells, int) else cells
     coarse = source.standard_normal((rows + 1, columns + 1)).astype(np.float32)
     smooth = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)

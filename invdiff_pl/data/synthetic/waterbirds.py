@@ -19,7 +19,7 @@ _OVERSAMPLING = 4
 # arXiv 1911.08731, and the metadata.csv of waterbird_complete95_forest2water2).
 _PUBLISHED = ((3682, 1113), (933, 266), (4510, 1284))
 _HEADER = ("img_id", "img_filename", "y", "split", "place", "place_filename")
-# Factors of red and blue of a warm and a cool picture, at full strength.
+# Factors of red and blue in a warm and a cool picture, at full strength.
 _TINTS = ((1.25, 0.75), (0.75, 1.25))
 _LEAST_TINT = 0.5
 _SCENE_FILES = ("/f/forest_path/00000001.jpg", "/o/ocean/00000001.jpg")
@@ -35,7 +35,7 @@ class RenderedWaterbirds:
         size: side of the pictures in pixels.
         correlation: share of each species' train pictures on its own background.
         evaluation_correlation: the same in val and test.
-        fraction: of the published split sizes (4795, 1199 and 5794 pictures).
+        fraction: fraction of the published split sizes (4795, 1199 and 5794 pictures).
         seed: the same seed gives the same bytes.
         tint_correlation: a second bias: share of each species' train pictures in its own light,
             warm for landbirds and cool for waterbirds, on either background alike. Then
@@ -277,7 +277,7 @@ def _places(count: int, own: int, correlation: float) -> list[int]:
 
 
 def draw_picture(picture: Picture, settings: RenderedWaterbirds) -> Image.Image:
-    """Draw one picture, the same whichever others are drawn."""
+    """Draw one picture, which does not depend on the others."""
     source = np.random.default_rng((settings.seed, picture.split, picture.number))
     large = settings.size * _OVERSAMPLING
     scene = draw_scene(picture.place, settings.size, source)
@@ -290,7 +290,7 @@ def draw_picture(picture: Picture, settings: RenderedWaterbirds) -> Image.Image:
 def _in_light(drawn: Image.Image, picture: Picture, seed: int) -> Image.Image:
     """The picture in warm or cool light of some strength."""
     assert picture.tint is not None
-    # A source of its own, so that the rest is drawn as without a tint.
+    # A separate source, so that the rest is drawn as without a tint.
     source = np.random.default_rng((seed, picture.split, picture.number, 1))
     strength = source.uniform(_LEAST_TINT, 1)
     red, blue = (factor**strength for factor in _TINTS[picture.tint])
@@ -304,7 +304,7 @@ def render_waterbirds(root: Path, settings: RenderedWaterbirds, progress: bool =
     Args:
         root: folder to write, in the layout of ``waterbird_complete95_forest2water2``.
         settings: what to draw.
-        progress: show a progress bar.
+        progress: whether to show a progress bar.
     """
     pictures = plan_pictures(settings)
     with atomic_path(root, durable=False) as partial:
