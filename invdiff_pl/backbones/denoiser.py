@@ -90,7 +90,7 @@ class FrozenDenoiser(ABC):
 
     @cached_property
     def stock(self) -> Any:
-        """The supported diffusers class that the pipeline is an instance of, if by a subclass."""
+        """The supported diffusers class of the pipeline, which may be of a subclass of it."""
         kinds = ((kind.__name__, kind) for kind in type(self.pipe).__mro__)
         return next(kind for name, kind in kinds if name in self.pipelines)
 

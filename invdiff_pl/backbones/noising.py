@@ -23,16 +23,16 @@ class NoiseProcess(Protocol):
         """Number of timesteps T."""
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """``z_t`` for latents and noise ``[B, C, H, W]`` and timesteps ``[B]``."""
+        """Return ``z_t`` for latents and noise ``[B, C, H, W]`` and timesteps ``[B]``."""
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the denoiser should predict, ``[B, C, H, W]``."""
+        """Return what the denoiser should predict, ``[B, C, H, W]``."""
 
     def signal_to_noise(self, timesteps: Tensor) -> Tensor:
-        """Signal-to-noise ratio at each timestep, float32 ``[B]``."""
+        """Return the signal-to-noise ratio at each timestep, float32 ``[B]``."""
 
     def time(self, timesteps: Tensor) -> Tensor:
-        """How the scheduler numbers the timesteps when it samples, ``[B]``."""
+        """Return the scheduler's own numbers for the timesteps when it samples, ``[B]``."""
 
 
 def noise_process(
@@ -103,12 +103,12 @@ class ForwardProcess:
         return int(self._scheduler.config.num_train_timesteps)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """``z_t`` for latents and noise ``[B, C, H, W]`` and timesteps ``[B]``."""
+        """Return ``z_t`` for latents and noise ``[B, C, H, W]`` and timesteps ``[B]``."""
         noisy: Tensor = self._scheduler.add_noise(latents, noise, timesteps)
         return noisy
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the denoiser should predict, ``[B, C, H, W]``: noise, velocity or latents."""
+        """Return what the denoiser should predict, ``[B, C, H, W]``: noise, velocity or latents."""
         if self.prediction_type == "epsilon":
             return noise
         if self.prediction_type == "sample":
@@ -117,12 +117,12 @@ class ForwardProcess:
         return velocity
 
     def signal_to_noise(self, timesteps: Tensor) -> Tensor:
-        """Signal-to-noise ratio at each timestep, float32 ``[B]``; 0 at a zero-SNR end."""
+        """Return the signal-to-noise ratio per timestep, float32 ``[B]``; 0 at a zero-SNR end."""
         alphas = self._scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
         return alphas / (1 - alphas)
 
     def time(self, timesteps: Tensor) -> Tensor:
-        """The timesteps themselves."""
+        """Return the timesteps themselves."""
         return timesteps
 
 
@@ -158,26 +158,26 @@ class FlowProcess:
         return len(self._sigmas)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """``z_t`` for latents and noise ``[B, C, H, W]`` and timesteps ``[B]``."""
+        """Return ``z_t`` for latents and noise ``[B, C, H, W]`` and timesteps ``[B]``."""
         sigmas = self._at(timesteps).to(latents.dtype)
         sigmas = sigmas.reshape(-1, *[1] * (latents.dim() - 1))
         return (1 - sigmas) * latents + sigmas * noise
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The flow's velocity, ``[B, C, H, W]``."""
+        """Return the flow's velocity, ``[B, C, H, W]``."""
         return noise - latents
 
     def signal_to_noise(self, timesteps: Tensor) -> Tensor:
-        """Signal-to-noise ratio at each timestep, float32 ``[B]``; 0 at the last."""
+        """Return the signal-to-noise ratio at each timestep, float32 ``[B]``; 0 at the last."""
         sigmas = self._at(timesteps)
         return ((1 - sigmas) / sigmas).square()
 
     def time(self, timesteps: Tensor) -> Tensor:
-        """``T sigma``, float32 ``[B]``."""
+        """Return ``T sigma``, float32 ``[B]``."""
         return self.train_timesteps * self._at(timesteps)
 
     def _at(self, timesteps: Tensor) -> Tensor:
-        self._sigmas = self._sigmas.to(timesteps.device)  # once, as a copy waits
+        self._sigmas = self._sigmas.to(timesteps.device)  # once, since copies wait for the device
         return self._sigmas[timesteps]
 
 

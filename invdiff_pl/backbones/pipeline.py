@@ -135,7 +135,7 @@ def _left_out(kind: type[Any], source: str) -> dict[str, Any]:
 
 
 def _whole(name: str, source: str, part: str, dtype: torch.dtype) -> Any:
-    """Load a part of a pipeline; missing weights are refused, which would be drawn at random.
+    """Load a part of a pipeline, refusing missing weights, which would be drawn at random.
 
     Raises:
         InvDiffError: naming the first missing weight.

@@ -182,7 +182,7 @@ def _inline(figure: Figure, tight: bool = True) -> str:
 
 
 def _sheet(audit: AuditCounts, number: int) -> dict[str, str]:
-    """Draw samples of a prompt at the first seed, a row per guidance scale before and after."""
+    """Draw samples of a prompt at the first seed, by guidance scale, before and after."""
     seed = audit.cells[0].seed
     cells = [cell for cell in audit.cells if cell.seed == seed]
     cells.sort(key=lambda cell: audit.guidance_scales.index(cell.guidance_scale))
