@@ -1,16 +1,16 @@
-"""What each part of the method is worth: one adapter a row, on a finished run's backbone.
+"""What each part of the method is worth: one adapter per row, on a finished run's backbone.
 
     python benchmarks/ablation.py runs/waterbirds/mini
     python benchmarks/ablation.py runs/waterbirds/mini --rows ours oracle --steps 50
 
-Every row trains an adapter with the run's settings but for what the row changes, samples from the
-same noises, and scores with the run's classifier. Rows are kept in RUN/ablation/rows: the same
+Every row trains an adapter with the run's settings, except for what the row changes, samples from
+the same noise, and scores with the run's classifier. Rows are kept in RUN/ablation/rows: the same
 command goes on where it was stopped, and redoes rows whose settings changed. The table goes to
 RUN/ablation/ablation.md and .json.
 
 Rows `oracle` and `oracle_minority` take their environments from attribute labels, which no user
-has. They are made here, on the scoring side: training reads environment files only, and has no way
-to labels.
+has. They are made here, on the scoring side: training reads environment files only, and has no
+access to labels.
 """
 
 import argparse
@@ -51,12 +51,12 @@ HEADER = (
 
 
 def main() -> int:
-    """Run the rows that are not there yet, and print the table."""
+    """Run the missing rows, and print the table."""
     return run_rows(_run, _parser().parse_args())
 
 
 def run_rows(run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
-    """Run a table's rows; what is refused is one line, and exit status 2."""
+    """Run a table's rows; bad input gives one line and exit status 2."""
     silence()
     try:
         run(options)
@@ -67,7 +67,7 @@ def run_rows(run: Callable[[argparse.Namespace], None], options: argparse.Namesp
 
 
 def add_rows(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """The choice of a table's rows."""
+    """Add the option that chooses a table's rows."""
     parser.add_argument(
         "--rows",
         nargs="+",
@@ -110,7 +110,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _run_row(row: Row, options: argparse.Namespace, configs: dict[str, Path], output: Path) -> None:
-    """Train, sample and score one row, unless its record is there."""
+    """Train, sample and score one row, unless it is on record."""
     record = output / "rows" / f"{row.name}.json"
     groups = write_groups(row.groups, configs["fit"], output / "environments", options.seed)
     key = digest_json(
@@ -156,19 +156,19 @@ def train_adapter(
     """Train a row's adapter.
 
     Args:
-        row: what is changed.
-        config: a run's adapter stage, resolved.
+        row: the row, which says what is changed.
+        config: resolved settings of a run's adapter stage.
         groups: folder of the environments.
-        folder: the adapter is written to its ``adapter`` folder.
-        steps: of the optimizer; the run's if not given.
-        precision: the run's if not given.
+        folder: folder to whose ``adapter`` folder the adapter is written.
+        steps: number of optimizer steps; the run's if not given.
+        precision: precision of training; the run's if not given.
 
     Returns:
-        its size, the time it took, and the scale it was calibrated to, JSON-ready.
+        its size, the time it took, and the scale it was calibrated to, JSON-serialisable.
     """
     flags = [
         f"--data.environments={groups}",
-        # What is compared is the training, also where the inference would have advised against.
+        # Training is what is compared, even where the inference would have advised against it.
         "--model.train_without_bias=true",
         "--trainer.logger=false",
         "--trainer.enable_progress_bar=false",
@@ -206,7 +206,7 @@ def train_adapter(
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """All rows that are there, in their sections, as Markdown."""
+    """Format all finished rows, in their sections, as Markdown."""
     parts = []
     for title, names in SECTIONS.items():
         rows = [_cells(results[name]) for name in names if name in results]

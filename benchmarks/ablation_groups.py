@@ -1,4 +1,4 @@
-"""Environments to compare with: one, random, the reference's, and the oracle's."""
+"""Environments to compare with: a single one, random, the reference's, and the oracle's."""
 
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import atomic_path, write_json
 
 _BATCH = 128
-# Of the reference's ascent, as far as METHOD tells; rate and weight of the least mass are not
-# published.
+# Settings of the reference's ascent, as far as METHOD states them; the rate and the weight of the
+# least mass are not published.
 EPOCHS = 500
 LEARNING_RATE = 0.01
 LEAST_WEIGHT = 1.0
@@ -31,9 +31,9 @@ def write_groups(kind: str, config: Path, folder: Path, seed: int) -> Path:
         kind: ``inferred`` (the run's own, nothing is written), ``one``, ``random``,
             ``reference``, ``oracle`` (attribute values) or ``oracle_minority`` (whether an image
             goes against the bias of its prompt).
-        config: the run's adapter stage, resolved.
-        folder: holds one folder a kind; what is there is kept.
-        seed: of random groups and of the reference's draws.
+        config: resolved settings of the run's adapter stage.
+        folder: folder with one folder per kind; existing ones are kept.
+        seed: seed of random groups and of the reference's draws.
 
     Returns:
         the folder of this kind.
@@ -48,7 +48,7 @@ def write_groups(kind: str, config: Path, folder: Path, seed: int) -> Path:
         return target
     tensors = _tensors(kind, data, seed)
     groups = int(tensors["assignments"].max()) + 1
-    # Training is told nothing of where they come from; people are.
+    # For people only: training does not learn where environments come from.
     write_json(target / "environments.json", {"groups": groups, "made_by": kind})
     with atomic_path(target / "environments.safetensors") as partial:
         save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
@@ -73,7 +73,7 @@ def _tensors(kind: str, data: BiasedDataModule, seed: int) -> dict[str, Tensor]:
 
 
 def shuffled_within(assignments: Tensor, prompts: Tensor, seed: int) -> Tensor:
-    """The same number of images in each (prompt, environment), chosen at random."""
+    """Shuffle environments within prompts, so that each keeps its number of images."""
     source = generator(seed, "random groups")
     shuffled = torch.empty_like(assignments)
     for prompt in prompts.unique().tolist():
@@ -84,7 +84,7 @@ def shuffled_within(assignments: Tensor, prompts: Tensor, seed: int) -> Tensor:
 
 @torch.no_grad()
 def reference_scores(data: BiasedDataModule, seed: int) -> Tensor:
-    """The reference's score: one random timestep and noise an image, ``mse(prediction, latent)``.
+    """Compute the reference's scores: ``mse(prediction, latent)`` at a random timestep and noise.
 
     Returns:
         float64 ``[N]``.
@@ -108,18 +108,18 @@ def reference_scores(data: BiasedDataModule, seed: int) -> Tensor:
 
 
 def gradient_memberships(scores: Tensor, groups: int, seed: int = 0) -> Tensor:
-    """The reference's ascent of the spread of group means, over all images at once.
+    """Run the reference's ascent of the spread of group means, over all images at once.
 
-    Adam on a dense ``[N, G]`` matrix of memberships from random ones, with the loss
+    Adam optimises a dense ``[N, G]`` matrix of memberships from random ones, with the loss
     ``-std(L_g) - w min(l q)``; after each step rows are clamped to [0, 1] and made to sum to 1.
 
     Args:
         scores: ``[N]``.
-        groups: G, at least 2.
-        seed: of the memberships at the start.
+        groups: number of groups G, at least 2.
+        seed: seed of the memberships at the start.
 
     Returns:
-        float32 ``[N, G]``, rows with sum 1.
+        memberships, float32 ``[N, G]``, whose rows sum to 1.
     """
     values = scores.float()
     members = torch.rand(len(values), groups, generator=generator(seed, "memberships"))

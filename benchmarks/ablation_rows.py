@@ -4,23 +4,23 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-# Rates at which networks of their own are trained; LoRA keeps the run's. That of the copy is the
-# one at which the small backbones were trained.
+# Learning rates of adapters that are separate networks; LoRA keeps the run's. The copy's is the one
+# at which the small backbones were trained.
 BRANCH_RATE = 1e-3
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row.
+    """A row of the ablation.
 
     Attributes:
-        name: of the row, for ``--rows``.
-        says: for the table.
+        name: name of the row, for ``--rows``.
+        says: description in the table.
         groups: environments: ``inferred`` (the run's), ``reference``, ``one``, ``random``,
             ``oracle`` or ``oracle_minority``.
         model: changed settings of ``InvariantAdapter``.
         data: changed settings of the DataModule.
-        untrained: only the backbone is sampled.
+        untrained: whether only the backbone is sampled.
         calibrated: whether the trained adapter's scale is calibrated, where its kind allows it.
     """
 
@@ -33,7 +33,7 @@ class Row:
     calibrated: bool = True
 
     def flags(self) -> list[str]:
-        """The changes as flags of the Lightning command line."""
+        """Return the changes as flags of the Lightning command line."""
         return [
             f"--{group}.{name}={value if isinstance(value, str) else json.dumps(value)}"
             for group, settings in (("model", self.model), ("data", self.data))
@@ -41,7 +41,7 @@ class Row:
         ]
 
 
-# The reference's recipe but for its environments; each improvement takes one part of it away.
+# The reference's recipe except for its environments; each improvement replaces one part of it.
 _COPY = {"adapter": "unet_copy", "adapter_settings": {"ratio": 0.5}, "learning_rate": BRANCH_RATE}
 _UNIFORM = {"timestep_density": "uniform"}
 _WHOLE = {**_COPY, **_UNIFORM, "lambda_": 1.0}

@@ -8,9 +8,9 @@ The reference's recipe is written from its description (docs/method.md), not cop
 on the same pictures with the same batch size and adapter. Ratios are medians over rounds, with the
 lowest and the highest. Results go to benchmarks/results/MACHINE.json, too.
 
-MFU counts the operations that a unit of work needs (matrix products, convolutions and attention of
-the denoiser, forward and back where there is training), over those of a square matrix product in
-the same precision, measured on the spot.
+MFU is the rate of the operations that a unit of work needs (matrix products, convolutions and
+attention of the denoiser, forward, and backward in training), relative to that of a square matrix
+product in the same precision, measured in the same run.
 """
 
 import argparse
@@ -74,7 +74,7 @@ class Settings:
 
 
 def measure(name: str, half: bool, work: Work, settings: Settings) -> dict[str, Any]:
-    """One stage: speeds, ratio, MFU, waits, parity."""
+    """Measure one stage: speeds, ratio, MFU, waits, parity."""
     stage = STAGES[name](work, half)
     clock, device = CLOCKS[settings.clock], settings.device
     stage.waits.update(dict.fromkeys(stage.waits, 0.0))
@@ -90,7 +90,7 @@ def measure(name: str, half: bool, work: Work, settings: Settings) -> dict[str, 
         "ours_per_s": ours / middle[1],
         "ratio": ratio,
         "ratio_range": [low, high],
-        # Of a unit, round by round.
+        # Seconds per unit, round by round.
         "reference_seconds": [each / theirs for each in found.first],
         "ours_seconds": [each / ours for each in found.second],
         "reference_peak_mib": None,
@@ -105,7 +105,7 @@ def measure(name: str, half: bool, work: Work, settings: Settings) -> dict[str, 
         for side, peak in zip(("reference", "ours"), fastest, strict=True):
             result[f"{side}_mfu"] = result[f"{side}_per_s"] * stage.required / peak
     if stage.waits:
-        # Waits include the round that warms up.
+        # Waits include the warm-up round.
         rounds = settings.rounds + 1
         for side, seconds in zip(("reference", "ours"), middle, strict=True):
             result[f"{side}_loader_wait"] = stage.waits[side] / rounds / seconds
@@ -113,7 +113,7 @@ def measure(name: str, half: bool, work: Work, settings: Settings) -> dict[str, 
 
 
 def peak_child(side: str, name: str, settings: Settings) -> None:
-    """One round of one side of a stage in this process, and its peak memory as the last word."""
+    """Run one round of one side of a stage in this process, and print its peak memory last."""
     with tempfile.TemporaryDirectory() as folder:
         work = make_work(Path(folder), settings)
         prepare(work, ReferenceInputs(work), work.folder / "latents")
@@ -126,7 +126,7 @@ def peak_child(side: str, name: str, settings: Settings) -> None:
 
 
 def peaks(name: str, settings: Settings, images: int) -> dict[str, float]:
-    """Peak memory of both sides of a stage, in processes of their own."""
+    """Measure the peak memory of both sides of a stage, each in its own process."""
     found = {}
     for side in ("reference", "ours"):
         arguments = ["--peak-of", f"{side}:{name}", "--backbone", settings.backbone]
@@ -137,7 +137,7 @@ def peaks(name: str, settings: Settings, images: int) -> dict[str, float]:
 
 
 def make_work(folder: Path, settings: Settings) -> Work:
-    """Pictures for the benchmark."""
+    """Make the pictures that the benchmark works on."""
     return Work.make(
         folder,
         settings.backbone,
@@ -150,7 +150,7 @@ def make_work(folder: Path, settings: Settings) -> Work:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Results as Markdown."""
+    """Format results as Markdown."""
     lines = [HEADER, ("---",) * len(HEADER), *map(_cells, results)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -187,7 +187,7 @@ def _ratio(value: float) -> str:
 def ladder(
     work: Work, settings: Settings, compiled: bool, wanted: str = ""
 ) -> list[dict[str, Any]]:
-    """The ratio of each measure by itself, printed as it is found."""
+    """Measure the ratio of each measure alone, and print it at once."""
     print("\n| stage | measure | ratio |\n| --- | --- | --- |")
     results = []
     for rung in rungs(work, compiled):
@@ -205,7 +205,7 @@ def ladder(
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
@@ -245,7 +245,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Measure, print, and write."""
+    """Measure, print and write the results."""
     options = parse()
     silence()
     device = torch.device(options.device)
@@ -282,7 +282,7 @@ def main() -> int:
 def run(
     folder: Path, options: argparse.Namespace, settings: Settings, architecture: str
 ) -> dict[str, Any]:
-    """All that was asked for."""
+    """Run all that was asked for."""
     machine = hardware(settings.device)
     print(
         f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, {architecture}, "
@@ -320,7 +320,7 @@ def run(
 
 
 def hardware(device: torch.device) -> str:
-    """Name of the device."""
+    """Return the name of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     with contextlib.suppress(OSError):

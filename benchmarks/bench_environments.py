@@ -1,4 +1,4 @@
-"""Environment inference in the recipe of METHOD's description, the reference's, and in ours."""
+"""Environment inference in the reference's recipe, as METHOD describes it, and in ours."""
 
 import shutil
 from collections.abc import Callable
@@ -27,12 +27,12 @@ from invdiff_pl.environments.partition import partition as exact_partition
 from invdiff_pl.environments.table import FeatureTable
 from invdiff_pl.utils.operations import count_operations
 
-# Images of a mini run, its prompts, and components in which the stand-ins of their features vary.
+# Images and prompts of a mini run, and components in which the stand-ins for their features vary.
 IMAGES, SPECIES, COMPONENTS = 4795, 6, 64
 
 
 class Scoring:
-    """Denoising losses of every picture, ours as the environment stage takes them."""
+    """Denoising losses of every picture, ours computed as in the environment stage."""
 
     def __init__(self, work: Work, half: bool = False) -> None:
         self.work, self.half = work, half
@@ -50,7 +50,7 @@ class Scoring:
 
     @torch.no_grad()
     def reference(self) -> None:
-        """One random timestep and noise a picture; everything is kept on the device in lists."""
+        """Score at one random timestep and noise per picture; lists on the device keep all."""
         kept: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
         for rows in self.work.rows():
             clean = self.inputs.encode(self.inputs.read(rows))
@@ -66,12 +66,12 @@ class Scoring:
         sample_losses(torch.cat(kept[2]), torch.cat(kept[0]))
 
     def ours(self) -> None:
-        """Cached latents; only losses are kept."""
+        """Score cached latents; only losses are kept."""
         self._tabled(lambda latents, text: self.losses(latents, {"prompt_embeds": text}))
 
     @torch.inference_mode()
     def _tabled(self, of: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """A table of what is made of cached latents and their prompts' embeddings."""
+        """Tabulate a function of cached latents and their prompts' embeddings."""
         work, folder = self.work, self.work.folder / "scored"
         shutil.rmtree(folder, ignore_errors=True)
         table, cache = FeatureTable(folder), ShardedTensor(self.cache)
@@ -86,7 +86,7 @@ class Scoring:
 
     @torch.no_grad()
     def parity(self) -> str:
-        """The reference's loss at our draws, against ours; the target is the right one in both."""
+        """Compare the reference's loss at our draws with ours; both use the right target."""
         self.ours()
         folder = self.work.folder / "scored"
         ours = FeatureTable(folder).read(folder / "features.npy")
@@ -106,7 +106,7 @@ class Scoring:
         return f"losses differ by {worst:.1e} at most"
 
     def required(self) -> int:
-        """Operations of one denoiser call for one picture."""
+        """Count the operations of one denoiser call for one picture."""
         unet = self.inputs.pipeline.unet
         noisy = torch.zeros(1, unet.config.in_channels, *[unet.config.sample_size] * 2)
         given = noisy.to(unet.device), torch.tensor(0), self.embeddings[:1]
@@ -115,7 +115,7 @@ class Scoring:
 
 
 def scoring(work: Work, half: bool = False) -> Stage:
-    """Denoising losses, by (picture, timestep)."""
+    """Return the stage of denoising losses, counted by (picture, timestep)."""
     both = Scoring(work, half)
     counts = len(work.paths), both.calls * len(work.paths)
     unit = "(image, timestep)"
@@ -123,7 +123,7 @@ def scoring(work: Work, half: bool = False) -> Stage:
 
 
 class Features(Scoring):
-    """What environments are inferred from: the reference's scores, our features of the block."""
+    """The basis of environment inference: the reference's scores, our features of the block."""
 
     def __init__(self, work: Work, half: bool = False) -> None:
         super().__init__(work, half)
@@ -131,12 +131,12 @@ class Features(Scoring):
         self.block = BlockFeatures(frozen_denoiser(self.inputs.pipeline), null)
 
     def ours(self) -> None:
-        """Features of cached latents, in passes that end at the middle block."""
+        """Compute features of cached latents, in passes that end at the middle block."""
         self._tabled(lambda latents, _: self.block(latents))
 
 
 def features(work: Work, half: bool = False) -> Stage:
-    """Features, or the one score that the reference has of an image."""
+    """Return the stage of features, in place of which the reference has one score per image."""
     both = Features(work, half)
     counts = (len(work.paths),) * 2
     parity = "none: a score against features"
@@ -144,7 +144,7 @@ def features(work: Work, half: bool = False) -> Stage:
 
 
 def search(work: Work, _: bool = False) -> Stage:
-    """Environments: by the reference's ascent of scores, and ours of features, with its tests."""
+    """Return the stage of the search: the reference's ascent of scores, our fit with its tests."""
     images = IMAGES
     source = torch.Generator().manual_seed(0)
     prompts = torch.arange(images) % SPECIES
@@ -165,7 +165,7 @@ def search(work: Work, _: bool = False) -> Stage:
 
 
 def partition(work: Work, _: bool = False, images: int = IMAGES) -> Stage:
-    """Two environments of scores: the reference's 500 epochs of Adam, and the exact cut."""
+    """Return the stage that splits scores in two: the reference's 500 epochs, and the exact cut."""
     source = torch.Generator().manual_seed(0)
     rare = (torch.rand(images, generator=source) < 0.05).double()
     scores = torch.randn(images, generator=source, dtype=torch.float64) + 4 * rare

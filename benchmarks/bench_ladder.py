@@ -1,4 +1,4 @@
-"""Each measure switched on by itself, against the reference's step without any."""
+"""Each measure switched on alone, against the reference's step without any."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from invdiff_pl.data.cache import ShardedTensor
 
 @dataclass(frozen=True)
 class Rung:
-    """One measure.
+    """One measure that is switched on.
 
     Attributes:
-        stage: in which it is switched on.
-        measure: what it is.
+        stage: stage in which it is switched on.
+        measure: name of the measure.
         without: one round of the reference's step.
         with_it: the same with the measure.
-        work: how many times as much the latter does.
+        work: how many times as much the latter does in a round.
     """
 
     stage: str
@@ -35,7 +35,7 @@ class Rung:
 
 
 class Steps:
-    """Steps of scoring and of training in the reference's way, but for one measure."""
+    """Steps of scoring and training as in the reference, except for one measure."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -49,20 +49,20 @@ class Steps:
         self.rows = torch.arange(work.batch) % len(work.paths)
 
     def latents(self, cached: bool) -> Tensor:
-        """Of one batch: from the cache, or from files through the VAE."""
+        """Return one batch's latents, from the cache or from files through the VAE."""
         if not cached:
             return self.inputs.encode(self.inputs.read(self.rows))
         moments = self.cache.gather(self.rows, torch.zeros_like(self.rows))
         return scaled_latents(self.inputs.pipeline.vae.config, moments.to(self.work.device))
 
     def text(self, cached: bool) -> Tensor:
-        """Of one batch: from the cache, or through the text encoder."""
+        """Return one batch's embeddings, from the cache or through the text encoder."""
         if not cached:
             return self.inputs.embed(self.rows)
         return self.embeddings[self.work.prompt_ids[self.rows].to(self.work.device)]
 
     def losses(self, denoiser: torch.nn.Module, measure: str = "", paired: bool = False) -> Tensor:
-        """Losses of one batch with a measure."""
+        """Compute the losses of one batch with a measure."""
         clean = self.latents(measure == "latent cache")
         text = self.text(measure == "embedding cache")
         count = len(clean) // 2 if paired else len(clean)
@@ -79,7 +79,7 @@ class Steps:
 
 
 def scoring_rungs(work: Work, compiled: bool) -> Iterator[Rung]:
-    """Measures of scoring."""
+    """Yield the measures of scoring."""
     steps = Steps(work)
     plain = work.pipeline().unet
     variants = {"channels_last": work.pipeline().unet.to(memory_format=torch.channels_last)}
@@ -108,7 +108,7 @@ def scoring_rungs(work: Work, compiled: bool) -> Iterator[Rung]:
 
 
 def training_rungs(work: Work, compiled: bool) -> Iterator[Rung]:
-    """Measures of adapter training, with the shipped LoRA."""
+    """Yield the measures of adapter training, with the shipped LoRA."""
     steps, plain = Steps(work), Training(work, "lora")
     variants = {"channels_last": Training(work, "lora")}
     variants["channels_last"].theirs.adapter.network.to(memory_format=torch.channels_last)
@@ -137,7 +137,7 @@ def training_rungs(work: Work, compiled: bool) -> Iterator[Rung]:
 
 
 def frozen_rungs(work: Work, steps: Steps) -> Iterator[Rung]:
-    """The frozen branch of an adapter that is a network of its own, in half precision."""
+    """Yield the measures of the frozen branch, for an adapter that is a separate network."""
     small, half = Training(work, "small_unet"), work.pipeline().unet.to(torch.bfloat16)
     branch = small.theirs.adapter.denoiser.branch
     frozen = small.theirs.adapter.network
@@ -167,7 +167,7 @@ def frozen_rungs(work: Work, steps: Steps) -> Iterator[Rung]:
 
 
 def sampling_rungs(work: Work) -> Iterator[Rung]:
-    """Measures of sampling, from one prompt at a time and 50 steps of PNDM."""
+    """Yield the measures of sampling, against one prompt at a time and 50 steps of PNDM."""
     both = Sampling(work, theirs=1)
     both.solvers("PNDMScheduler", "PNDMScheduler")
     fast = Training(work, "lora").theirs.pipeline.to(work.device)
@@ -198,7 +198,7 @@ def sampling_rungs(work: Work) -> Iterator[Rung]:
 
 
 def rungs(work: Work, compiled: bool) -> Iterator[Rung]:
-    """All of them; models live as long as their stage."""
+    """Yield all measures; models live as long as their stage."""
     yield from scoring_rungs(work, compiled)
     yield from training_rungs(work, compiled)
     yield from sampling_rungs(work)

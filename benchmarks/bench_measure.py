@@ -22,14 +22,14 @@ class Comparison:
 
     Attributes:
         first: seconds of each round of the first.
-        second: of the second.
+        second: seconds of each round of the second.
     """
 
     first: list[float]
     second: list[float]
 
     def ratios(self, work: float = 1.0) -> tuple[float, float, float]:
-        """Lowest, median and highest ratio of speeds, second over first, round by round.
+        """Return the lowest, median and highest ratio of speeds by round, second over first.
 
         Args:
             work: how many times as much the second does in a round.
@@ -45,7 +45,7 @@ def interleaved(
     clock: Callable[[], float],
     device: torch.device,
 ) -> Comparison:
-    """Time two functions in turn, so that a machine's moods meet both; a first round warms up.
+    """Time two functions in turn, so that a busy machine slows both; the first round warms up.
 
     Every other round begins with the second.
     """
@@ -57,7 +57,7 @@ def interleaved(
 
 
 def timed(work: Callable[[], object], clock: Callable[[], float], device: torch.device) -> float:
-    """Seconds of one call, with all that it queued on the device."""
+    """Return the seconds of one call, with all that it queued on the device."""
     settle(device)
     started = clock()
     work()
@@ -74,7 +74,7 @@ def settle(device: torch.device) -> None:
 def peak_flops(
     dtype: torch.dtype, clock: Callable[[], float], device: torch.device, side: int = 0
 ) -> float:
-    """Operations a second of a square matrix product, the best of ten."""
+    """Measure the operations per second of a square matrix product, the best of ten."""
     side = side or (8192 if device.type == "cuda" else 1024)
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     seconds = min(timed(lambda: left @ right, clock, device) for _ in range(10))
@@ -82,7 +82,7 @@ def peak_flops(
 
 
 def peak_mib(device: torch.device) -> float:
-    """Peak memory of this process so far: allocated on a GPU, else resident, in MiB."""
+    """Return this process's peak memory so far in MiB: allocated on a GPU, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = peak_memory() or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -90,12 +90,12 @@ def peak_mib(device: torch.device) -> float:
 
 
 def peak_of_child(script: str, arguments: Sequence[str]) -> float:
-    """Peak memory in MiB that a child process prints as its last word.
+    """Return the peak memory in MiB that a child process prints last.
 
-    A peak never goes down, so what ran before in this process would count.
+    A peak never goes down, so in this process what ran before would count, too.
 
     Raises:
-        RuntimeError: with the child's errors, if it failed.
+        RuntimeError: if the child failed, with its errors.
     """
     words = [sys.executable, script, *arguments]
     child = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -105,5 +105,5 @@ def peak_of_child(script: str, arguments: Sequence[str]) -> float:
 
 
 def parameters(module: nn.Module) -> int:
-    """Number of a module's parameters."""
+    """Count a module's parameters."""
     return sum(value.numel() for value in module.parameters())

@@ -1,4 +1,4 @@
-"""A stage in two recipes, and what several stages have in common."""
+"""A stage in both recipes, and what stages have in common."""
 
 import contextlib
 import io
@@ -17,12 +17,12 @@ class Stage:
     """One stage in both recipes.
 
     Attributes:
-        name: of the stage.
-        unit: what is counted.
+        name: name of the stage.
+        unit: unit that is counted.
         reference: one round of the reference's recipe.
         ours: one round of ours.
-        counts: how many units a round of each does.
-        parity: of both on the same draws.
+        counts: number of units in a round of each.
+        parity: how closely both agree on the same draws.
         required: floating-point operations that a unit needs.
         waits: seconds that each has waited for data so far, by ``reference`` and ``ours``.
     """
@@ -38,11 +38,11 @@ class Stage:
 
 
 def autocast(work: Work, half: bool) -> torch.autocast:
-    """bf16 for matrix products, or nothing."""
+    """Return a context with bf16 matrix products, or one without effect."""
     return torch.autocast(work.device.type, torch.bfloat16, enabled=half)
 
 
 def prepare(work: Work, inputs: ReferenceInputs, folder: Path) -> None:
-    """Our cache of moments, without its progress bar."""
+    """Build our cache of moments, without its progress bar."""
     with contextlib.redirect_stdout(io.StringIO()):
         encode_images(inputs.pipeline.vae, work.paths, inputs.side, folder)

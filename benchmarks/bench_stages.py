@@ -1,4 +1,4 @@
-"""Each stage in the reference's recipe, written from METHOD's description, and in ours."""
+"""Each stage in the reference's recipe, as METHOD describes it, and in ours."""
 
 import shutil
 from collections.abc import Callable
@@ -35,7 +35,7 @@ GUIDANCE = 1.0
 
 
 def latents(work: Work, _: bool = False) -> Stage:
-    """Latents of every picture, as often as training asks for them."""
+    """Return the stage of every picture's latents, as often as training asks for them."""
     inputs, folder = ReferenceInputs(work), work.folder / "prepared"
 
     def reference() -> None:
@@ -96,7 +96,7 @@ class Training:
         self.source = torch.Generator().manual_seed(0)
 
     def reference(self) -> None:
-        """Random batches; files, VAE and text encoder in every step; a draw of its own for each."""
+        """Train on random batches: files, VAE and text encoder in each step, one draw per image."""
         process, adapter = self.theirs.process, self.theirs.adapter
         for _ in range(self.steps):
             rows = torch.randint(len(self.work.paths), (self.work.batch,), generator=self.source)
@@ -116,7 +116,7 @@ class Training:
             self.their_optimizer.zero_grad()
 
     def ours(self) -> None:
-        """Balanced pairs from the cache, one timestep and noise a pair."""
+        """Train on balanced pairs from the cache, with one timestep and noise per pair."""
         module, device = self.ours_module, self.work.device
         for _ in range(self.steps):
             started = self.work.clock()
@@ -138,7 +138,7 @@ class Training:
 
     @torch.no_grad()
     def parity(self) -> str:
-        """Losses of both at the same pictures, timesteps and noises, before any training."""
+        """Compare both losses at the same pictures, timesteps and noise, before any training."""
         rows, process = self.work.rows()[0], self.theirs.process
         clean, text = self.inputs.encode(self.inputs.read(rows)), self.inputs.embed(rows)
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1)).to(clean)
@@ -162,7 +162,7 @@ class Training:
         return f"losses differ by {apart:.1e} at most"
 
     def required(self) -> int:
-        """Operations of one picture forward and back, through what the adapter needs."""
+        """Count one picture's operations forward and backward, as far as the adapter needs them."""
         module = self.ours_module
         unet = module.pipeline.unet
         noisy = torch.zeros(1, unet.config.in_channels, *[unet.config.sample_size] * 2)
@@ -174,7 +174,7 @@ class Training:
 
 
 def training(work: Work, half: bool = False, adapter: str = "lora") -> Stage:
-    """Training at equal adapter, by picture."""
+    """Return the stage of training, with the same adapter on both sides, counted by picture."""
     both = Training(work, adapter, half)
     count = both.steps * work.batch
     stage = Stage(
@@ -186,7 +186,7 @@ def training(work: Work, half: bool = False, adapter: str = "lora") -> Stage:
 
 
 class Sampling:
-    """Samples to PNG files; ours at the fast option, 20 steps of DPM-Solver++."""
+    """Sampling to PNG files; ours with the fast option, 20 steps of DPM-Solver++."""
 
     steps = (50, 20)
 
@@ -204,7 +204,7 @@ class Sampling:
         set_scheduler(self.pipeline, ours)
 
     def reference(self) -> None:
-        """One prompt at a time, LoRA beside the weights, PNG files in between."""
+        """Draw one prompt at a time, with LoRA beside the weights and PNG files in between."""
         for number in range(self.counts[0]):
             image = self.theirs(
                 PROMPTS[number % len(PROMPTS)],
@@ -214,7 +214,7 @@ class Sampling:
             image.save(self.work.folder / f"reference-{number}.png")
 
     def ours(self) -> None:
-        """Prompts in batches, LoRA folded into the weights, files in the background."""
+        """Draw prompts in batches, with LoRA folded into the weights, files in the background."""
         writer = ImageWriter()
         numbers = torch.arange(self.counts[1])
         for number, image in enumerate(self.draw(self.pipeline, numbers, self.steps[1])):
@@ -222,7 +222,7 @@ class Sampling:
         writer.close()
 
     def draw(self, pipeline: object, numbers: Tensor, steps: int) -> Tensor:
-        """Images of sample numbers, drawn together."""
+        """Draw the images of some sample numbers together."""
         with autocast(self.work, self.half):
             return sample_images(
                 pipeline,  # type: ignore[arg-type]
@@ -235,7 +235,7 @@ class Sampling:
             )
 
     def parity(self) -> str:
-        """Four steps of one solver: one by one and LoRA beside, against batched and folded."""
+        """Compare four steps of one solver: one by one, LoRA beside; batched, LoRA folded in."""
         self.solvers("DDIMScheduler", "DDIMScheduler")
         numbers = torch.arange(4)
         singly = torch.cat([self.draw(self.theirs, one, 4) for one in numbers.split(1)])
@@ -246,13 +246,13 @@ class Sampling:
 
 
 def sampling(work: Work, half: bool = False) -> Stage:
-    """Samples, by image."""
+    """Return the stage of sampling, counted by image."""
     both = Sampling(work, half, ours=work.batch)
     return Stage("sampling", "images", both.reference, both.ours, both.counts, both.parity())
 
 
 class Evaluation:
-    """Scores of a set of samples against as many reference pictures.
+    """Scoring a set of samples against as many reference pictures.
 
     Figures from sums cost the same on both sides and are left out.
     """
@@ -271,7 +271,7 @@ class Evaluation:
 
     @torch.no_grad()
     def reference(self) -> Tensor:
-        """Each measure reads all files anew, one at a time; real features are taken every time."""
+        """Read all files anew for each measure, one at a time, with real features every time."""
         found = []
         for path in self.work.paths:
             self.scorers.classifier(to_float(self._open(path)).to(self.work.device))
@@ -286,7 +286,7 @@ class Evaluation:
 
     @torch.no_grad()
     def ours(self) -> SampleScores:
-        """Batches from memory, as they are drawn; one pass for all measures."""
+        """Score batches from memory, as they are drawn, in one pass for all measures."""
         names = (PROMPTS, CLASSES)
         scores = SampleScores(self.scorers, *names, 3, None, self.work.device)
         scores.update_reference(MAIN, self.cached)
@@ -296,13 +296,13 @@ class Evaluation:
         return scores
 
     def parity(self) -> str:
-        """Features one by one against features in batches."""
+        """Compare features taken one by one with features taken in batches."""
         apart = (self.reference() - self.cached).abs().max() / self.cached.abs().max()
         return f"features differ by {float(apart):.1e} of the largest"
 
 
 def evaluation(work: Work, _: bool = False) -> Stage:
-    """Scoring of samples, by image."""
+    """Return the stage of scoring samples, counted by image."""
     both = Evaluation(work)
     counts = (len(work.paths),) * 2
     return Stage("evaluation", "images", both.reference, both.ours, counts, both.parity())

@@ -1,4 +1,4 @@
-"""What a whole run takes in either recipe, added up from its stages."""
+"""The time that a whole run takes in either recipe, added up from its stages."""
 
 from statistics import median
 from typing import Any
@@ -7,8 +7,8 @@ from bench_environments import IMAGES
 from bench_measure import Comparison
 from bench_stages import VISITS
 
-# Of a mini run of Waterbirds, in the reference's recipe and in ours: images, 400 steps of 48, 256
-# samples of each of 6 prompts at two scales. Its scores are what its memberships are made of.
+# A mini run of Waterbirds, in the reference's recipe and in ours: images, 400 steps of 48, 256
+# samples of each of 6 prompts at two scales. The reference makes its memberships from its scores.
 SAMPLES = 2 * 256 * 6
 UNITS = {
     "latent preparation": (0, VISITS * IMAGES),
@@ -22,10 +22,10 @@ UNITS = {
 
 
 def whole_run(results: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Seconds of a mini run of Waterbirds, added up round by round; none if a stage is missing.
+    """Add up the seconds of a mini run of Waterbirds by round; ``None`` if a stage is missing.
 
-    Left out on both sides are the classifier, looks during training, and the report; on ours the
-    calibration.
+    The classifier, looks during training and the report are left out on both sides; on ours, the
+    calibration, too.
     """
     by_name = {result["stage"]: result for result in results}
     if not set(UNITS).issubset(by_name):

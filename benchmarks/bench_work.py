@@ -1,4 +1,4 @@
-"""What the benchmarks work on: pictures in files, prompts, a backbone of either size."""
+"""What the benchmarks work on: pictures in files, prompts, and a backbone of either size."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ SD14: dict[str, Any] = {
     "side": 64,
     "heads": 8,
 }
-# The same in every respect but size, for tests on a CPU.
+# The same in all but size, for tests on a CPU.
 THIN: dict[str, Any] = {
     "unet": (32, 32, 32, 32),
     "vae": (32, 32, 32, 32),
@@ -40,7 +40,7 @@ THIN: dict[str, Any] = {
 
 
 def sd_unet(sizes: dict[str, Any]) -> UNet2DConditionModel:
-    """A UNet with the blocks of Stable Diffusion 1.x; on the meta device, if that is the context's.
+    """Build a UNet with the blocks of Stable Diffusion 1.x, on the context's device.
 
     Args:
         sizes: ``SD14`` or ``THIN``.
@@ -58,7 +58,7 @@ def write_sd_backbone(folder: Path, sizes: dict[str, Any], seed: int = 0) -> Non
     torch.manual_seed(seed)
     width, layers, inner = sizes["text"]
     blocks = len(sizes["vae"])
-    # The words of the prompts suffice, but texts are as long as there.
+    # It knows the words of the prompts only, but texts have the real length.
     tokenizer = new_pipeline(Architecture(), PROMPTS, seed).tokenizer
     tokenizer.model_max_length = 77
     StableDiffusionPipeline(
@@ -103,13 +103,13 @@ class Work:
     """Pictures in files, each with a prompt, and a backbone.
 
     Attributes:
-        folder: of pictures and caches.
+        folder: folder of pictures and caches.
         backbone: pipeline folder or ``asset:NAME``.
-        paths: of N pictures.
-        batch: of training and scoring, on both sides.
-        device: everything runs on.
-        clock: by which waits for data are timed.
-        compiled: whether ours compiles the denoiser where it scores and trains.
+        paths: paths of N pictures.
+        batch: batch size of training and scoring, on both sides.
+        device: device that everything runs on.
+        clock: clock that times waits for data.
+        compiled: whether ours compiles the denoiser for scoring and training.
     """
 
     folder: Path
@@ -135,7 +135,7 @@ class Work:
         return cls(folder, backbone, paths, **settings)
 
     def pipeline(self) -> StableDiffusionPipeline:
-        """A backbone of its own, frozen, on the device."""
+        """Load a new copy of the backbone, frozen, on the device."""
         return load_pipeline(self.backbone).to(self.device)
 
     @property
@@ -144,12 +144,12 @@ class Work:
         return torch.arange(len(self.paths)) % len(PROMPTS)
 
     def rows(self) -> list[Tensor]:
-        """All rows in batches."""
+        """Return all rows in batches."""
         return list(torch.arange(len(self.paths)).split(self.batch))
 
 
 class ReferenceInputs:
-    """What the reference does in every step: read files, run VAE and text encoder (METHOD).
+    """The reference's inputs, for which it reads files and runs VAE and text encoder in every step.
 
     Args:
         work: pictures and backbone.
@@ -161,23 +161,23 @@ class ReferenceInputs:
         self.side = int(self.pipeline.vae.config.sample_size)
 
     def read(self, rows: Tensor) -> Tensor:
-        """Pictures as the VAE takes them, ``[B, 3, H, W]``, on the device."""
+        """Read pictures as the VAE takes them, ``[B, 3, H, W]``, on the device."""
         pixels = read_images([self.work.paths[row] for row in rows.tolist()], self.side)
         return to_float(pixels).to(self.work.device)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Latents ``[B, C, h, w]``, the posterior's mean."""
+        """Encode pictures to latents ``[B, C, h, w]``, the posterior's means."""
         vae = self.pipeline.vae
         latents: Tensor = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
         return latents
 
     def embed(self, rows: Tensor) -> Tensor:
-        """Text embeddings of the rows' prompts, ``[B, L, D]``."""
+        """Compute the text embeddings of the rows' prompts, ``[B, L, D]``."""
         numbers = self.work.prompt_ids[rows].tolist()
         return text_embeddings(self.pipeline, [PROMPTS[number] for number in numbers])
 
 
 def text_embeddings(pipeline: Any, prompts: Sequence[str]) -> Tensor:
-    """Text embeddings of prompts, ``[P, L, D]``, of a Stable Diffusion pipeline."""
+    """Compute a Stable Diffusion pipeline's text embeddings of prompts, ``[P, L, D]``."""
     return frozen_denoiser(pipeline).condition(prompts)["prompt_embeds"]

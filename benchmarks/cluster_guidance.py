@@ -1,10 +1,10 @@
 """Guidance by clusters of the middle block, written from the description of SelfDebias.
 
 The method (arXiv 2512.03749) needs no labels and trains nothing but a reading of the frozen model:
-images that it draws of a prompt are clustered by what they show, clusters are read from the middle
-block while further images are drawn, and a gradient evens out how often each is drawn. Theirs reads
-the space of an image encoder from the middle block; here the block's own features are clustered,
-so that nothing but the frozen model is needed, as by the other methods in the comparison.
+images drawn for a prompt are clustered by what they show, the clusters are read from the middle
+block while further images are drawn, and a gradient evens out how often each is drawn. SelfDebias
+reads the space of an image encoder from the middle block; here the block's own features are
+clustered, so that only the frozen model is needed, as for the other methods in the comparison.
 """
 
 import math
@@ -24,24 +24,24 @@ from invdiff_pl.environments.features import BlockFeatures, block_output
 from invdiff_pl.environments.shared_values import kmeans_memberships
 from invdiff_pl.environments.space import prompt_means
 
-# Samples of numbers that no run draws for its figures.
+# Sample number from which the pilot is drawn; no run's figures use numbers this high.
 FIRST_PILOT = 2**30
-# Numbers of clusters that are tried, and starts of each.
+# Numbers of clusters to try, and starts for each.
 CLUSTERS, STARTS = (2, 3, 4, 5), 4
-# Of all steps, the first ones, where layout is decided.
+# Share of the steps that are guided: the first ones, where layout is decided.
 GUIDED = 0.6
-# Of readings, against the mean variance of activations within clusters.
+# Ridge of readings, relative to the mean variance of activations within clusters.
 RIDGE = 0.1
 
 
 @dataclass(frozen=True)
 class Readings:
-    """How each prompt's clusters are read from the middle block, step by step.
+    """Linear readings of each prompt's clusters from the middle block, step by step.
 
     Attributes:
         weights: float32 ``[P, S, K, D]``, for S guided steps and at most K clusters.
         biases: float32 ``[P, S, K]``, minus infinity where a prompt has fewer clusters.
-        shares: of each prompt's clusters in the pilot, float ``[P, K]``.
+        shares: shares of each prompt's clusters in the pilot, float ``[P, K]``.
     """
 
     weights: Tensor
@@ -49,28 +49,28 @@ class Readings:
     shares: Tensor
 
     def assigned(self, prompts: Tensor, places: Tensor) -> Tensor:
-        """The cluster that each sample is drawn towards: a prompt's in turn, int64 ``[B]``.
+        """Return the cluster to draw each sample towards, a prompt's in turn, int64 ``[B]``.
 
         Args:
-            prompts: int64 ``[B]``.
-            places: of each sample among its prompt's, int64 ``[B]``.
+            prompts: number of each sample's prompt, int64 ``[B]``.
+            places: number of each sample among its prompt's, int64 ``[B]``.
         """
         return places % self.biases[:, 0].isfinite().sum(1)[prompts]
 
 
 class Guide:
-    """Called by the stock pipeline after each step: moves latents towards assigned clusters.
+    """A callback of the stock pipeline that moves latents towards assigned clusters at each step.
 
-    A sample moves along the gradient of its cluster's log probability, of root mean square
-    ``strength`` in units of the noise that the latent holds, times the probability that it is in
-    another cluster: one that has arrived is left alone.
+    A sample moves along the gradient of its cluster's log probability. The move has root mean
+    square ``strength``, in units of the noise that the latent holds, times the probability that the
+    sample is in another cluster: one that has arrived is left alone.
 
     Args:
-        denoiser: of the pipeline.
-        readings: of the clusters.
-        strength: 0 changes nothing, not even rounding.
-        condition: what the prompts become, a row a sample.
-        prompts: int64 ``[B]``.
+        denoiser: denoiser of the pipeline.
+        readings: readings of the clusters.
+        strength: strength of the guidance; 0 changes nothing, not even rounding.
+        condition: the encoded prompts, one row per sample.
+        prompts: number of each sample's prompt, int64 ``[B]``.
         assigned: cluster of each sample, int64 ``[B]``.
     """
 
@@ -89,7 +89,7 @@ class Guide:
     def __call__(
         self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Latents for the next step, as diffusers' ``callback_on_step_end`` returns them."""
+        """Return latents for the next step, as diffusers' ``callback_on_step_end`` does."""
         if self.strength == 0 or step >= self.readings.weights.shape[1]:
             return {}
         following = pipe.scheduler.timesteps[step + 1]
@@ -105,7 +105,7 @@ class Guide:
         return {"latents": latents + self.strength * noise * outside * gradient / size}
 
     def log_probabilities(self, latents: Tensor, timestep: Tensor, step: int) -> Tensor:
-        """Log probability that each sample is in its assigned cluster, ``[B]``."""
+        """Compute the log probability that each sample is in its assigned cluster, ``[B]``."""
         seen = middle_activations(self.denoiser, latents, timestep, self.condition)
         weights, biases = (
             each[self.prompts, step].to(seen)
@@ -118,7 +118,7 @@ class Guide:
 def middle_activations(
     denoiser: FrozenDenoiser, latents: Tensor, timestep: Tensor, condition: Condition
 ) -> Tensor:
-    """A UNet's middle block at a step, averaged over quarters: float32 ``[B, 4 M]``."""
+    """Average the output of a UNet's middle block at a step over quarters, float32 ``[B, 4 M]``."""
     timesteps = timestep.long().expand(len(latents))
     output = block_output(
         denoiser.network.mid_block, lambda: denoiser.predict(latents, timesteps, condition)
@@ -137,16 +137,16 @@ def find_clusters(
     guidance_scale: float,
     batch_size: int = 128,
 ) -> Readings:
-    """Draw a pilot of each prompt, cluster it, and learn to read the clusters at each guided step.
+    """Draw a pilot for each prompt, cluster it, and learn to read the clusters at guided steps.
 
     Args:
-        pipeline: a loaded one whose denoiser is a UNet.
-        conditions: of P prompts and, last, of the empty one.
-        per_prompt: samples of the pilot of each prompt.
-        seed: of the pilot's noises.
-        steps: as images will be drawn.
-        guidance_scale: likewise.
-        batch_size: of the pilot.
+        pipeline: a loaded pipeline whose denoiser is a UNet.
+        conditions: encodings of P prompts and, last, of the empty one.
+        per_prompt: number of pilot samples per prompt.
+        seed: seed of the pilot's noise.
+        steps: number of steps with which images will be drawn.
+        guidance_scale: guidance scale with which images will be drawn.
+        batch_size: batch size of the pilot.
     """
     denoiser = frozen_denoiser(pipeline)
     features = BlockFeatures(denoiser, conditions.null, seed=seed)
@@ -173,7 +173,7 @@ def find_clusters(
 
 
 class _Recorder:
-    """Called by the stock pipeline after each step: keeps the middle block at guided steps."""
+    """A callback of the stock pipeline that keeps the middle block's output at guided steps."""
 
     def __init__(self, denoiser: FrozenDenoiser, condition: Condition, guided: int) -> None:
         self.denoiser, self.condition, self.guided = denoiser, condition, guided
@@ -207,14 +207,14 @@ def _readings(found: Sequence[tuple[Tensor, Tensor]]) -> Readings:
 
 
 def cluster(features: Tensor, seed: int) -> Tensor:
-    """Clusters of one prompt's images by k-means, as many as have the largest mean silhouette.
+    """Cluster one prompt's images by k-means, into as many clusters as give the best silhouette.
 
     Args:
         features: ``[N, D]``.
-        seed: of the starts.
+        seed: seed of the starts.
 
     Returns:
-        int64 ``[N]``.
+        cluster of each image, int64 ``[N]``.
     """
     values = features.double()
     values = (values - values.mean(0)) / values.std(0).clamp(min=1e-9)
@@ -235,7 +235,7 @@ def _scatter(values: Tensor, clusters: Tensor) -> float:
 
 
 def silhouette(distances: Tensor, clusters: Tensor) -> float:
-    """Mean silhouette (Rousseeuw 1987) of clusters; 0 for an image that is alone in its own.
+    """Compute the mean silhouette of clusters (Rousseeuw 1987); 0 for an image alone in its own.
 
     Args:
         distances: ``[N, N]``.
@@ -253,7 +253,7 @@ def silhouette(distances: Tensor, clusters: Tensor) -> float:
 
 
 def reading(seen: Tensor, clusters: Tensor) -> tuple[Tensor, Tensor]:
-    """Linear discriminants of clusters, all taken to be equally large.
+    """Compute linear discriminants of clusters, all taken to be equally large.
 
     Args:
         seen: activations ``[N, D]``.

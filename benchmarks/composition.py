@@ -1,12 +1,11 @@
-"""How much of a Fréchet distance is the shares of an attribute, and how much the pictures.
+"""How much of a Fréchet distance is due to the shares of an attribute, how much to the pictures.
 
     python benchmarks/composition.py runs/celeba/mini
 
-Draws, from the samples of a finished run before and after, subsets with equally many images of
-every (prompt, attribute), and random ones of the same size, and prints their Fréchet distances to
-the balanced reference. If the backbone's own balanced subsets are no nearer than its random ones,
-even shares alone cannot lower the distance there: what remains is how well the rare pictures are
-drawn.
+From a finished run's samples before and after, it draws subsets with equally many images of every
+(prompt, attribute), and random ones of the same size, and prints their Fréchet distances to the
+balanced reference. If the backbone's own balanced subsets are no nearer than its random ones, even
+shares alone cannot lower the distance there: what remains is how well the rare pictures are drawn.
 """
 
 import argparse
@@ -56,16 +55,16 @@ def main() -> None:
 
 
 def subsets(cells: Tensor, features: Tensor, reference: Tensor, count: int) -> tuple[int, Tensor]:
-    """Distances of balanced and of random subsets.
+    """Compute the distances of balanced and of random subsets.
 
     Args:
         cells: (prompt, attribute) of each image, int64 ``[N]``.
         features: ``[N, D]``.
         reference: ``[M, D]``.
-        count: of subsets of each kind.
+        count: number of subsets of each kind.
 
     Returns:
-        their size, and float64 ``[2, count]``.
+        size of the subsets, and their distances, float64 ``[2, count]``.
     """
     sizes = cells.bincount()
     least = int(sizes[sizes > 0].min())

@@ -5,15 +5,15 @@
     python benchmarks/discovery.py --cache DIR --two-biases 0.95:0.8 0.8:0.95 [--seeds 0 1]
 
 For each rendered data set and seed a pool is drawn, and the features of all its pictures are taken
-once with the shipped backbone; splits of every strength of bias are drawn from it. Prints a table
-with, for the candidate that comes first, the AUC of its conflict for images against the bias, the
-worst group's recall of images with positive conflict, evidence, alignment, p-value and verdict;
-and, where there is no bias, in how many random halves one is reported. Pools, features and rows
-are kept in the cache; what is there is not computed again, rows by the same code only.
+once with the shipped backbone; splits of every strength of bias are drawn from the pool. The table
+shows, for the first candidate, the AUC of its conflict for images against the bias, the worst
+group's recall of images with positive conflict, evidence, alignment, p-value and verdict; and,
+where there is no bias, in how many random halves one is reported. Pools, features and rows are kept
+in the cache and not computed again, rows as long as the code is the same.
 
 With ``--two-biases`` birds are drawn whose place and light both go along with the species,
-independently of each other given the species; the shares are of each species' pictures in its own
-place and in its own light. Each candidate's AUC is told for images against either bias.
+independently of each other given the species; the numbers are the shares of each species' pictures
+in its own place and in its own light. Each candidate's AUC is given for images against either bias.
 """
 
 import argparse
@@ -51,7 +51,7 @@ from invdiff_pl.utils.files import digest_file, digest_json, read_json, write_js
 from invdiff_pl.utils.tensors import read_tensors, write_tensors
 
 # Sizes of the groups (prompt by prompt, attribute by attribute) by strength; the first has no bias.
-# Birds of each of three species of land and three of water, as published.
+# Number of birds of each of three landbird and three waterbird species, as published.
 LAND, WATER = 3682 / 3, 1113 / 3
 RATIOS: dict[str, dict[str, tuple[float, ...]]] = {
     "waterbirds": {
@@ -84,7 +84,7 @@ COLUMNS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Compute what is not there yet and print the table, row by row."""
+    """Compute what is missing, and print the table row by row."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
     parser.add_argument("--cache", type=Path, required=True, help="folder of pools and rows")
     parser.add_argument("--experiments", nargs="+", default=list(RATIOS), choices=list(RATIOS))
@@ -130,7 +130,7 @@ def show(row: dict[str, Any]) -> None:
 def row_of(
     experiment: str, strength: str, seed: int, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """The figures of a split, computed if they are not on disk."""
+    """Return the figures of a split, computed if they are not on disk."""
     settings = HiddenAttributeSettings(seed=seed)
     null = strength == next(iter(RATIOS[experiment]))
     halves = options.halves if null else 0
@@ -158,7 +158,7 @@ def row_of(
 def figures(
     features: Tensor, prompts: Tensor, attributes: Tensor, settings: HiddenAttributeSettings
 ) -> dict[str, Any]:
-    """What is found first, and how well it matches the attribute; labels are for scoring only."""
+    """Measure how well the first candidate matches the attribute; labels are for scoring only."""
     start = time.monotonic()
     candidates = find_hidden_attributes(features, prompts, settings)
     seconds = time.monotonic() - start
@@ -174,7 +174,7 @@ def figures(
         "alignment": first.alignment,
         "p_value": first.p_value,
         "verdict": first.verdict,
-        "rank": best,  # of the candidate that matches best
+        "rank": best,  # rank of the best match
         "seconds": seconds,
         "all": [
             {"auc": area, "verdict": each.verdict, "evidence": each.evidence, "gain": each.gain}
@@ -184,7 +184,7 @@ def figures(
 
 
 def recall_of(candidate: HiddenAttribute, prompts: Tensor, attributes: Tensor) -> float | None:
-    """Lowest recall, over prompts, of images against the bias by a positive conflict."""
+    """Return the lowest recall over prompts of images against the bias, by positive conflict."""
     groups = (candidate.conflict > 0).long()
     return worst_group_precision_recall(groups, prompts, attributes)[1]
 
@@ -192,7 +192,7 @@ def recall_of(candidate: HiddenAttribute, prompts: Tensor, attributes: Tensor) -
 def drawn(
     prompts: Tensor, attributes: Tensor, ratio: Sequence[float], count: int, seed: int
 ) -> Tensor:
-    """Rows of a split of ``count`` images with groups in a ratio, as the DataModules draw it."""
+    """Draw the rows of a split of ``count`` images, with groups in a ratio, as DataModules do."""
     cells = prompts * (int(attributes.max()) + 1) + attributes
     rows = []
     for cell, part in enumerate(ratio):
@@ -206,7 +206,7 @@ def drawn(
 
 
 def pool_of(experiment: str, seed: int, cache: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """Features, prompts and attributes of a pool, drawn if it is not on disk."""
+    """Return features, prompts and attributes of a pool, drawn if it is not on disk."""
     file = cache / "pools" / f"{experiment}-{seed}.safetensors"
     if not file.is_file():
         root = cache / "pools" / f"{experiment}-{seed}"
@@ -220,7 +220,7 @@ def pool_of(experiment: str, seed: int, cache: Path) -> tuple[Tensor, Tensor, Te
 
 
 def features_of(paths: Sequence[Path], backbone: str, seed: int) -> Tensor:
-    """Features of pictures, read and encoded in batches."""
+    """Compute the features of pictures, read and encoded in batches."""
     pipeline = load_pipeline(backbone)
     denoiser = frozen_denoiser(pipeline)
 
@@ -237,7 +237,7 @@ Pool = tuple[list[Path], Tensor, Tensor]
 
 
 def birds(root: Path, seed: int) -> Pool:
-    """Birds, all on either background equally often, of all splits together."""
+    """Draw birds equally often on either background, all splits together."""
     if not (root / "metadata.csv").is_file():
         options = {"correlation": 0.5, "evaluation_correlation": 0.5, "fraction": 0.5}
         render_waterbirds(root, RenderedWaterbirds(**options, seed=seed))
@@ -249,7 +249,7 @@ def birds(root: Path, seed: int) -> Pool:
 
 
 def faces(root: Path, data: CelebADataModule | FairFaceDataModule) -> Pool:
-    """The training pictures of a rendered set of faces."""
+    """Return the training pictures of a rendered set of faces."""
     labelled = data.read_labelled()
     kept = (torch.from_numpy(labelled.splits) == 0).nonzero().squeeze(1)
     paths = [root / str(labelled.files[row]) for row in kept.tolist()]
@@ -258,14 +258,14 @@ def faces(root: Path, data: CelebADataModule | FairFaceDataModule) -> Pool:
 
 
 def celeba(root: Path, seed: int) -> Pool:
-    """Faces with equally many of each hair colour and gender."""
+    """Draw faces, equally many of each hair colour and gender."""
     render_celeba(root, RenderedCelebA(train=1070, val=1, test=1, seed=seed))
     folders = {"root": str(root), "cache_dir": str(root / "cache")}
     return faces(root, CelebADataModule(backbone="asset:celeba", resolution=32, **folders))
 
 
 def fairface(root: Path, seed: int) -> Pool:
-    """Faces with equally many of each gender and group of race labels."""
+    """Draw faces, equally many of each gender and group of race labels."""
     render_fairface(root, RenderedFairFace(train=700, val=2, seed=seed))
     folders = {"root": str(root), "cache_dir": str(root / "cache")}
     ratio = "1:1:1:1:1:1:1:1"
@@ -275,7 +275,7 @@ def fairface(root: Path, seed: int) -> Pool:
 
 
 def two_biases(strength: str, seed: int, cache: Path) -> None:
-    """Print the rows of birds with two biases: how well each candidate matches either."""
+    """Print the rows of birds with two biases, with how well each candidate matches either."""
     place, light = map(float, strength.split(":"))
     file = cache / "pools" / f"two-{place}-{light}-{seed}.safetensors"
     if not file.is_file():
@@ -313,7 +313,7 @@ POOLS = {"waterbirds": birds, "celeba": celeba, "fairface": fairface}
 
 
 def photographs(root: Path, backbone: str, cache: Path) -> dict[str, Any]:
-    """The row of a folder of photographs, by a backbone: an asset's name or a pipeline folder."""
+    """Return a folder of photographs' row, for a backbone: an asset's name or a pipeline folder."""
     paths, prompts, attributes = pictures_of(root)
     source = f"asset:{backbone}" if backbone in RATIOS else backbone
     key = digest_json([str(root.resolve()), digest_file(root / "metadata.csv"), source])[:8]
@@ -326,9 +326,9 @@ def photographs(root: Path, backbone: str, cache: Path) -> dict[str, Any]:
 
 
 def pictures_of(root: Path) -> Pool:
-    """Training pictures of a folder that a script of docs/real_photos has built."""
+    """Return the training pictures of a folder that a script of docs/real_photos has built."""
     table = pd.read_csv(root / "metadata.csv", dtype=str)
-    if "img_filename" in table:  # as Waterbirds has it, prompted by kind
+    if "img_filename" in table:  # Waterbirds' layout, prompted by kind
         table = table.rename(columns={"img_filename": "file_name", "y": "text", "place": "hidden"})
     else:
         table = table.rename(columns={table.columns[3]: "hidden"})

@@ -1,14 +1,14 @@
-"""The main figures of README and docs anew, in one command that goes on where it was stopped.
+"""Measure the main figures of README and docs anew, going on where an earlier call was stopped.
 
-They are those of the rows that ``--list`` prints, for seeds 0 to 2, and take many hours.
+These are the figures of the rows that ``--list`` prints, for seeds 0 to 2, and take many hours.
 
     python benchmarks/evidence.py [--output evidence] [--only waterbirds-0 celeba-1_4_4_1 …]
     python benchmarks/evidence.py --list
 
-A row is one run folder, or one audit, in the output folder, and one command that makes it, which
-skips what is finished. A word of ``--only`` names a row or the beginning of several. After each row
-``tables.md`` and ``evidence.json`` are written, of all rows that are there, with the revision of
-the code that each was made by and a digest of its records.
+A row is one run folder or one audit in the output folder, with the command that makes it and skips
+what is finished. Each word after ``--only`` is a row's name, or the beginning of several. After
+each row ``tables.md`` and ``evidence.json`` are written for all finished rows, with the revision of
+the code that made each row and a digest of its records.
 """
 
 import argparse
@@ -28,13 +28,14 @@ from invdiff_pl.workflow.provenance import provenance
 from invdiff_pl.workflow.records import RECORD
 
 SEEDS = (0, 1, 2)
-# The shipped backbones are of the first ratio of each; others are fine-tuned on theirs first.
+# The shipped backbones are trained on the first ratio of each data set; for the other ratios they
+# are fine-tuned first.
 RATIOS = {
     "celeba": {"1:4:4:1": None, "1:2:2:1": "1:2:2:1"},
     "fairface": {"3:2:1:1": None, "8:4:1:1": "8:4:1:1:1:1:4:8"},
 }
 FINE_TUNING = ("--scale.backbone_steps=800", "--scale.backbone_learning_rate=3e-4")
-# The attribute that each data set's classifier reads, and samples of each prompt.
+# The attribute that each data set's classifier reads, and the number of samples per prompt.
 READS = {"waterbirds": ("background", 256), "celeba": ("gender", 512), "fairface": ("race", 512)}
 TITLES = {
     "train": "Debiased with a data set",
@@ -45,12 +46,12 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Row:
-    """One row.
+    """A row of the evidence.
 
     Attributes:
-        name: of the row and its folder.
-        kind: ``train``, ``backbone``, ``audit`` or ``discovery``: what is read of its folder.
-        command: words after the interpreter; it goes on where it was stopped.
+        name: name of the row and of its folder.
+        kind: ``train``, ``backbone``, ``audit`` or ``discovery``: what is read from its folder.
+        command: words after the interpreter; the command goes on where it was stopped.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Row:
 
 
 def rows(output: Path) -> dict[str, Row]:
-    """All rows by name, in the order in which they are run."""
+    """Return all rows by name, in the order in which they are run."""
     return {row.name: row for row in _rows(output)}
 
 
@@ -96,7 +97,7 @@ def _train(
 
 
 def _prompts(output: Path, data: str, seed: int) -> Iterator[Row]:
-    """A run without a data set, and its audit by the classifier of the run with one."""
+    """Yield a run without a data set, and its audit by the classifier of the run with one."""
     name = f"prompts-{data}-{seed}"
     given = ("--prompts", data, "--backbone", f"asset:{data}")
     yield _train(output, name, "prompts", seed, *given)
@@ -111,7 +112,7 @@ def _prompts(output: Path, data: str, seed: int) -> Iterator[Row]:
 
 
 def facts(row: Row, folder: Path) -> dict[str, Any] | None:
-    """Revisions, digest and figures of a finished row; ``None`` of one that is not there."""
+    """Return revisions, digest and figures of a finished row; ``None`` if it is not finished."""
     stages = {file.parent.name: read_json(file) for file in sorted(folder.glob(f"*/{RECORD}"))}
     known = {
         "command": row.command,
@@ -132,7 +133,7 @@ def facts(row: Row, folder: Path) -> dict[str, Any] | None:
 
 
 def tables(found: dict[str, dict[str, Any]], kinds: dict[str, str]) -> str:
-    """Markdown of all rows that are there."""
+    """Format all finished rows as Markdown."""
     revisions = sorted({each for row in found.values() for each in row["revisions"]})
     parts: list[Block] = [
         Heading("Evidence", 1),
@@ -162,7 +163,7 @@ SUMMARY = (
 
 
 def _summary(name: str, row: dict[str, Any]) -> list[str]:
-    """A row as README has it."""
+    """Return a row in README's form."""
     report = row["report"]
     bias, accuracy, distance = (report[n] for n in ("bias", "prompt_accuracy", "frechet_distance"))
     found, scale = report["environments"], (report["calibration"] or {}).get("scale")
@@ -190,7 +191,7 @@ def _audited(name: str, row: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def write(output: Path) -> None:
-    """Write ``tables.md`` and ``evidence.json`` of the rows that are there."""
+    """Write ``tables.md`` and ``evidence.json`` for all finished rows."""
     told = {name: facts(row, output / name) for name, row in rows(output).items()}
     found = {name: each for name, each in told.items() if each is not None}
     kinds = {name: row.kind for name, row in rows(output).items()}
@@ -199,7 +200,7 @@ def write(output: Path) -> None:
 
 
 def run(row: Row, output: Path) -> None:
-    """Run a row's command; of those without stages the revision is kept beside the result.
+    """Run a row's command; for rows without stages the revision is kept beside the result.
 
     Raises:
         SystemExit: if it fails.

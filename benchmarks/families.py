@@ -2,9 +2,9 @@
 
     python benchmarks/families.py
 
-Prints, a row a model: parameters; operations of one pass over one image at the family's usual
-resolution, by PyTorch's counter; the part of them until the middle block, where features are taken;
-and parameters of a LoRA of rank 16 by the default layers.
+It prints one row per model: parameters; operations of one pass over one image at the family's usual
+resolution, by PyTorch's counter; their share up to the middle block, where features are taken; and
+parameters of a LoRA of rank 16 on the default layers.
 """
 
 from collections.abc import Mapping
@@ -77,13 +77,13 @@ class Published:
     """A published model, as far as its denoiser's cost goes.
 
     Attributes:
-        pipeline: class name.
-        config: of the denoiser, where it differs from its class's defaults.
-        tokens: of a prompt.
-        width: of a prompt's embedding.
+        pipeline: name of the pipeline's class.
+        config: the denoiser's configuration, where it differs from its class's defaults.
+        tokens: number of tokens per prompt.
+        width: width of a prompt's embedding.
         pooled: width of the pooled embedding; 0 for none.
-        side: of the images in pixels.
-        factor: pixels of an image that one of the latents is of.
+        side: side of the images in pixels.
+        factor: factor by which the images' side exceeds that of the latents.
     """
 
     pipeline: str
@@ -108,7 +108,7 @@ MODELS = {
 
 
 def empty(model: Published) -> FrozenDenoiser:
-    """A pipeline of the model whose denoiser has no memory, and nothing else."""
+    """Build a pipeline of nothing but the model's denoiser, which takes no memory."""
     family = FAMILIES[model.pipeline]
     part, kind = family.denoiser
     with torch.device("meta"):
@@ -126,7 +126,7 @@ def empty(model: Published) -> FrozenDenoiser:
 
 
 def given(model: Published, denoiser: FrozenDenoiser) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Empty latents, timestep and condition of one image."""
+    """Return empty latents, timestep and condition for one image."""
     condition = {"prompt_embeds": torch.empty(1, model.tokens, model.width, device="meta")}
     if model.pooled:
         condition["pooled_prompt_embeds"] = torch.empty(1, model.pooled, device="meta")
@@ -137,7 +137,7 @@ def given(model: Published, denoiser: FrozenDenoiser) -> tuple[Tensor, Tensor, d
 
 
 def operations(model: Published, denoiser: FrozenDenoiser) -> tuple[int, int]:
-    """Operations of a pass, and of its part until the middle block."""
+    """Count the operations of a pass, and of its part up to the middle block."""
     block = denoiser.network.get_submodule(middle_block(denoiser.network))
 
     def predict() -> Tensor:

@@ -6,14 +6,14 @@
 Shards of posterior moments, float16 [N, 2, 8, 64, 64] (image and mirror image, 128 KiB together),
 are laid out in a temporary folder and read by the loader that training uses. Three states:
 
-- real, warm: written bytes in the page cache, as after a first epoch where they fit in memory;
-- real, cold: the page cache is emptied of them first, so that every row comes from the disk, as
-  where they do not fit in memory;
-- sparse: files of the full size without blocks on the disk, where the real ones would be too large.
-  Every page is still allocated and copied, but nothing is read from the disk.
+- real, warm: written bytes in the page cache, as after a first epoch if they fit in memory;
+- real, cold: the page cache is emptied of them first, so that every row comes from the disk, as if
+  they did not fit in memory;
+- sparse: files of the full size without blocks on the disk, for sizes too large to write. Every
+  page is still allocated and copied, but nothing is read from the disk.
 
-The step is a forward and backward pass of the shipped denoiser of 2.5 million parameters on latents
-of the same size and batch; a Stable Diffusion denoiser has 860 million.
+The step is a forward and backward pass of the shipped denoiser, with 2.5 million parameters, on
+latents of the same size and batch; a Stable Diffusion denoiser has 860 million.
 """
 
 import argparse
@@ -47,7 +47,7 @@ RARE = 0.05  # share of the second environment
 
 def lay_out(folder: Path, items: int, real: bool) -> None:
     """Write a complete cache of ``items`` rows."""
-    # The bytes of one shard serve for all: it is the reading that is measured.
+    # All shards get the same bytes, since only reading is measured.
     values = torch.randn((SHARD_ROWS if real else 0, *ROW)).half().numpy()
     for number, start in enumerate(range(0, items, SHARD_ROWS)):
         rows = min(SHARD_ROWS, items - start)
@@ -82,7 +82,7 @@ def remember(folder: Path) -> None:
 
 
 def loader(folder: Path, items: int, batch_size: int, batches: int, paired: bool) -> DataLoader:
-    """The loader of the adapter stage (paired) or of the backbone stage."""
+    """Build the loader of the adapter stage (paired) or of the backbone stage."""
     source = torch.Generator().manual_seed(0)
     prompts = torch.randint(PROMPTS, (items,), generator=source)
     environments = (torch.rand(items, generator=source) < RARE).long()
@@ -98,7 +98,7 @@ def loader(folder: Path, items: int, batch_size: int, batches: int, paired: bool
 
 
 def seconds_a_batch(batches: DataLoader) -> list[float]:
-    """Wall time of each batch; the first, which also starts up, is left out."""
+    """Measure the wall time of each batch but the first, which includes the start."""
     stream: Iterator[LatentBatch] = iter(batches)
     next(stream)
     seconds = []
@@ -110,7 +110,7 @@ def seconds_a_batch(batches: DataLoader) -> list[float]:
 
 
 def seconds_a_step(batch_size: int, steps: int) -> float:
-    """Median wall time of a pass forward and back through the shipped denoiser."""
+    """Measure the median wall time of a forward and backward pass of the shipped denoiser."""
     pipeline = load_pipeline("asset:waterbirds")
     unet = pipeline.unet.requires_grad_(True).train()
     latents = torch.randn(batch_size, unet.config.in_channels, *ROW[-2:])

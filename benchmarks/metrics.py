@@ -1,11 +1,11 @@
-"""Our measures against public implementations; their speed, and their memory.
+"""Our measures against public implementations, and their speed and memory.
 
     python benchmarks/metrics.py agreement   a table: measure, reference, both values, difference
     python benchmarks/metrics.py speed       1024 images of 32 pixels, by part
     python benchmarks/metrics.py memory      peak memory with 1000 and with 10000 images
 
-Networks that no package carries (InceptionV3, CLIP, DINOv2) have random weights of the real shape
-in ``speed``: what they cost does not depend on the values.
+Networks that no package ships (InceptionV3, CLIP, DINOv2) have random weights of the real shape in
+``speed``: what they cost does not depend on the values.
 """
 
 import argparse
@@ -38,7 +38,7 @@ EMBEDDING = 512  # of CLIP ViT-B/32
 
 
 def print_agreement() -> None:
-    """The table of differences."""
+    """Print the table of differences."""
     print("| measure | reference | ours | theirs | relative difference |")
     print("| --- | --- | --- | --- | --- |")
     for measure, reference, ours, theirs in agreement():
@@ -47,7 +47,7 @@ def print_agreement() -> None:
 
 
 def stand_ins(side: int, clip: bool) -> Scorers:
-    """All networks, those that no package carries with random weights of the real shape."""
+    """Build all networks; those that no package ships get random weights of the real shape."""
     torch.manual_seed(0)
     facts = {"held_out_accuracy": {}, "held_out_confusion": {"attribute": [[90, 10], [10, 90]]}}
     scorers = Scorers(SampleClassifier(2, len(PROMPTS)).eval(), facts)
@@ -60,7 +60,7 @@ def stand_ins(side: int, clip: bool) -> Scorers:
 
 
 def random_inception() -> FeatureExtractor:
-    """The InceptionV3 extractor with random weights."""
+    """Build the InceptionV3 extractor with random weights."""
     from torch_fidelity.feature_extractor_inceptionv3 import (  # noqa: PLC0415
         FeatureExtractorInceptionV3,
     )
@@ -75,7 +75,7 @@ def random_inception() -> FeatureExtractor:
 
 
 def speed(count: int, inception: bool) -> None:
-    """Seconds by part, and of all."""
+    """Print the seconds of each part, and of all."""
     scorers = stand_ins(96, clip=True)
     if inception:
         scorers.extractors[FID] = random_inception()
@@ -114,7 +114,7 @@ def speed(count: int, inception: bool) -> None:
 def peak(count: int, parts: str) -> None:
     """Print the peak memory in MiB of scoring so many samples against 1000 reference images.
 
-    CMMD is fed with embeddings out of thin air: what is measured is what metrics keep.
+    CMMD gets made-up embeddings, since only what metrics keep is measured.
     """
     scorers = stand_ins(32, clip=False)
     scores = SampleScores(scorers, PROMPTS, CLASSES, 3, None, torch.device("cpu"))
@@ -142,7 +142,7 @@ def peak(count: int, parts: str) -> None:
 
 
 def memory(counts: list[int]) -> None:
-    """Peak memory by number of images, each in a process of its own."""
+    """Print the peak memory by number of images, each measured in its own process."""
     print("| what is kept | " + " | ".join(f"{n} images, MiB" for n in counts) + " |")
     print("| --- |" + " --- |" * len(counts))
     for parts, title in (

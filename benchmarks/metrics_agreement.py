@@ -31,7 +31,7 @@ Row = tuple[str, str, float, float]
 
 
 def agreement() -> list[Row]:
-    """Measure, reference, our value, theirs."""
+    """Return rows of measure, reference, our value and theirs."""
     real, generated = pictures(600, 1), pictures(500, 2, top=220)
     lite = build_extractor("efficientnet_lite0", input_size=64)
     features = [torch.cat([lite(part) for part in s.split(BATCH)]) for s in (real, generated)]
@@ -88,7 +88,7 @@ def _distances(
 
 
 class _Given(FeatureExtractor):
-    """Stands for an extractor whose features were taken already."""
+    """A stand-in for an extractor whose features were taken already."""
 
     name = "given"
 
@@ -117,7 +117,7 @@ def _manifold(features: list[Tensor]) -> list[Row]:
     precision, recall = metric_prc.calculate_precision_recall_full(
         generated.double(), real.double(), neighborhood=3
     )
-    # Density and coverage by their definitions, on the whole distance matrices.
+    # Density and coverage by their definitions, from the whole distance matrices.
     radii = torch.cdist(real.double(), real.double()).kthvalue(4, dim=1).values
     inside = torch.cdist(generated.double(), real.double()) <= radii
     density = inside.double().sum(1).mean() / 3

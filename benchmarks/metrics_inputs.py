@@ -1,4 +1,4 @@
-"""What the benchmarks of the measures are fed with."""
+"""Inputs for the benchmarks of the measures."""
 
 from pathlib import Path
 
@@ -14,14 +14,14 @@ BATCH = 128
 
 
 def pictures(count: int, seed: int, top: int = 256, side: int = 32) -> Tensor:
-    """Random blobs, uint8 ``[N, 3, side, side]``: smooth, so that networks tell them apart."""
+    """Draw random blobs, uint8 ``[N, 3, side, side]``, smooth so that networks tell them apart."""
     source = torch.Generator().manual_seed(seed)
     coarse = torch.rand((count, 3, 4, 4), generator=source) * top
     return functional.interpolate(coarse, side, mode="bicubic").clamp(0, 255).to(torch.uint8)
 
 
 def small_clip(folder: Path) -> Path:
-    """A CLIP model folder with random weights."""
+    """Write a small CLIP model folder with random weights."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     torch.manual_seed(0)
     config = CLIPConfig(
@@ -33,7 +33,7 @@ def small_clip(folder: Path) -> Path:
 
 
 def save_clip(config: CLIPConfig, folder: Path, side: int) -> Path:
-    """A CLIP model folder with random weights, for images of that side."""
+    """Write a CLIP model folder with random weights, for images of the given side."""
     CLIPModel(config).save_pretrained(folder)
     load_pipeline("asset:waterbirds").tokenizer.save_pretrained(folder)
     size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}

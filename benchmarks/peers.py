@@ -1,14 +1,14 @@
-"""Peers in one harness: the same backbone, noises and classifier, one table.
+"""Peers in one harness: the same backbone, noise and classifier, one table.
 
     python benchmarks/peers.py runs/waterbirds/mini --prompts-run runs/prompts/mini
     python benchmarks/peers.py runs/waterbirds/mini --rows nothing clusters_0.2 ours
 
-Every method is given a finished run's backbone and draws from the noises that the run's samples
-started from; the run's classifier reads them. Methods are written from their descriptions. Rows are
-kept in RUN/peers/rows: the same command goes on where it was stopped, and redoes rows whose inputs
-changed. The table goes to RUN/peers/peers.md and .json.
+Every method gets a finished run's backbone and starts from the same noise as the run's samples; the
+run's classifier reads what it draws. Methods are written from their descriptions. Rows are kept in
+RUN/peers/rows: the same command goes on where it was stopped, and redoes rows whose inputs changed.
+The table goes to RUN/peers/peers.md and .json.
 
-Rows with labels bound what can be had; no user of the others has them.
+Rows with labels bound what can be achieved; users of the other methods have no labels.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from invdiff_pl.utils.files import digest_json, read_json, write_json, write_tex
 from invdiff_pl.utils.images import ImageWriter
 from invdiff_pl.utils.progress import track
 
-# Drawn to time a method against the backbone, and how often.
+# Number of images drawn to time a method against the backbone, and of rounds.
 TIMED, ROUNDS = 8, 3
 HEADER = (
     "method",
@@ -43,7 +43,7 @@ HEADER = (
 
 
 def main() -> int:
-    """Run the rows that are not there yet, and print the table."""
+    """Run the missing rows, and print the table."""
     return run_rows(_run, _parser().parse_args())
 
 
@@ -90,7 +90,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def run_row(peer: Peer, harness: Harness) -> None:
-    """Make, draw and score one row, unless its record is there."""
+    """Make, draw and score one row, unless it is on record."""
     record = harness.output / "rows" / f"{peer.name}.json"
     key = digest_json({"row": peer.name, **harness.identity()})
     if record.is_file() and read_json(record)["key"] == key:
@@ -117,7 +117,7 @@ def run_row(peer: Peer, harness: Harness) -> None:
 
 
 def _draw(name: str, made: Made, harness: Harness, folder: Path) -> None:
-    """Write the samples that are not there yet, where the samples stage keeps them."""
+    """Write the missing samples, in the samples stage's layout."""
     writer = ImageWriter()
     batches = torch.arange(harness.count).split(harness.data.batch_size)
     for indices in track(batches, name, unit="batch", bar=False):
@@ -130,7 +130,7 @@ def _draw(name: str, made: Made, harness: Harness, folder: Path) -> None:
 
 
 def _cost(made: Made, harness: Harness) -> float:
-    """Time of a sample, as a multiple of the backbone's."""
+    """Measure the time per sample, as a multiple of the backbone's."""
     if made.stock:
         return 1.0
     stock = nothing(harness, harness.output)
@@ -146,7 +146,7 @@ def _cost(made: Made, harness: Harness) -> float:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """All rows that are there, as Markdown; what could not be run is told below."""
+    """Format all finished rows as Markdown, with those that could not be run listed below."""
     lines = [HEADER, ("---",) * len(HEADER)]
     lines += [_cells(result) for result in results.values()]
     parts = ["\n".join("| " + " | ".join(line) + " |" for line in lines)]
@@ -177,7 +177,7 @@ def _cells(result: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _seconds(result: dict[str, Any]) -> str:
-    """Of the processor where rows were trained here, by the clock where the run was."""
+    """Format seconds: processor time if trained here, wall time if trained by the run."""
     if "wall_seconds" in result:
         return f"{result['wall_seconds']:.0f} (wall)"
     return f"{result['seconds']:.0f}" if "seconds" in result else "–"

@@ -1,4 +1,4 @@
-"""What all methods of the peers' table share: a finished run's backbone, noises and sampler."""
+"""What all methods in the peers' table share: a finished run's backbone, noise and sampler."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,21 +16,21 @@ from invdiff_pl.utils.files import digest_folder
 
 
 class NotRun(Exception):  # noqa: N818 - no error, a row without figures
-    """Why a method cannot be run here."""
+    """Raised if a method cannot be run here, with the reason."""
 
 
 class Harness:
-    """A finished run's backbone, data, noises and sampler, which all rows share.
+    """A finished run's backbone, data, noise and sampler, which all rows share.
 
     Args:
-        run_dir: finished run on a data set with labels.
-        prompts_run: finished run from prompts alone, on the same backbone and prompts.
+        run_dir: folder of a finished run on a data set with labels.
+        prompts_run: folder of a finished run from prompts alone, on the same backbone and prompts.
         output: folder of the rows.
-        samples_per_prompt: the run's if not given.
-        pilot: samples of each prompt that clusters are found in.
-        steps: of optimizers; the run's if not given.
-        words: of each class of the attribute, to be put after a prompt; the classes' names if not
-            given.
+        samples_per_prompt: number of samples per prompt; the run's if not given.
+        pilot: number of samples per prompt in which clusters are found.
+        steps: number of optimizer steps; the run's if not given.
+        words: words to put after a prompt for each class of the attribute; the classes' names if
+            not given.
 
     Raises:
         InvDiffError: if a run is not finished, or they differ in backbone or prompts.
@@ -56,7 +56,7 @@ class Harness:
         chosen: Any = built.model.hparams
         self.chosen = chosen
         self.data, self.device = built.datamodule, built.trainer.strategy.root_device
-        # Of work on a CPU the time that it takes beside other work would tell little.
+        # Wall time on a CPU would say little beside other work.
         self.clock = CLOCKS["cpu" if self.device.type == "cpu" else "wall"]
         self.per_prompt: int = samples_per_prompt or self.data.samples_per_prompt
         self.count = self.per_prompt * len(self.data.prompts)
@@ -73,7 +73,7 @@ class Harness:
 
     @property
     def prompts_fit(self) -> Path:
-        """The adapter stage of the run from prompts alone, resolved.
+        """The resolved settings of the adapter stage, for the run from prompts alone.
 
         Raises:
             NotRun: if there is no such run.
@@ -83,7 +83,7 @@ class Harness:
         return config_of(self.prompts_run / "tensorboard" / "adapter" / "config.yaml")
 
     def identity(self) -> dict[str, Any]:
-        """What the rows depend on, JSON-ready."""
+        """Return what the rows depend on, JSON-serialisable."""
         runs = [run for run in (self.run_dir, self.prompts_run) if run is not None]
         return {
             "predict": self.predict.read_text(encoding="utf-8"),
@@ -95,11 +95,11 @@ class Harness:
         }
 
     def prompts(self, indices: Tensor) -> Tensor:
-        """Number of each sample's prompt."""
+        """Return the number of each sample's prompt."""
         return indices // self.per_prompt
 
     def pipeline(self, backbone: str | None = None) -> Any:
-        """A new copy of the run's backbone, or of another one, with the run's scheduler."""
+        """Load a new copy of the run's backbone, or of another one, with the run's scheduler."""
         found = load_pipeline(backbone or self.chosen.backbone)
         set_scheduler(found, self.chosen.scheduler)
         return found.to(self.device)
@@ -111,7 +111,7 @@ class Harness:
         condition: dict[str, Tensor] | None = None,
         **options: Any,
     ) -> Tensor:
-        """Images as the run draws them, of its own noises."""
+        """Draw images as the run does, from the same noise."""
         return sample_images(
             pipeline,
             condition or self.conditions[self.prompts(indices)],
@@ -126,10 +126,10 @@ class Harness:
 
 
 def config_of(file: Path) -> Path:
-    """A stage's resolved settings.
+    """Return the file of a stage's resolved settings.
 
     Raises:
-        InvDiffError: if they are not there.
+        InvDiffError: if it is missing.
     """
     if not file.is_file():
         raise InvDiffError(f"{file} is missing: finish the run first (`make train`).")

@@ -1,4 +1,4 @@
-"""The rows of the peers' table: what each method makes of a finished run's backbone."""
+"""The rows of the peers' table: what each method does with a finished run's backbone."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from invdiff_pl.cli.lightning import build
 from invdiff_pl.modules import Backbone
 from invdiff_pl.utils.files import read_json, write_json
 
-# At which the small backbones are fine-tuned on another split.
+# Learning rate at which the small backbones are fine-tuned on another split.
 FINE_TUNING_RATE = 3e-4
 STRENGTHS = (0.05, 0.2, 0.8)
 NOTHING, WORDS, PROMPTS, DATA, LABELS = (
@@ -40,9 +40,9 @@ class Made:
     """A method, ready to draw.
 
     Attributes:
-        images: of global sample indices, uint8 ``[B, 3, H, W]``.
-        facts: what it took, JSON-ready.
-        stock: whether it draws as the backbone alone does.
+        images: function from global sample indices to images, uint8 ``[B, 3, H, W]``.
+        facts: what it took, JSON-serialisable.
+        stock: whether it draws like the backbone alone.
     """
 
     images: Images
@@ -51,12 +51,12 @@ class Made:
 
 
 def nothing(harness: Harness, folder: Path) -> Made:
-    """The backbone alone."""
+    """Return the backbone alone."""
     return Made(partial(harness.images, harness.pipeline()), stock=True)
 
 
 def rewriting(harness: Harness, folder: Path) -> Made:
-    """A class of the attribute is put after the prompt, in turn."""
+    """Return the backbone with a class of the attribute put after the prompt, in turn."""
     pipeline = harness.pipeline()
     if missing := unknown_words(pipeline.tokenizer, harness.words):
         raise NotRun(
@@ -75,7 +75,7 @@ def rewriting(harness: Harness, folder: Path) -> Made:
 
 
 def guided(harness: Harness, strength: float) -> Made:
-    """Guidance by clusters of the middle block."""
+    """Return the backbone with guidance by clusters of the middle block."""
     readings, seconds = _clusters(harness)
     pipeline = harness.pipeline()
     denoiser = frozen_denoiser(pipeline, harness.chosen.resolution)
@@ -107,7 +107,7 @@ def _clusters(harness: Harness) -> tuple[Readings, float]:
 
 
 def trained(harness: Harness, folder: Path, row: Row, on_prompts: bool = False) -> Made:
-    """An adapter trained as a row of the ablation says, on either run's images."""
+    """Return an adapter trained as in a row of the ablation, on either run's images."""
     config = harness.prompts_fit if on_prompts else harness.fit
     place = harness.output / "environments" / ("prompts" if on_prompts else "data")
 
@@ -121,7 +121,7 @@ def trained(harness: Harness, folder: Path, row: Row, on_prompts: bool = False) 
 
 
 def finished(harness: Harness, folder: Path, on_prompts: bool = False) -> Made:
-    """The adapter of either run itself."""
+    """Return the adapter of either run itself."""
     run = harness.prompts_fit.parents[2] if on_prompts else harness.run_dir
     facts = read_json(run / "adapter" / "adapter" / "adapter.json")
     stages = ("data", "environments") if on_prompts else ("environments",)
@@ -143,7 +143,7 @@ def _adapted(harness: Harness, adapter: Path, facts: dict[str, Any]) -> Made:
 
 
 def fine_tuned(harness: Harness, folder: Path) -> Made:
-    """Every weight trained further, on batches balanced over prompt and label."""
+    """Return the backbone fine-tuned as a whole, on batches balanced over prompt and label."""
     facts = _once(folder / "trained.json", lambda: _fine_tune(harness, folder))
     return Made(partial(harness.images, harness.pipeline(str(folder / "pipeline"))), facts)
 
@@ -179,13 +179,13 @@ def _fine_tune(harness: Harness, folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Peer:
-    """A row.
+    """A row of the peers' table.
 
     Attributes:
-        name: for ``--rows``.
-        says: for the table.
-        needs: beside the model and the prompts that are drawn.
-        make: of a harness and a folder for what is trained.
+        name: name of the row, for ``--rows``.
+        says: description in the table.
+        needs: what it needs besides the model and the prompts that are drawn.
+        make: function that makes the method from a harness and a folder for what is trained.
     """
 
     name: str
@@ -245,16 +245,16 @@ PEERS = {
 
 
 def unknown_words(tokenizer: Any, phrases: Sequence[str]) -> list[str]:
-    """Words that a tokenizer has no token for, in order.
+    """Return the words that a tokenizer has no token for, in order.
 
-    The shipped backbones' tokenizers know the words of their prompts, a token each.
+    The shipped backbones' tokenizers know the words of their prompts, with one token each.
     """
     words = dict.fromkeys(word for phrase in phrases for word in phrase.split())
     return [word for word in words if len(tokenizer.tokenize(word)) != 1]
 
 
 def _once(record: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What was made and recorded, or is now."""
+    """Return what is on record, making and recording it first if there is none."""
     if not record.is_file():
         write_json(record, make())
     return dict(read_json(record))

@@ -1,6 +1,6 @@
-"""A pipeline folder of Stable Diffusion 1.4's architecture with random weights, for rehearsals.
+"""A pipeline folder with Stable Diffusion 1.4's architecture and random weights, for rehearsals.
 
-What it draws is noise; what it takes (memory, disk, time) is what the real one takes:
+It draws noise, but takes as much memory, disk and time as the real one:
 
     python benchmarks/random_backbone.py /tmp/random-sd14
     make train EXP=waterbirds SCALE=sd14 BACKBONE=/tmp/random-sd14 DATA=/data/birds
@@ -17,7 +17,7 @@ from invdiff_pl.utils.files import atomic_path
 
 
 def main() -> None:
-    """Write the folder, float16: 2.1 GB at the published size."""
+    """Write the folder in float16, which takes 2.1 GB at the published size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--thinner", type=int, default=1, help="divide the channels: 2, 5 or 10")

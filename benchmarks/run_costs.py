@@ -3,9 +3,9 @@
     python benchmarks/run_costs.py
     python benchmarks/run_costs.py --images 24000 --prompts 2 --devices 8
 
-Steps, batches, samples and guidance are those of experiments/scales/, operations PyTorch's count of
-matrix products, convolutions and attention. Left out are text encoders (a pass a prompt), the
-networks that score samples, and pictures drawn during training.
+Steps, batches, samples and guidance are those of experiments/scales/; operations are PyTorch's
+count of matrix products, convolutions and attention. Text encoders (one pass per prompt), networks
+that score samples, and pictures drawn during training are left out.
 """
 
 import argparse
@@ -39,27 +39,28 @@ SCALES = {
     "SD 3.5 large": "sd3",
     "FLUX.1 dev": "flux",
 }
-# Operations a second of matrix products in bfloat16, dense, as the vendor has them.
+# Operations per second of dense matrix products in bfloat16, by the vendor's figures.
 CARDS = {"A100": 312e12, "H100": 989e12}
 UTILISATION = 0.25
 SCALES_DRAWN = 2  # before and after
-CALIBRATED = 2.5  # scales that are tried: two or three
+CALIBRATED = 2.5  # scales that calibration tries: two or three
 LOOK_STEPS = 12
 FLIPS = 2
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one model.
+    """The costs of a run with one model.
 
     Attributes:
         fixed: operations of training the adapter, whatever the images and prompts.
-        an_image: of its latents and features.
-        a_prompt: of its samples at both scales, and in looks during training.
-        weights: bytes on the device, text encoders and autoencoder included.
-        activations: bytes of the largest pass of training.
-        disk_image: bytes of an image's latents and features.
-        disk_prompt: bytes of a prompt's samples.
+        an_image: operations per image, for its latents and features.
+        a_prompt: operations per prompt, for its samples at both scales and in looks during
+            training.
+        weights: bytes on the device, including text encoders and autoencoder.
+        activations: bytes of the largest pass in training.
+        disk_image: bytes per image, for its latents and features.
+        disk_prompt: bytes per prompt, for its samples.
     """
 
     fixed: float
@@ -72,7 +73,7 @@ class Costs:
 
 
 def settings_of(scale: str) -> ScaleSettings:
-    """Settings of a scale, as a run reads them."""
+    """Read the settings of a scale as a run does."""
     folder = Path("experiments")
     files: list[Any] = [
         OmegaConf.load(find_file(name, folder)) for name in scale_files(scale, folder)
@@ -82,7 +83,7 @@ def settings_of(scale: str) -> ScaleSettings:
 
 
 def autoencoder(channels: int) -> AutoencoderKL:
-    """That of Stable Diffusion and its followers, which differ in the latents' channels."""
+    """Build the autoencoder of Stable Diffusion and its successors, without memory."""
     with torch.device("meta"):
         return AutoencoderKL(
             down_block_types=["DownEncoderBlock2D"] * 4,
@@ -94,7 +95,7 @@ def autoencoder(channels: int) -> AutoencoderKL:
 
 
 def text_encoders(pipeline: str) -> list[nn.Module]:
-    """CLIP ViT-L, and by family OpenCLIP bigG and the encoder of T5 XXL."""
+    """Build CLIP ViT-L and, depending on the family, OpenCLIP bigG and the encoder of T5 XXL."""
     small = CLIPTextConfig(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
     )
@@ -114,7 +115,7 @@ def text_encoders(pipeline: str) -> list[nn.Module]:
 
 
 class _NoMatrix(torch.autograd.Function):
-    """Shapes of an attention that keeps no matrix of tokens by tokens, as GPUs compute it."""
+    """The shapes of attention that keeps no matrix of tokens by tokens, as on GPUs."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ class _NoMatrix(torch.autograd.Function):
 
 
 def training(model: Published, denoiser: FrozenDenoiser, chosen: ScaleSettings) -> tuple[int, int]:
-    """Operations of training on one image, without recomputation, and bytes of activations."""
+    """Count operations of training on one image, without recomputation, and activation bytes."""
     network = denoiser.network.to(torch.bfloat16).requires_grad_(False)
     adapter = build_adapter("lora", network, **chosen.adapter_settings)
     trained = list(adapter.parameters().values())
@@ -151,7 +152,7 @@ def training(model: Published, denoiser: FrozenDenoiser, chosen: ScaleSettings) 
 
 
 def costs(model: Published, chosen: ScaleSettings) -> Costs:
-    """Of a run with a model."""
+    """Compute the costs of a run with a model."""
     denoiser = empty(model)
     a_pass, half = operations(model, denoiser)
     channels, *size = denoiser.latent_shape
@@ -172,7 +173,7 @@ def costs(model: Published, chosen: ScaleSettings) -> Costs:
     if chosen.gradient_checkpointing:
         extra += a_pass
     if chosen.adapter_batch > (chosen.max_micro_batch or chosen.adapter_batch):
-        extra += a_pass  # the penalty's, for the whole batch
+        extra += a_pass  # for the penalty, over the whole batch
     held_out, calibration = HeldOutSelection(), ScaleCalibration()
     measured = 1 + ceil(chosen.adapter_steps / chosen.eval_every_n_steps)
     passes: float = chosen.adapter_steps * chosen.adapter_batch * (trained + extra)
@@ -194,12 +195,12 @@ def costs(model: Published, chosen: ScaleSettings) -> Costs:
         weights=weights,
         activations=held,
         disk_image=2 * moments + 2 * len(LEVELS) * 5 * width,
-        disk_prompt=drawn * 3 * model.side**2 / 2,  # PNG hardly goes below half of the pixels
+        disk_prompt=drawn * 3 * model.side**2 / 2,  # PNG hardly goes below half the raw size
     )
 
 
 def _features(model: Published, denoiser: FrozenDenoiser) -> int:
-    """Channels of the block that features are taken of."""
+    """Return the number of channels of the block that features are taken from."""
     block = denoiser.network.get_submodule(middle_block(denoiser.network))
     found = block_output(block, lambda: denoiser.predict(*given(model, denoiser)))
     output = found[-1] if isinstance(found, tuple) else found

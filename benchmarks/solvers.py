@@ -1,12 +1,12 @@
-"""How many steps of which solver draw as well as the reference's 50 of PNDM.
+"""How many steps of which solver draw as well as the reference's 50 steps of PNDM.
 
     python benchmarks/solvers.py
     python benchmarks/solvers.py --images 600 --seeds 0 1 2 3 4
 
-Every row draws the same starting noises for each seed with the shipped Waterbirds backbone. The
+Every row starts from the same noise for each seed, with the shipped Waterbirds backbone. The
 Fréchet distance is to drawn training pictures, on ImageNet features, with mean and standard
-deviation over seeds: differences below the latter are noise. All sets are of one size, on which the
-distance depends.
+deviation over seeds: differences below the latter are noise. All sets have the same size, on which
+the distance depends.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from invdiff_pl.utils.quiet import silence
 
 BACKBONE = "asset:waterbirds"
 BATCH = 64
-# Solver and steps; the first row is what the others are compared with.
+# Solver and steps; the others are compared with the first row.
 ROWS = (
     ("PNDMScheduler", 50),
     ("DDIMScheduler", 50),
@@ -45,7 +45,7 @@ ROWS = (
 
 
 def training_pictures(folder: Path) -> tuple[Tensor, tuple[str, ...]]:
-    """Drawn training pictures of the backbone's data set, uint8, and their prompts."""
+    """Draw training pictures of the backbone's data set, uint8; return their prompts, too."""
     render_waterbirds(folder, RenderedWaterbirds(fraction=0.1), progress=False)
     data = WaterbirdsDataModule(
         root=str(folder), backbone=BACKBONE, resolution=32, prompt_by="species"
@@ -55,7 +55,7 @@ def training_pictures(folder: Path) -> tuple[Tensor, tuple[str, ...]]:
 
 
 def distance(extractor: FeatureExtractor, real: Tensor, generated: Tensor) -> float:
-    """Fréchet distance of two sets of images."""
+    """Compute the Fréchet distance between two sets of images."""
     metric = FrechetDistance(extractor)
     for images, is_real in ((real, True), (generated, False)):
         for chunk in images.split(BATCH):
@@ -64,7 +64,7 @@ def distance(extractor: FeatureExtractor, real: Tensor, generated: Tensor) -> fl
 
 
 def draw(solver: str, steps: int, prompts: tuple[str, ...], count: int, seed: int) -> Tensor:
-    """``count`` images dealt over the prompts, uint8."""
+    """Draw ``count`` images, dealt over the prompts, uint8."""
     pipeline = load_pipeline(BACKBONE)
     set_scheduler(pipeline, solver)
     conditions = Conditions(frozen_denoiser(pipeline).condition([*prompts, ""]))

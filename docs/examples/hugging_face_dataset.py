@@ -3,8 +3,8 @@
     python docs/examples/hugging_face_dataset.py
 
 `PromptedImages.from_hf` takes any `datasets.Dataset` with a column of images and a column of
-prompts; it asks for a picture when it is needed, so large ones stay on disk. This script makes a
-small one in memory; `datasets.load_dataset("imagefolder", data_dir=...)` gives one of your files.
+prompts; it reads a picture when it is needed, so large data sets stay on disk. This script makes a
+small one in memory; `datasets.load_dataset("imagefolder", data_dir=...)` makes one from your files.
 """
 
 # %%
@@ -45,12 +45,12 @@ dataset = Dataset.from_dict(
 )
 
 # %%
-# `prompt` names the column of prompts where it is not `text`, and `image` that of the images.
+# `prompt` names the column of prompts if it is not `text`, and `image` that of the images.
 images = inv.PromptedImages.from_hf(dataset, prompt="caption")
 print(len(images), "pictures of", images.prompts)
 
 # %%
-# The pipeline's own denoiser sorts them. Nobody told it where the birds are.
+# The pipeline's own denoiser sorts the pictures, without knowing where the birds are.
 model = files("invdiff_pl") / "assets" / "waterbirds"
 pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
 settings = HiddenAttributeSettings(starts=STARTS, values=())
@@ -58,7 +58,7 @@ found = inv.discover(pipe, images, settings=settings, progress=False)
 print(found)
 
 # %%
-# Here we happen to know: how often is a group's picture on water? (`place` is 1 there.)
+# Here we happen to know it: which share of each group is on water? (`place` is 1 there.)
 groups = found[0].memberships.argmax(1)
 on_water = torch.tensor([float(picture.place) for picture in planned])
 for group in range(found[0].memberships.shape[1]):
@@ -66,7 +66,7 @@ for group in range(found[0].memberships.shape[1]):
     print(f"group {group}: {int(members.sum())} pictures, {on_water[members].mean():.0%} on water")
 
 # %%
-# Rows can be written beside the data set's own columns.
+# The results can be added to the data set as columns.
 columns = {"group": groups.tolist(), "conflict": found[0].conflict.tolist()}
 for name, values in columns.items():
     dataset = dataset.add_column(name, values)

@@ -1,4 +1,4 @@
-"""A pipeline and a folder of pictures of one's own: find a hidden bias, train it away, draw.
+"""Your own pipeline and folder of pictures: find a hidden bias, train it away, draw.
 
 Run it from top to bottom, or cell by cell in an editor that knows `# %%`:
 
@@ -10,7 +10,7 @@ run has thousands of pictures and steps.
 """
 
 # %%
-# Sizes, small here. The environment may set them.
+# Sizes, small here, which environment variables may set.
 import os
 import sys
 import tempfile
@@ -43,10 +43,10 @@ pipe.set_progress_bar_config(disable=True)
 
 
 # %%
-# The pictures: here a folder for each species, from whose name the prompt is made. 95 % of the
-# landbirds are on land, and 95 % of the waterbirds on water; no name tells where a bird is.
+# The pictures: here one folder per species, from whose name the prompt is made. 95 % of the
+# landbirds are on land, and 95 % of the waterbirds on water; no name says where a bird is.
 def draw_birds(folder: Path) -> Path:
-    """Draw the training pictures of Waterbirds, a folder a species."""
+    """Draw the training pictures of Waterbirds, in one folder per species."""
     settings = RenderedWaterbirds(fraction=FRACTION)
     for picture in plan_pictures(settings):
         species = SPECIES[picture.species].name.replace("_", " ").lower()
@@ -62,16 +62,16 @@ images = inv.PromptedImages.from_folder(folder)
 print(len(images), "pictures of", images.prompts)
 
 # %%
-# What goes along with the prompts, and is named by none? Candidates come best first. (Without
-# `settings` more starting points are tried, and take a little longer.)
+# What goes along with the prompts, but is named by none? Candidates come best first. (Without
+# `settings` more starting points are tried, which takes a little longer.)
 settings = HiddenAttributeSettings(starts=STARTS, values=())
 found = inv.discover(pipe, images, settings=settings)
 print(found)
 print(found.to_pandas().head(len(images.prompts)).to_string())
 
 # %%
-# Look at what a candidate is about: the most typical pictures of each group, a row a group. Which
-# one to act on is for you to say.
+# Look at what a candidate is about: the most typical pictures of each group, one row per group. It
+# is for you to decide which one to act on.
 candidate = found[0]
 candidate.sheet(0).save(work / "sheet.png")
 print(candidate.to_pandas().sort_values("conflict", ascending=False).head())
@@ -79,8 +79,8 @@ print("contact sheet:", work / "sheet.png")
 
 # %%
 # Train a LoRA with which the groups of each prompt are drawn evenly. `pipe` stays as it was.
-# (A rate this high shows in a few steps that something happens; the default is made for 400. So few
-# pictures leave none to hold out, by which a checkpoint would be chosen.)
+# (A rate this high shows an effect within a few steps; the default is made for 400. With so few
+# pictures none are held out, by which a checkpoint would be chosen.)
 lora = inv.debias(
     pipe,
     images,
@@ -119,7 +119,7 @@ before, after = draw(even, invariant_scale=0.0), draw(even)
 print(f"mean change of a pixel: {float((after - before).abs().mean()):.4f}")
 
 # %%
-# Whoever has diffusers and the folder needs nothing of this package: it is a plain LoRA.
+# It is a plain LoRA: whoever has diffusers and the folder needs nothing from this package.
 stock = StableDiffusionPipeline.from_pretrained(MODEL, safety_checker=None)
 stock.set_progress_bar_config(disable=True)
 stock.load_lora_weights(saved)

@@ -60,10 +60,10 @@ loader = DataLoader(rows, batch_size=12, shuffle=True, drop_last=True)
 
 
 # %%
-# The Trainer is Lightning's own; so are its precision, devices, strategy and loggers. The average
-# of the weights is what is saved, since `SaveAdapter` comes after it.
+# The Trainer is Lightning's own, and so are its precision, devices, strategy and loggers. The
+# averaged weights are saved, since `SaveAdapter` comes after the averaging.
 def trainer(*callbacks: pl.Callback) -> pl.Trainer:
-    """A stock Trainer."""
+    """Return a stock Trainer."""
     return pl.Trainer(
         max_steps=STEPS,
         accelerator="cpu",
@@ -85,7 +85,7 @@ module.adapter.detach()
 
 # %%
 # With `LatentsInMemory` batches are balanced over (prompt, environment), pairs of pictures share
-# timestep and noise, and some pictures are held out, by whose risks `HeldOutSelection` chooses
+# timestep and noise, and some pictures are held out, whose risks `HeldOutSelection` uses to choose
 # among the weights. It encodes the pictures with the pipeline, both as they are and mirrored.
 data = inv.LatentsInMemory.from_images(
     pipe, images, environments, batch_size=12, held_out=0.1, progress=False

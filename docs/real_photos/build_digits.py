@@ -25,7 +25,7 @@ SHEET = "examples/data/digits.png"
 SIDE, COLUMNS_OF_SHEET = 20, 100  # pixels of a scan's side; scans in a row of the sheet
 FIRST = (2, 3, 4, 5, 6, 7)
 VALUES = {"second": ("0", "1"), "slant": ("upright", "leaning")}
-OUTER = 0.4  # of a figure's scans that count as upright, and as leaning
+OUTER = 0.4  # share of a figure's scans that counts as upright, and as leaning
 COLUMNS = ("file_name", "text", "split", "hidden")
 
 
@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
 
 def read_scans(folders: Sequence[Path]) -> np.ndarray:
-    """All scans, float64 ``[5000, 20, 20]`` in [0, 1], 500 of each figure in order."""
+    """Read all scans, float64 ``[5000, 20, 20]`` in [0, 1], 500 of each figure in order."""
     found = [path for folder in folders for path in folder.rglob("*.png")]
     sheets = [path for path in found if path.as_posix().endswith(f"/{SHEET}")]
     if not sheets:
@@ -63,13 +63,13 @@ def slants(scans: np.ndarray) -> np.ndarray:
 
 
 def dealt(scans: list[int], rng: np.random.Generator) -> list[list[int]]:
-    """Scans of each split; none is in two of them."""
+    """Deal scans over the splits, so that none is in two of them."""
     edges = np.cumsum([round(share * len(scans)) for share in SHARES])[:-1]
     return [part.tolist() for part in np.split(rng.permutation(scans), edges)]
 
 
 def _pools(figure: int, scans: np.ndarray, rng: np.random.Generator) -> list[list[list[int]]]:
-    """A figure's scans of each split: the upright ones, the leaning ones, all."""
+    """Return a figure's scans of each split: the upright ones, the leaning ones, all."""
     each = len(scans) // 10
     numbers = range(each * figure, each * (figure + 1))
     leaning = slants(scans[numbers.start : numbers.stop])
@@ -103,7 +103,7 @@ def plan(args: argparse.Namespace, scans: np.ndarray, rng: np.random.Generator) 
 
 
 def drawn(scans: np.ndarray, size: int, rng: np.random.Generator) -> Image.Image:
-    """Scans side by side near the middle; white on black, ``size`` px square."""
+    """Draw scans side by side near the middle, white on black, ``size`` px square."""
     parts = [scan[:, scan.max(0) > 0.1] for scan in scans]
     gap = np.zeros((SIDE, 2))
     line = np.concatenate([each for part in parts for each in (part, gap)][:-1], axis=1)
@@ -118,7 +118,7 @@ def drawn(scans: np.ndarray, size: int, rng: np.random.Generator) -> Image.Image
 
 
 def pictures(scans: np.ndarray, rows: list[Row], size: int, seed: int) -> Iterator[Image.Image]:
-    """The images of ``rows``, one by one."""
+    """Yield the images of ``rows``, one by one."""
     for i, row in enumerate(rows):
         yield drawn(scans[list(row.scans)], size, np.random.default_rng([seed, 1, i]))
 

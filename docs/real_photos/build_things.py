@@ -1,8 +1,8 @@
 """Build a folder of things on surfaces from real photographs: fruit, vegetables and animals.
 
 Fruit and vegetables mostly lie on something bare (wood, stone, metal), hoofed and furry animals
-mostly stand among plants. Cut-outs are stamps of Tux Paint, surfaces are photographic wallpapers;
-both are of Debian packages. The prompt names the kind; the surface is the hidden attribute.
+mostly stand among plants. Cut-outs are stamps from Tux Paint, surfaces are photographic wallpapers;
+both come from Debian packages. The prompt names the kind; the surface is the hidden attribute.
 
     python build_things.py --fetch --output things
 """
@@ -46,7 +46,7 @@ def write_dataset(rows: list[Row], strips: Strips, output: Path, size: int, seed
 
 
 def build(args: argparse.Namespace, things: list[Source], scenes: list[Source]) -> None:
-    """Plan, compose, write and report the counts."""
+    """Plan, compose and write the images, and report the counts."""
     rows, strips = plan(args, things, scenes, [SURFACES.index(home) for home in HOMES])
     with renamed(args.output) as partial:
         write_dataset(rows, strips, partial, args.size, args.seed)

@@ -52,7 +52,7 @@ def write_dataset(rows: list[Row], strips: Strips, output: Path, size: int, seed
 
 
 def build(args: argparse.Namespace, birds: list[Source], scenes: list[Source]) -> None:
-    """Plan, compose, write and report the counts."""
+    """Plan, compose and write the images, and report the counts."""
     rows, strips = plan(args, birds, scenes, homes=range(len(LABELS)))
     with renamed(args.output) as partial:
         write_dataset(rows, strips, partial, args.size, args.seed)

@@ -18,7 +18,7 @@ from PIL import Image, ImageEnhance, ImageOps
 T = TypeVar("T")
 
 SPLITS = ("train", "val", "test")
-SHARES = (0.5, 0.25, 0.25)  # of a photograph's width that each split sees
+SHARES = (0.5, 0.25, 0.25)  # each split's share of a photograph's width
 
 
 class Row(NamedTuple):
@@ -34,10 +34,10 @@ Strips = dict[str, dict[int, tuple[float, float]]]
 
 
 def cut_strips(scenes: list[Source], rng: np.random.Generator) -> Strips:
-    """Cut each photograph upright into one strip a split, in random order.
+    """Cut each photograph into upright strips, one per split, in random order.
 
-    No split sees a pixel of another's, yet all see the same places: with the few photographs there
-    are, splits of whole photographs would differ in what land and water look like.
+    No split sees a pixel of another's, yet all see the same places: there are so few photographs
+    that splits of whole ones would differ in what land and water look like.
     """
     strips: Strips = {}
     for scene in scenes:
@@ -59,11 +59,11 @@ def plan_split(
     correlation: float,
     rng: np.random.Generator,
 ) -> list[Row]:
-    """Choose stamp and scene of each image of a split, in random order.
+    """Choose stamp and scene for each image of a split, in random order.
 
-    All kinds of stamps are equally frequent, and a share ``correlation`` of each stands on scenes
-    of its own class, ``homes[kind]``. Within a kind all stamps, and within a class all photographs,
-    are equally frequent.
+    All kinds of stamps are equally frequent, and a share ``correlation`` of each kind is put on
+    scenes of its own class, ``homes[kind]``. All stamps of a kind are equally frequent, and so are
+    all photographs of a class.
     """
     rows = []
     for kind, home in enumerate(homes):
@@ -77,18 +77,18 @@ def plan_split(
 
 
 def deal(items: list[T], count: int, rng: np.random.Generator) -> list[T]:
-    """So many items in random order, all equally often or nearly so."""
+    """Return ``count`` items in random order, all equally often or nearly so."""
     return [items[i] for i in rng.permutation(np.resize(np.arange(len(items)), count))]
 
 
 def load_stamp(path: Path) -> Image.Image:
-    """The stamp as RGBA, cropped to what is not transparent."""
+    """Load a stamp as RGBA, cropped to what is not transparent."""
     stamp = _open(path).convert("RGBA")
     return stamp.crop(stamp.getchannel("A").getbbox())
 
 
 def load_scene(path: Path, region: tuple[int, int, int, int], size: int) -> Image.Image:
-    """The region of a photograph as RGB, not much larger than crops of ``size`` px need."""
+    """Load a region of a photograph as RGB, not much larger than crops of ``size`` px need."""
     photo = _open(path).convert("RGB")
     left, right = (round(edge * photo.width / 100) for edge in region[::2])
     top, bottom = (round(edge * photo.height / 100) for edge in region[1::2])
@@ -98,7 +98,7 @@ def load_scene(path: Path, region: tuple[int, int, int, int], size: int) -> Imag
 
 
 def largest_crop(scene: Image.Image) -> float:
-    """Side of the largest square that fits every split's strip, in pixels."""
+    """Return the side of the largest square that fits every split's strip, in pixels."""
     return min(scene.height, min(SHARES) * scene.width)
 
 
@@ -136,7 +136,7 @@ def compose(
         image = ImageOps.mirror(image)
     if rng.random() < 0.5:
         stamp = ImageOps.mirror(stamp)
-    # Tall stamps are held to 85 % of the height.
+    # Tall stamps are limited to 85 % of the height.
     scale = min(rng.uniform(0.35, 0.65) * size / stamp.width, 0.85 * size / stamp.height)
     stamp = _resize(stamp, [scale * extent for extent in stamp.size])
     centre = size * rng.uniform(0.35, 0.65, 2)
@@ -148,14 +148,14 @@ def compose(
 def pictures(
     rows: list[Row], strips: Strips, table: dict[str, Scene], size: int, seed: int
 ) -> Iterator[Image.Image]:
-    """The composed images of ``rows``, one by one."""
+    """Yield the composed images of ``rows``, one by one."""
     stamps = {stamp: load_stamp(stamp.path) for stamp in {row.stamp for row in rows}}
     scenes = {
         scene: load_scene(scene.path, table[scene.key].region, size)
         for scene in {row.scene for row in rows}
     }
     for i, (stamp, scene, split) in enumerate(rows):
-        # A generator of its own for each image: it does not depend on those before it.
+        # Each image has its own generator, so that it does not depend on those before it.
         rng = np.random.default_rng([seed, 1, i])
         yield compose(stamps[stamp], scenes[scene], strips[scene.key][split], size, rng)
 
@@ -163,7 +163,7 @@ def pictures(
 def plan(
     args: argparse.Namespace, stamps: list[Source], scenes: list[Source], homes: Sequence[int]
 ) -> tuple[list[Row], Strips]:
-    """Rows of all splits and the strips that they are cut from."""
+    """Plan the rows of all splits, and the strips of scenes that they use."""
     rng = np.random.default_rng([args.seed, 0])
     strips = cut_strips(scenes, rng)
     rows: list[Row] = []
@@ -191,7 +191,7 @@ def write_sources(
 
 @contextmanager
 def renamed(target: Path) -> Iterator[Path]:
-    """A folder to write into, which gets the name ``target`` once it is whole."""
+    """Yield a folder to write into, which is renamed to ``target`` once it is complete."""
     if target.exists():
         raise UserError(f"--output {target} exists already: remove it or name another.")
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
@@ -207,7 +207,7 @@ def renamed(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def unpacked(fetched: bool, folders: Sequence[Path], packages: set[str]) -> Iterator[list[Path]]:
-    """The folders to search: of packages fetched for the time being, or those that are named."""
+    """Yield the folders to search: those of packages fetched for now, or the given ones."""
     if not fetched:
         yield list(folders)
         return
@@ -217,13 +217,13 @@ def unpacked(fetched: bool, folders: Sequence[Path], packages: set[str]) -> Iter
 
 
 def counts(sources: list[Source], names: Sequence[str]) -> str:
-    """How many there are of each class: ``21 land / 12 water``."""
+    """Format how many there are of each class, such as ``21 land / 12 water``."""
     labels = [source.label for source in sources]
     return " / ".join(f"{labels.count(label)} {name}" for label, name in enumerate(names))
 
 
 def add_options(parser: argparse.ArgumentParser, train: int, val: int, test: int) -> None:
-    """Options that all scripts have; counts of images by default."""
+    """Add the options that all scripts have, with default numbers of images."""
     parser.add_argument(
         "--fetch", action="store_true", help="download the Debian packages to a temporary folder"
     )
@@ -244,7 +244,7 @@ def add_options(parser: argparse.ArgumentParser, train: int, val: int, test: int
 def read_options(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None, folders: str
 ) -> argparse.Namespace:
-    """Options of a script that takes unpacked packages by ``--folders``."""
+    """Read the options of a script that takes unpacked packages by ``--folders``."""
     parser.add_argument("--folders", type=Path, nargs="+", help=folders)
     add_options(parser, train=2000, val=400, test=800)
     args = parser.parse_args(arguments)
@@ -255,7 +255,7 @@ def read_options(
 
 
 def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse numbers that cannot be."""
+    """Refuse numbers that are out of range."""
     for flag, least in (("size", 16), ("train", 1), ("val", 0), ("test", 0), ("seed", 0)):
         if getattr(args, flag) < least:
             parser.error(f"--{flag} must be at least {least}, not {getattr(args, flag)}")

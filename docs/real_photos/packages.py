@@ -1,4 +1,4 @@
-"""Photographs of Debian packages: fetching the packages, and finding files in them."""
+"""Photographs from Debian packages: fetching the packages, and finding files in them."""
 
 import subprocess
 import sys
@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 
 class UserError(Exception):
-    """What the user can mend, in one sentence."""
+    """An error that the user can mend, with a message of one sentence."""
 
 
 class Source(NamedTuple):
-    """A photograph: the name it has in the tables, its class and where it lies."""
+    """A photograph: its name in the tables, its class and its path."""
 
     key: str
     label: int
@@ -22,13 +22,13 @@ class Source(NamedTuple):
 def find_sources(
     labels: dict[str, int], names: Sequence[str], folders: Sequence[Path], flag: str
 ) -> list[Source]:
-    """The photographs of a table that lie anywhere under ``folders``, by name.
+    """Find the photographs of a table anywhere under ``folders``, sorted by name.
 
     Args:
         labels: class of each photograph, by the end of its path.
-        names: of the classes; there must be a photograph of each.
-        folders: searched throughout.
-        flag: that named them.
+        names: names of the classes; there must be a photograph of each.
+        folders: folders to search, with all that is below them.
+        flag: flag that named them.
     """
     for folder in folders:
         if not folder.is_dir():

@@ -1,14 +1,14 @@
-"""Which photographs show what: cut-outs and scenes of Debian packages, by data set."""
+"""What each photograph shows: cut-outs and scenes from Debian packages, by data set."""
 
 from typing import NamedTuple
 
 STAMP_PACKAGE = "tuxpaint-stamps-default"
 
-# Of birds (y) and of scenes (place), by their code.
+# Classes of birds (y) and of scenes (place), by their code.
 LABELS = ("land", "water")
 
-# Class, then stamp=species. Left out: albino_peahen (grass in the cut-out), crowned_crane (a crane
-# is of neither class).
+# Class, then stamp=species. Left out: albino_peahen (grass in the cut-out), crowned_crane (cranes
+# are of neither class).
 BIRDS = """
 land  adelaide-rosella=Adelaide_rosella blackbird=Blackbird chicken_profile=Chicken crow=Crow
 land  cuckoo=Cuckoo guineafowl=Guineafowl helmeted_guineafowl=Guineafowl hen=Chicken
@@ -119,14 +119,14 @@ class Scene(NamedTuple):
 
 
 def bird_table() -> dict[str, tuple[int, str]]:
-    """Class and species of each bird, by file name."""
+    """Return class and species of each bird, by file name."""
     lines = [line.split() for line in BIRDS.split("\n") if line]
     pairs = [(kind, *bird.split("=")) for kind, *birds in lines for bird in birds]
     return {f"{stamp}.png": (LABELS.index(kind), species) for kind, stamp, species in pairs}
 
 
 def thing_table() -> dict[str, int]:
-    """Kind of each thing, by the end of its path."""
+    """Return the kind of each thing, by the end of its path."""
     lines = [line.split() for line in THINGS.split("\n") if line]
     return {
         f"{folder}/{stamp}.png": KINDS.index(kind.replace("_", " "))
@@ -136,7 +136,7 @@ def thing_table() -> dict[str, int]:
 
 
 def scene_table(scenes: str, labels: tuple[str, ...]) -> dict[str, Scene]:
-    """Package, class and region of each photograph, by the end of its path."""
+    """Return package, class and region of each photograph, by the end of its path."""
     table = {}
     for package, place, key, *edges in (line.split() for line in scenes.split("\n") if line):
         left, top, right, bottom = map(int, edges)

@@ -1,1 +1,1 @@
-"""The frozen backbone: loading, noising, sampling."""
+"""The frozen backbone: loading it, noising latents and drawing samples."""

@@ -14,13 +14,13 @@ class Architecture:
         latent_channels: channels of the latents.
         unet_channels: channels of each level of the denoiser.
         attention_levels: how many of the denoiser's deepest levels attend to the text.
-        heads: of attention.
+        heads: number of attention heads.
         text_width: width of the text encoder.
-        family: ``sd``, Stable Diffusion with v-prediction; or ``sana``, a transformer with flow
-            matching.
+        family: ``sd`` for Stable Diffusion with v-prediction, or ``sana`` for a transformer with
+            flow matching.
         transformer_width: channels of a transformer, which has no ``unet_channels``.
-        transformer_layers: blocks of a transformer.
-        patch_size: side of the square of latents that is one token of a transformer.
+        transformer_layers: number of blocks of a transformer.
+        patch_size: side of the square of latents that makes one token of a transformer.
     """
 
     resolution: int = 32
@@ -37,7 +37,7 @@ class Architecture:
 
     @property
     def latent_side(self) -> int:
-        """Side of the latents."""
+        """Side of the latents in pixels."""
         return self.resolution // 2 ** (len(self.vae_channels) - 1)
 
 

@@ -9,7 +9,7 @@ ASSET_PREFIX = "asset:"
 
 
 def resolve_backbone(backbone: str) -> str:
-    """The folder or hub id behind a setting: ``asset:NAME`` is a backbone shipped here.
+    """Return the folder or hub id that a setting means; ``asset:NAME`` is a shipped backbone.
 
     Raises:
         InvDiffError: if no asset of that name is shipped.

@@ -1,6 +1,6 @@
-"""Whether a backbone is of a kind that can be used, told from its JSON files alone.
+"""Checking from its JSON files alone whether a backbone is of a kind that can be used.
 
-Knows nothing of torch, so that a wrong backbone is refused before the first stage runs.
+This module does not import torch, so that a wrong backbone is refused before the first stage runs.
 """
 
 import json
@@ -23,10 +23,10 @@ class Family:
     """What a family's pipelines are made of.
 
     Attributes:
-        denoiser: the part's name, and its class.
-        others: further parts with their classes; ``None`` for any.
-        kind: of its schedules.
-        packing: pixels of the latents that one channel of the denoiser's input is of.
+        denoiser: name and class of the denoiser.
+        others: classes of the other parts by name; ``None`` for any class.
+        kind: kind of schedule.
+        packing: number of latent pixels that are packed into one token of the denoiser's input.
     """
 
     denoiser: tuple[str, str]
@@ -84,7 +84,7 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 # Where a pipeline's parts may come from; the last is what old folders call their safety checker.
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
 _SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-# Of a UNet's configuration: inputs beside latents, timestep and text, which are not given.
+# Keys of a UNet's configuration for inputs beside latents, timestep and text, which are not given.
 _CONDITIONS = (
     "class_embed_type",
     "encoder_hid_dim_type",
@@ -95,18 +95,18 @@ Reader = Callable[[str], dict[str, Any] | None]
 
 
 def check_backbone(backbone: str) -> str:
-    """Refuse a backbone that is no pipeline of a supported family.
+    """Refuse a backbone that is not a pipeline of a supported family.
 
     Args:
-        backbone: a pipeline folder, a hub id, or ``asset:NAME``. Of a hub id the configurations
-            are fetched, unless they are cached.
+        backbone: a pipeline folder, a hub id, or ``asset:NAME``. The configurations of a hub id are
+            downloaded unless they are cached.
 
     Returns:
-        the class of the pipeline.
+        name of the pipeline's class.
 
     Raises:
-        InvDiffError: in one line, with all that does not fit: the pipeline's class, its parts, the
-            channels, the scheduler.
+        InvDiffError: if anything does not fit; one line names all of it: the pipeline's class, its
+            parts, the channels, the scheduler.
 
     Example:
         >>> check_backbone("asset:waterbirds")
@@ -119,7 +119,7 @@ def check_backbone(backbone: str) -> str:
         raise InvDiffError(f"the backbone {source!r} holds no model_index.json: {_EXPECTED}.")
     _require_plain_parts(source, index)
     found = str(index.get("_class_name"))
-    # What is unknown is held against the simplest family, and all that differs is told.
+    # An unknown class is compared with the simplest family, and all differences are listed.
     family = FAMILIES.get(found, _STABLE_DIFFUSION)
     problems = [] if found in FAMILIES else [f"its class is {found}"]
     part = family.denoiser[0]
@@ -138,27 +138,27 @@ def check_backbone(backbone: str) -> str:
 
 
 def is_flow(config: Mapping[str, Any]) -> bool:
-    """Whether a scheduler's configuration is of flow matching."""
+    """Return whether a scheduler's configuration is one of flow matching."""
     if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
         return True
     return str(config.get("_class_name", "")).startswith("FlowMatch") or "shift" in config
 
 
 def text_parts(backbone: str) -> list[str]:
-    """Names of a backbone's tokenizers and text encoders."""
+    """Return the names of a backbone's tokenizers and text encoders."""
     index = _reader(resolve_backbone(backbone))("model_index.json") or {}
     names = ("tokenizer", "text_encoder")
     return [part for part in index if part.startswith(names) and _class_of(index, part)]
 
 
 def absent_parts(backbone: str) -> list[str]:
-    """Parts that a pipeline does without, and has to be told so: the third text encoder of SD3."""
+    """Return the optional parts that a pipeline lacks, such as SD3's third text encoder."""
     present = text_parts(backbone)
     return [part for part in ("text_encoder_3", "tokenizer_3") if part not in present]
 
 
 def denoiser_part(pipeline: str) -> str:
-    """What a supported class of pipelines calls its denoiser, ``unet`` or ``transformer``."""
+    """Return a supported pipeline class's name for its denoiser, ``unet`` or ``transformer``."""
     return FAMILIES[pipeline].denoiser[0]
 
 
@@ -169,7 +169,7 @@ _EXPECTED = (
 
 
 def _reader(source: str) -> Reader:
-    """Reads a JSON file of a backbone; gives ``None`` where there is no such file."""
+    """Return a reader of a backbone's JSON files, which gives ``None`` for a file it lacks."""
     path = Path(source).expanduser()
     if path.is_file():
         raise InvDiffError(_conversion(path))
@@ -193,7 +193,7 @@ def _read_from_hub(source: str, name: str) -> dict[str, Any] | None:
         raise
     except Exception as error:
         if name != "model_index.json":
-            return None  # loading tells more
+            return None  # loading it gives a better message
         if isinstance(error, EntryNotFoundError) and not isinstance(error, OSError):
             return None
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -203,7 +203,7 @@ def _read_from_hub(source: str, name: str) -> dict[str, Any] | None:
 
 
 def _conversion(file: Path) -> str:
-    """What to do about a single file of weights."""
+    """Return the message on a backbone that is a single file, and how to convert it."""
     if file.suffix not in _SINGLE_FILES:
         return f"the backbone {str(file)!r} is a file: {_EXPECTED}, as a folder or hub id."
     folder = file.with_suffix("")
@@ -218,7 +218,7 @@ def _conversion(file: Path) -> str:
 
 
 def _require_plain_parts(source: str, index: dict[str, Any]) -> None:
-    """Refuse parts of other libraries: they would be imported."""
+    """Refuse parts of other libraries, since loading would import them."""
     for name, part in index.items():
         if not isinstance(part, list):
             continue
@@ -260,7 +260,7 @@ def _wrong_channels(
     problems = []
     if taken != given:
         problems.append(f"its {part} takes {taken} channels where the latents have {given}")
-    if predicted not in (given, 2 * given):  # a variance may stand beside the noise
+    if predicted not in (given, 2 * given):  # some predict a variance, too
         problems.append(f"its {part} predicts {predicted} channels where the latents have {given}")
     return problems
 

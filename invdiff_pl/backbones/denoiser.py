@@ -1,9 +1,9 @@
 """One interface to the denoisers of all families of text-to-image models.
 
-A family is a class here that says how its pipeline names its parts, and what its denoiser is called
-with; nothing outside this room knows families. Names of what a prompt becomes are those of the
-pipelines' own calls: ``prompt_embeds`` and, by family, ``pooled_prompt_embeds`` and
-``prompt_attention_mask``.
+Each family is a subclass that says what its pipeline calls its parts and which arguments its
+denoiser takes; nothing outside this package knows of families. Encoded prompts bear the names of
+the pipelines' own arguments: ``prompt_embeds`` and, depending on the family,
+``pooled_prompt_embeds`` and ``prompt_attention_mask``.
 """
 
 import inspect
@@ -24,25 +24,25 @@ from invdiff_pl.backbones.quantized import is_quantized
 
 Condition = Mapping[str, Tensor]
 
-# Prompts that text encoders see at once.
+# Batch size of the text encoders.
 _PROMPTS = 32
 
 
 def in_precision(rows: Condition, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Embeddings in a precision; masks stay what they are."""
+    """Convert embeddings to a dtype; masks keep theirs."""
     return {n: v.to(dtype) if v.is_floating_point() else v for n, v in rows.items()}
 
 
 def repeated(row: Condition, count: int, device: torch.device) -> dict[str, Tensor]:
-    """One prompt's row as so many, on a device."""
+    """Repeat one prompt's row ``count`` times, on a device."""
     return {n: v.to(device).expand(count, *v.shape[1:]) for n, v in row.items()}
 
 
 def without_padding(rows: Condition) -> dict[str, Tensor]:
-    """Rows less the last tokens that none of the prompts has, which masked attention never sees.
+    """Cut off the last tokens that none of the prompts has, which masked attention never sees.
 
-    Pipelines pad to 300 tokens. Where a prompt has none at all, attention sees its padding, and
-    nothing is left out.
+    Pipelines pad to 300 tokens. If a prompt has no token at all, attention sees its padding, so
+    nothing is cut off.
     """
     mask = rows.get("prompt_attention_mask")
     if mask is None or not bool(mask.any(1).all()):
@@ -52,25 +52,25 @@ def without_padding(rows: Condition) -> dict[str, Tensor]:
 
 
 class FrozenDenoiser(ABC):
-    """A pipeline's denoiser with what it needs before and after it.
+    """A pipeline's denoiser, with what comes before and after it.
 
     Made by :func:`invdiff_pl.backbones.families.frozen_denoiser`. The pipeline is used as it is, on
     its device.
 
     Args:
-        pipe: a loaded pipeline of diffusers, of one of the ``pipelines``.
+        pipe: a loaded diffusers pipeline of one of the classes in ``pipelines``.
         resolution: side of the images in pixels; the pipeline's own if not given.
     """
 
     pipelines: ClassVar[tuple[str, ...]]
-    # As ModelSpec names what a LoRA is for.
+    # ModelSpec's name for the model that a LoRA is made for.
     architecture: ClassVar[str]
-    # What `encode_prompt` returns.
+    # Names of what `encode_prompt` returns, in order.
     encoded: ClassVar[tuple[str, ...]]
 
     def __init__(self, pipe: Any, resolution: int | None = None) -> None:
         self.pipe = pipe
-        # What the pipeline calls it, `unet` or `transformer`.
+        # The pipeline's name for its denoiser, `unet` or `transformer`.
         self.part = denoiser_part(self.stock.__name__)
         self.resolution = self.own_resolution if resolution is None else resolution
 
@@ -81,7 +81,7 @@ class FrozenDenoiser(ABC):
 
     @property
     def network(self) -> Any:
-        """The denoiser itself, a module of diffusers, or what stands in its place."""
+        """The denoiser itself, a diffusers module, or whatever replaces it."""
         return getattr(self.pipe, self.part)
 
     @network.setter
@@ -90,7 +90,7 @@ class FrozenDenoiser(ABC):
 
     @cached_property
     def stock(self) -> Any:
-        """The class of diffusers, whatever subclass of it the pipeline is of."""
+        """The supported diffusers class of the pipeline, which may be of a subclass of it."""
         kinds = ((kind.__name__, kind) for kind in type(self.pipe).__mro__)
         return next(kind for name, kind in kinds if name in self.pipelines)
 
@@ -101,13 +101,13 @@ class FrozenDenoiser(ABC):
 
     @property
     def other_networks(self) -> list[nn.Module]:
-        """The pipeline's networks beside the denoiser: autoencoder and text encoders."""
+        """The pipeline's other networks: autoencoder and text encoders."""
         parts = self.pipe.components.items()
         return [part for name, part in parts if name != self.part and isinstance(part, nn.Module)]
 
     @property
     def own_resolution(self) -> int:
-        """Side of the images that the pipeline draws, in pixels."""
+        """Side in pixels of the images that the pipeline draws by default."""
         size = self.network.config.sample_size
         return int((size if isinstance(size, int) else size[0]) * self.pipe.vae_scale_factor)
 
@@ -119,34 +119,34 @@ class FrozenDenoiser(ABC):
 
     @property
     def tokens(self) -> int:
-        """Image tokens of a transformer, pixels of a UNet's latents."""
+        """Number of a transformer's image tokens, or of pixels of a UNet's latents."""
         _, height, width = self.latent_shape
         patch = self.network.config.get("patch_size", 1) or 1
         return int(height // patch * (width // patch))
 
     def image_tokens(self, output: Any) -> Any:
-        """A block's output less the text's tokens, where a family has both in one sequence."""
+        """Drop the text's tokens from a block's output, if the family has both in one sequence."""
         return output
 
     def latents(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents as the denoiser takes them, see ``backbones.latents.scaled_latents``."""
+        """Scale latents for the denoiser, see ``backbones.latents.scaled_latents``."""
         return scaled_latents(self.pipe.vae.config, moments, noise)
 
     def decoded(self, latents: Tensor) -> Tensor:
-        """Images of latents as the denoiser takes them: float32 ``[B, 3, H, W]`` in [-1, 1]."""
+        """Decode latents in the denoiser's scale to float32 images ``[B, 3, H, W]`` in [-1, 1]."""
         vae = self.pipe.vae
         images: Tensor = vae.decode(self._unscaled(latents.float()).to(vae.dtype)).sample
         return images.float().clamp(-1, 1)
 
     def _unscaled(self, latents: Tensor) -> Tensor:
-        """The inverse of :meth:`latents`, for latents without a variance."""
+        """Invert :meth:`latents`, for latents without a variance."""
         return unscaled_latents(self.pipe.vae.config, latents)
 
     @torch.no_grad()
     def condition(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """What the denoiser is given for P prompts, a row each, on the text encoders' device.
+        """Encode P prompts for the denoiser, one row each, on the text encoders' device.
 
-        An empty prompt is what classifier-free guidance of this family starts from.
+        An empty prompt gives the unconditional input of this family's classifier-free guidance.
         """
         texts = [prompt for prompt in prompts if prompt]
         chunks = [
@@ -172,13 +172,13 @@ class FrozenDenoiser(ABC):
         }
 
     def _encode(self, prompts: list[str]) -> Sequence[Tensor]:
-        """What the pipeline's ``encode_prompt`` returns for prompts, with the defaults of a call.
+        """Call the pipeline's ``encode_prompt`` with the defaults of the pipeline's own call.
 
-        Those of a call may differ from the method's own.
+        They may differ from the defaults of the method.
         """
         call = self.call_parameters
         given: dict[str, Any] = {
-            "prompt_2": None,  # of further text encoders, the same as the first's
+            "prompt_2": None,  # further text encoders get the same prompts as the first
             "prompt_3": None,
             "num_images_per_prompt": 1,
             "do_classifier_free_guidance": True,
@@ -197,13 +197,13 @@ class FrozenDenoiser(ABC):
     def predict(
         self, noisy: Tensor, timesteps: Tensor, condition: Condition, network: Any = None
     ) -> Tensor:
-        """A prediction of the process's target.
+        """Predict the noise process's target.
 
         Args:
             noisy: latents ``[B, C, h, w]``.
-            timesteps: int64 ``[B]``, as of the process.
-            condition: rows of :meth:`condition`, one an image.
-            network: called instead of the pipeline's own, such as the adapted one.
+            timesteps: timesteps of the process, int64 ``[B]``.
+            condition: rows of :meth:`condition`, one per image.
+            network: network to call instead of the pipeline's own, such as the adapted one.
 
         Returns:
             ``[B, C, h, w]``, in the denoiser's dtype, or autocast's.
@@ -214,7 +214,7 @@ class FrozenDenoiser(ABC):
         return self._call(called, noisy.to(dtype), self.process.time(timesteps), given)
 
     def _dtype(self, network: Any) -> torch.dtype:
-        """That a network computes in; quantised, its parameters tell of what is beside it, too."""
+        """Return the dtype a network computes in, which its parameters hide if it is quantised."""
         dtype: torch.dtype = torch.bfloat16 if self._quantized else network.dtype
         return dtype
 
@@ -224,13 +224,13 @@ class FrozenDenoiser(ABC):
 
     @abstractmethod
     def _call(self, network: nn.Module, noisy: Tensor, time: Tensor, given: Condition) -> Tensor:
-        """The network's prediction, latent-shaped."""
+        """Return the network's prediction in the shape of the latents."""
 
     def initial_noise(self, indices: Sequence[int], seed: int) -> tuple[Tensor, list[Any]]:
-        """Starting noise of the samples with the given global indices.
+        """Draw the starting noise of the samples with the given global indices.
 
-        Each sample has a generator of its own, seeded by (seed, index), so that a sample does not
-        depend on which others share its batch or on the number of ranks.
+        Each sample has its own generator, seeded by (seed, index), so that it does not depend on
+        which samples share its batch or on the number of ranks.
 
         Returns:
             float32 ``[B, C, h, w]`` on the CPU, and the generators, for schedulers that draw noise
@@ -253,17 +253,17 @@ class FrozenDenoiser(ABC):
         output_type: str = "pt",
         **options: Any,
     ) -> Tensor:
-        """What the stock pipeline call makes of starting noise.
+        """Draw samples from starting noise with the stock pipeline call.
 
         Args:
-            condition: rows of :meth:`condition`, one a sample.
-            null: of the empty prompt, one row.
+            condition: rows of :meth:`condition`, one per sample.
+            null: the row of the empty prompt.
             noise: ``[B, C, h, w]``.
-            generators: one a sample.
-            steps: denoising steps.
-            guidance_scale: 1 switches guidance off.
-            output_type: ``pt`` for images in [0, 1], ``[B, 3, H, W]``; ``latent``.
-            options: further ones of the pipeline's call, such as ``callback_on_step_end``.
+            generators: one per sample.
+            steps: number of denoising steps.
+            guidance_scale: scale of classifier-free guidance; 1 switches it off.
+            output_type: ``pt`` for images in [0, 1], ``[B, 3, H, W]``; or ``latent``.
+            options: further arguments of the pipeline's call, such as ``callback_on_step_end``.
         """
         device = self.pipe._execution_device
         if not torch.is_autocast_enabled(device.type):
@@ -286,17 +286,17 @@ class FrozenDenoiser(ABC):
         return self._unpacked(drawn) if output_type == "latent" else drawn
 
     def _drawing(self, given: dict[str, Tensor]) -> dict[str, Any]:
-        """Arguments of the pipeline's call, of those that all families could take."""
+        """Return the pipeline call's arguments for the given conditions."""
         return given
 
     def _guidance(self, scale: float) -> dict[str, float]:
-        """Arguments of the pipeline's call that stand for a guidance scale; at 1 there is none."""
+        """Return the pipeline call's arguments for a guidance scale, where 1 means no guidance."""
         return {"guidance_scale": scale}
 
     def _packed(self, latents: Tensor) -> Tensor:
-        """Latents as the pipeline's call takes them."""
+        """Bring latents ``[B, C, h, w]`` into the form that the pipeline's call takes."""
         return latents
 
     def _unpacked(self, latents: Tensor) -> Tensor:
-        """Latents of the pipeline's call, ``[B, C, h, w]``."""
+        """Bring the latents that the pipeline's call returns into the form ``[B, C, h, w]``."""
         return latents

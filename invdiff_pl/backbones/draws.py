@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
-    """A CPU generator whose stream depends on all the arguments and on nothing else.
+    """Return a CPU generator whose stream depends on all the arguments and on nothing else.
 
     CPU generators give the same numbers on every machine; draws are moved to the device by the
     caller.
@@ -23,10 +23,10 @@ def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
 
 
 def on_device(values: Tensor, device: torch.device) -> Tensor:
-    """Values that were drawn on the CPU, on a device.
+    """Move values that were drawn on the CPU to a device.
 
-    To a GPU they are copied from pinned memory: the host does not wait for the copy, nor the copy
-    for what was put in the GPU's queue before.
+    They are copied to a GPU from pinned memory, so that the host does not wait for the copy, nor
+    the copy for what the GPU has queued before.
     """
     if device.type != "cuda":
         return values.to(device)
@@ -36,13 +36,13 @@ def on_device(values: Tensor, device: torch.device) -> Tensor:
 def stratified_timesteps(
     count: int, train_timesteps: int, earliest: float = 0.0, latest: float = 1.0
 ) -> Tensor:
-    """The middles of ``count`` equal parts of a range of timesteps.
+    """Return the midpoints of ``count`` equal parts of a range of timesteps.
 
     Args:
         count: number of timesteps.
-        train_timesteps: T of the forward process.
-        earliest: where the range begins, as a part of T, in [0, 1).
-        latest: where it ends.
+        train_timesteps: number of timesteps T of the forward process.
+        earliest: where the range begins, as a fraction of T, in [0, 1).
+        latest: where it ends, as a fraction of T.
 
     Returns:
         int64 ``[count]``, ascending, in ``[0, train_timesteps)``.
@@ -53,7 +53,7 @@ def stratified_timesteps(
 
 
 def stratified_uniform(count: int, source: torch.Generator) -> Tensor:
-    """``count`` uniform numbers, one in each of ``count`` equal strata of [0, 1), in random order.
+    """Draw ``count`` uniform numbers, one from each equal stratum of [0, 1), in random order.
 
     Returns:
         float32 ``[count]``.
@@ -65,8 +65,8 @@ def stratified_uniform(count: int, source: torch.Generator) -> Tensor:
 def logit_normal_timesteps(count: int, train_timesteps: int, source: torch.Generator) -> Tensor:
     """Draw ``count`` timesteps, one in each of ``count`` equal strata of the logit-normal density.
 
-    ``T u`` with ``logit(u)`` standard normal, as flow-matching transformers are trained (Esser et
-    al., arXiv 2403.03206): most fall where there is about as much noise as signal.
+    A timestep is ``T u`` with a standard normal ``logit(u)``, as in the training of flow-matching
+    transformers (Esser et al., arXiv 2403.03206): most have about as much noise as signal.
 
     Returns:
         int64 ``[count]`` in ``[0, train_timesteps)``, in random order.
@@ -81,9 +81,9 @@ def sample_timesteps(
 ) -> Tensor:
     """Draw ``count`` timesteps, one in each of ``count`` equal strata of the density.
 
-    The density is that of ``T * u ** exponent`` with ``u`` uniform: an exponent of 1 is uniform,
-    a smaller one leans towards high noise, where layout and background are decided (with 1/3 the
-    adapter of METHOD's trial reached a Bias of 0.32 against 0.53).
+    The density is that of ``T * u ** exponent`` with ``u`` uniform. An exponent of 1 is uniform; a
+    smaller one leans towards high noise, where layout and background are decided (with 1/3 the
+    adapter in METHOD's trial reached a Bias of 0.32 instead of 0.53).
 
     Returns:
         int64 ``[count]`` in ``[0, train_timesteps)``, in random order.

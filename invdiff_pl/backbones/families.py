@@ -1,6 +1,6 @@
-"""The supported families: what each one's denoiser and pipeline are called with.
+"""The supported families: the arguments that each one's denoiser and pipeline take.
 
-Read off the pipelines and training scripts of diffusers 0.42.
+They follow the pipelines and training scripts of diffusers 0.42.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ class StableDiffusion(FrozenDenoiser):
 
 
 class StableDiffusionXL(FrozenDenoiser):
-    """SDXL: a second text encoder's pooled embedding, and the size and crop of the image."""
+    """SDXL, which also takes a second text encoder's pooled embedding and image size and crop."""
 
     pipelines = ("StableDiffusionXLPipeline",)
     architecture = "stable-diffusion-xl-v1-base"
@@ -53,7 +53,7 @@ class StableDiffusionXL(FrozenDenoiser):
 
 
 class StableDiffusion3(FrozenDenoiser):
-    """Stable Diffusion 3 and 3.5: flow matching, pooled embeddings, shifted latents."""
+    """Stable Diffusion 3 and 3.5, with flow matching, pooled embeddings and shifted latents."""
 
     pipelines = ("StableDiffusion3Pipeline",)
     architecture = "stable-diffusion-3"
@@ -84,10 +84,10 @@ FAMILIES: tuple[type[FrozenDenoiser], ...] = (
 
 
 def frozen_denoiser(pipe: Any, resolution: int | None = None) -> FrozenDenoiser:
-    """The interface to a loaded pipeline's denoiser.
+    """Return the interface to a loaded pipeline's denoiser.
 
     Args:
-        pipe: a loaded pipeline of diffusers, of a supported family.
+        pipe: a loaded diffusers pipeline of a supported family.
         resolution: side of the images in pixels; the pipeline's own if not given.
 
     Raises:

@@ -1,4 +1,4 @@
-"""FLUX: latents packed two by two, and positions of tokens."""
+"""FLUX, whose denoisers take latents packed two by two, and token positions."""
 
 from functools import cached_property
 from typing import Any, ClassVar
@@ -14,9 +14,9 @@ from invdiff_pl.backbones.noising import NoiseProcess, noise_process
 
 
 class Flux(FrozenDenoiser):
-    """FLUX.1: latents packed two by two, positions of tokens, and guidance as an input.
+    """FLUX.1, which takes latents packed two by two, token positions, and guidance as an input.
 
-    A model that guidance was distilled into is given the pipeline's default.
+    A guidance-distilled model is given the pipeline's default guidance scale.
     """
 
     pipelines = ("FluxPipeline",)
@@ -29,18 +29,18 @@ class Flux(FrozenDenoiser):
 
     @property
     def own_resolution(self) -> int:
-        """Side of the images that the pipeline draws, in pixels."""
+        """Side in pixels of the images that the pipeline draws by default."""
         return int(self.pipe.default_sample_size * self.pipe.vae_scale_factor)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """``(C, h, w)`` of an image's latents, not packed."""
+        """``(C, h, w)`` of an image's latents before packing."""
         side = 2 * (self.resolution // (2 * self.pipe.vae_scale_factor))
         return int(self.network.config.in_channels) // 4, side, side
 
     @property
     def tokens(self) -> int:
-        """One for four pixels of the latents."""
+        """Number of image tokens, one per four pixels of the latents."""
         return self.latent_shape[1] * self.latent_shape[2] // 4
 
     def _encode_nothing(self) -> dict[str, Tensor]:
@@ -78,10 +78,10 @@ class Flux(FrozenDenoiser):
 
 
 class Flux2(Flux):
-    """FLUX.2 [klein]: no pooled embedding; packed latents are normalised a channel at a time.
+    """FLUX.2 [klein], with no pooled embedding and packed latents normalised by channel.
 
-    Latents are the unpacked ones here, as of FLUX.1. The shift of its schedule depends on the
-    number of sampling steps; that of the pipeline's default is taken.
+    Latents are unpacked ones here, as for FLUX.1. The shift of its schedule depends on the number
+    of sampling steps, for which the pipeline's default is taken.
     """
 
     pipelines = ("Flux2KleinPipeline",)
@@ -96,7 +96,7 @@ class Flux2(Flux):
         return noise_process(self.pipe.scheduler.config, self.tokens, shift)
 
     def latents(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Normalised by the statistics that the autoencoder keeps of packed latents."""
+        """Normalise latents by the statistics that the autoencoder keeps of packed latents."""
         return self._normalised(scaled_latents({"scaling_factor": 1.0}, moments, noise))
 
     def _normalised(self, latents: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class Flux2(Flux):
         return _unpacked(_packed(latents) * deviation + mean, *latents.shape[-2:])
 
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of a packed latent's channels."""
+        """Return the mean and standard deviation of each channel of packed latents."""
         vae = self.pipe.vae
         mean, variance = (value.float() for value in (vae.bn.running_mean, vae.bn.running_var))
         deviation = (variance + vae.config.batch_norm_eps).sqrt()
@@ -143,11 +143,11 @@ class Flux2(Flux):
 
 
 def _packed(latents: Tensor) -> Tensor:
-    """Latents ``[B, C, h, w]`` as tokens ``[B, (h/2) (w/2), 4 C]``."""
+    """Pack latents ``[B, C, h, w]`` into tokens ``[B, (h/2) (w/2), 4 C]``."""
     return nn.functional.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
 
 
 def _unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Tokens ``[B, (h/2) (w/2), 4 C]`` as latents ``[B, C, h, w]``."""
+    """Unpack tokens ``[B, (h/2) (w/2), 4 C]`` into latents ``[B, C, h, w]``."""
     cells = tokens.unflatten(2, (-1, 2, 2)).unflatten(1, (height // 2, width // 2))
     return cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)

@@ -1,6 +1,6 @@
-"""Pipeline folders as files: which weights they hold, and making a copy that loads anywhere.
+"""Pipeline folders as files: which weights they hold, and how to make them load anywhere.
 
-Knows nothing of torch.
+This module does not import torch.
 """
 
 import re
@@ -9,24 +9,24 @@ from typing import Any
 
 from invdiff_pl.utils.files import read_json, write_json
 
-# A file of weights, or the index of several: VARIANT is missing from plain ones.
+# A file of weights, or the index of several; plain ones name no variant.
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|model)(?:\.(?P<file>\w+))?(?:-\d+-of-\d+)?\.safetensors"
     r"(?:\.index(?:\.(?P<index>\w+))?\.json)?"
 )
-# Of several variants without a plain one, the first of these is loaded.
+# If there are several variants and no plain file, the first of these is loaded.
 _PREFERRED = ("fp32", "bf16", "fp16")
 
 
 def weights_variant(part: Path) -> str | None:
-    """The ``variant`` that a part's weights have to be loaded with.
+    """Return the ``variant`` that a part's weights have to be loaded with.
 
     Args:
         part: folder of a part of a pipeline, such as ``PIPELINE/unet``.
 
     Returns:
-        such as ``fp16`` for ``diffusion_pytorch_model.fp16.safetensors``; ``None`` if there is a
-        plain file, or none at all.
+        the variant, such as ``fp16`` for ``diffusion_pytorch_model.fp16.safetensors``; ``None`` if
+        there is a plain file, or no file at all.
     """
     matches = [_WEIGHTS.fullmatch(path.name) for path in part.glob("*.safetensors*")]
     variants = {match["file"] or match["index"] for match in matches if match}
@@ -39,7 +39,7 @@ def weights_variant(part: Path) -> str | None:
 
 
 def pipeline_variant(folder: Path) -> str | None:
-    """The first variant that a part of a pipeline folder needs; diffusers applies it where it can.
+    """Return the first variant that a part of a pipeline needs; diffusers uses it where it can.
 
     >>> pipeline_variant(Path("invdiff_pl/assets/waterbirds"))
     """
@@ -50,8 +50,8 @@ def pipeline_variant(folder: Path) -> str | None:
 def make_portable(folder: Path) -> None:
     """Change a pipeline folder so that ``from_pretrained(folder)`` loads it with no more arguments.
 
-    It does not tell where its parts were loaded from; weights of a variant, where there are no
-    others, become the plain ones; all parts are loaded in one dtype; the tokenizer knows how many
+    Its configurations forget where the parts were loaded from, weights of a variant become plain
+    ones if there are no others, all parts are loaded in one dtype, and the tokenizer knows how many
     tokens the text encoder takes.
     """
     for part in [path for path in folder.iterdir() if path.is_dir()]:
@@ -65,10 +65,9 @@ def make_portable(folder: Path) -> None:
 
 
 def load_in_one_dtype(folder: Path) -> None:
-    """Have ``from_pretrained(folder)`` load every part in float32 if no dtype is asked for.
+    """Make ``from_pretrained(folder)`` load every part in float32 if no dtype is asked for.
 
-    diffusers does so by itself, whatever is stored; transformers takes the dtype that its
-    configuration tells.
+    diffusers does so anyway, whatever is stored; transformers takes the dtype in its configuration.
     """
     for path in folder.glob("*/config.json"):
         config = read_json(path)
@@ -93,7 +92,7 @@ def _name_plainly(part: Path) -> None:
     if variant is None:
         return
     for path in list(part.iterdir()):
-        if _WEIGHTS.fullmatch(path.name):  # an index tells its files' names, which stay
+        if _WEIGHTS.fullmatch(path.name):  # files that an index lists keep their names
             path.rename(path.with_name(path.name.replace(f".{variant}.", ".")))
 
 

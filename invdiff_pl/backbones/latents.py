@@ -1,4 +1,4 @@
-"""From images to latents as a denoiser takes them."""
+"""Encoding images to latents as a denoiser takes them, and back."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Log-variance of latents of an autoencoder without a posterior.
+# Log-variance given to latents of an autoencoder without a posterior.
 _CERTAIN = -30.0
 
 
 @torch.no_grad()
 def encoded_moments(vae: Any, images: Tensor) -> Tensor:
-    """Moments of an autoencoder's posterior; of one without a posterior, hardly any variance.
+    """Return the moments of an autoencoder's posterior; one without has next to no variance.
 
     Args:
-        vae: of diffusers, of C latent channels.
+        vae: a diffusers autoencoder with C latent channels.
         images: float ``[B, 3, H, W]`` in [-1, 1].
 
     Returns:
@@ -31,12 +31,13 @@ def encoded_moments(vae: Any, images: Tensor) -> Tensor:
 def scaled_latents(
     config: Mapping[str, Any], moments: Tensor, noise: Tensor | None = None
 ) -> Tensor:
-    """Latents of about unit variance, as a denoiser takes them.
+    """Scale latents to about unit variance, as a denoiser takes them.
 
     Args:
-        config: of the autoencoder: a scaling factor, and a shift or means and deviations.
-        moments: as :func:`encoded_moments` gives them, ``[B, 2C, h, w]``.
-        noise: standard normal ``[B, C, h, w]``; ``None`` takes the posterior's mean.
+        config: the autoencoder's configuration: a scaling factor, and a shift or means and standard
+            deviations.
+        moments: ``[B, 2C, h, w]``, as returned by :func:`encoded_moments`.
+        noise: standard normal noise ``[B, C, h, w]``; ``None`` takes the posterior's mean.
 
     Returns:
         float32 ``[B, C, h, w]``.
@@ -49,9 +50,9 @@ def scaled_latents(
 
 
 def unscaled_latents(config: Mapping[str, Any], latents: Tensor) -> Tensor:
-    """Latents of about unit variance as the autoencoder decodes them.
+    """Rescale latents of about unit variance for the autoencoder's decoder.
 
-    The inverse of :func:`scaled_latents`, which see.
+    This is the inverse of :func:`scaled_latents`.
     """
     shift, scale = _shift_and_scale(config, latents.device)
     return latents / scale + shift
@@ -60,7 +61,7 @@ def unscaled_latents(config: Mapping[str, Any], latents: Tensor) -> Tensor:
 def _shift_and_scale(
     config: Mapping[str, Any], device: torch.device
 ) -> tuple[Tensor | float, Tensor | float]:
-    """What is taken from an autoencoder's latents, and what the rest is multiplied by."""
+    """Return what is subtracted from an autoencoder's latents and what multiplies the result."""
     scale = float(config["scaling_factor"])
     if config.get("latents_mean") is not None and config.get("latents_std") is not None:
         mean, deviation = (

@@ -11,7 +11,10 @@ from invdiff_pl.backbones.denoiser import Condition, FrozenDenoiser
 
 
 class Masked(FrozenDenoiser):
-    """One text encoder whose padding is masked; resolutions are taken as they are."""
+    """Base class of families with one text encoder whose padding is masked.
+
+    The resolution is used as given, not rounded to one of the pipeline's own.
+    """
 
     encoded = (
         "prompt_embeds",
@@ -19,11 +22,11 @@ class Masked(FrozenDenoiser):
         "negative_prompt_embeds",
         "negative_prompt_attention_mask",
     )
-    # Arguments of the network that it must be given, and does not look at.
+    # Arguments that the network requires but does not use.
     unused: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def _drawing(self, given: dict[str, Tensor]) -> dict[str, Any]:
-        # Else some pipelines' default, an empty text, stands beside the embeddings.
+        # Some pipelines' default, an empty text, must not be passed beside the embeddings.
         chosen = {**given, "negative_prompt": None, "use_resolution_binning": False}
         return {name: value for name, value in chosen.items() if name in self.call_parameters}
 
@@ -36,11 +39,11 @@ class Masked(FrozenDenoiser):
             return_dict=False,
             **self.unused,
         )[0]
-        return predicted[:, : noisy.shape[1]]  # some predict a variance after it
+        return predicted[:, : noisy.shape[1]]  # a variance may follow
 
 
 class PixArtSigma(Masked):
-    """PixArt-Σ, whose network predicts a variance beside the noise."""
+    """PixArt-Σ, whose network predicts a variance besides the noise."""
 
     pipelines = ("PixArtSigmaPipeline",)
     architecture = "pixart-sigma"
@@ -48,14 +51,14 @@ class PixArtSigma(Masked):
 
 
 class Sana(Masked):
-    """Sana: an autoencoder without a posterior, flow matching."""
+    """Sana, with flow matching and an autoencoder without a posterior."""
 
     pipelines = ("SanaPipeline",)
     architecture = "sana"
 
 
 class Lumina2(Masked):
-    """Lumina 2: its time runs from noise to images, and its velocity points there.
+    """Lumina 2, whose time runs from noise to images, as does its velocity.
 
     Text and image are one sequence.
     """
@@ -64,7 +67,7 @@ class Lumina2(Masked):
     architecture = "lumina-2"
 
     def image_tokens(self, output: Any) -> Any:
-        """The last ones of a sequence."""
+        """Return the last tokens of a sequence, which are the image's."""
         return output[:, -self.tokens :]
 
     def _call(self, network: nn.Module, noisy: Tensor, time: Tensor, given: Condition) -> Tensor:
@@ -72,9 +75,9 @@ class Lumina2(Masked):
 
 
 class ZImage(Masked):
-    """Z-Image: time and velocity as of Lumina 2; images and texts are lists, each text of a length.
+    """Z-Image, with Lumina 2's time and velocity, and lists of images and of unpadded texts.
 
-    In conditions texts are padded and masked, as of the other families.
+    In conditions, texts are padded and masked as in the other families.
     """
 
     pipelines = ("ZImagePipeline",)
@@ -82,16 +85,16 @@ class ZImage(Masked):
 
     @property
     def own_resolution(self) -> int:
-        """Side of the images that the pipeline draws, in pixels."""
+        """Side in pixels of the images that the pipeline draws by default."""
         return 1024
 
     @property
     def tokens(self) -> int:
-        """One for four pixels of the latents."""
+        """Number of image tokens, one per four pixels of the latents."""
         return self.latent_shape[1] * self.latent_shape[2] // 4
 
     def image_tokens(self, output: Any) -> Any:
-        """The first ones of a sequence."""
+        """Return the first tokens of a sequence, which are the image's."""
         return output[:, : self.tokens]
 
     def _encode(self, prompts: list[str]) -> Sequence[Tensor]:
@@ -114,12 +117,12 @@ class ZImage(Masked):
         }
 
     def _guidance(self, scale: float) -> dict[str, float]:
-        # What it adds to a prediction, so that 0 is none.
+        # This pipeline's scale is a weight on top of the prediction: 0 means no guidance.
         return {"guidance_scale": scale - 1}
 
 
 def _padded(texts: Sequence[Tensor], longest: int) -> tuple[Tensor, Tensor]:
-    """Texts ``[L_i, D]`` as ``[P, longest, D]``, and their mask."""
+    """Pad P texts ``[L_i, D]`` to ``[P, longest, D]``, and return their mask, too."""
     lengths = torch.tensor([len(text) for text in texts])
     rows = [nn.functional.pad(text, (0, 0, 0, longest - len(text))) for text in texts]
     mask = torch.arange(longest) < lengths[:, None]
@@ -127,6 +130,6 @@ def _padded(texts: Sequence[Tensor], longest: int) -> tuple[Tensor, Tensor]:
 
 
 def _texts(rows: Tensor, mask: Tensor) -> list[Tensor]:
-    """Texts without their padding."""
+    """Return the texts without their padding."""
     lengths = mask.sum(1).tolist()
     return [row[:length] for row, length in zip(rows, lengths, strict=True)]

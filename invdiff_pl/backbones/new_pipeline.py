@@ -1,4 +1,4 @@
-"""A new, untrained pipeline of any size: the start of the small backbones."""
+"""A new, untrained pipeline of any size, from which the small backbones are trained."""
 
 import tempfile
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def new_pipeline(architecture: Architecture, prompts: Sequence[str], seed: int) 
     """Build a pipeline with random weights, whose tokenizer knows the words of the prompts.
 
     Raises:
-        InvDiffError: if small pipelines of that family are not built.
+        InvDiffError: if the family is not one of those that small pipelines are built of.
     """
     require_name("architecture.family", architecture.family, NEW_FAMILIES)
     tokenizer = prompt_tokenizer(prompts)
@@ -40,9 +40,9 @@ def new_pipeline(architecture: Architecture, prompts: Sequence[str], seed: int) 
 def _stable_diffusion(
     architecture: Architecture, tokenizer: CLIPTokenizer
 ) -> StableDiffusionPipeline:
-    """Predicts v with a zero terminal signal-to-noise ratio and trailing timesteps.
+    """Build one with v-prediction, a zero terminal signal-to-noise ratio and trailing timesteps.
 
-    (Salimans & Ho, arXiv 2202.00512; Lin et al., arXiv 2305.08891.) Without them a small model
+    See Salimans & Ho, arXiv 2202.00512; Lin et al., arXiv 2305.08891. Without them a small model
     cannot choose the mean colour of a picture, so it would not learn the data's bias either.
     """
     return StableDiffusionPipeline(
@@ -68,11 +68,11 @@ def _stable_diffusion(
 
 
 def tiny_pipeline(prompts: Sequence[str], seed: int = 0) -> StableDiffusionPipeline:
-    """An untrained pipeline of 32×32 images, small enough for examples and tests.
+    """Build an untrained pipeline for 32×32 images, small enough for examples and tests.
 
     Args:
-        prompts: whose words its tokenizer knows.
-        seed: of its weights.
+        prompts: prompts whose words its tokenizer knows.
+        seed: seed of its weights.
 
     Example:
         >>> pipe = tiny_pipeline(["a photo of a nurse"])
@@ -135,18 +135,18 @@ def _text_encoder(architecture: Architecture) -> CLIPTextModel:
 
 
 def prompt_tokenizer(prompts: Sequence[str], most_tokens: int = _MAX_TOKENS) -> CLIPTokenizer:
-    """A CLIP tokenizer whose byte-pair merges are learned from the prompts.
+    """Train a CLIP tokenizer, whose byte-pair merges are learned from the prompts.
 
     Args:
-        prompts: whose words it knows.
-        most_tokens: to which prompts are padded and cut.
+        prompts: prompts whose words it knows.
+        most_tokens: number of tokens to which prompts are padded or cut.
     """
     tokenizer = Tokenizer(BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     tokenizer.normalizer = Lowercase()
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=True)
     alphabet = sorted(ByteLevel.alphabet())
-    # Last letters are named beforehand: the trainer would number those it meets in the order of a
-    # hash table, which differs from one process to the next.
+    # Last letters are given beforehand, since the trainer would number those it meets in the order
+    # of a hash table, which differs from one process to the next.
     last_letters = [f"{letter}</w>" for letter in alphabet]
     trainer = BpeTrainer(
         vocab_size=_VOCABULARY,

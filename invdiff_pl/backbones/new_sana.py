@@ -1,7 +1,7 @@
 """A new, untrained Sana of any size: a flow-matching transformer that trains on a CPU.
 
-Sana (Xie et al., arXiv 2410.10629): linear attention, depthwise convolutions in the feed-forward
-layers, a causal language model as the text encoder.
+Sana (Xie et al., arXiv 2410.10629) has linear attention, depthwise convolutions in its feed-forward
+layers, and a causal language model as its text encoder.
 """
 
 from diffusers import (
@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer, Gemma2Config, Gemma2Model, PreTrainedTok
 
 from invdiff_pl.backbones.architecture import Architecture
 
-# Tokens of a prompt that the pipeline's call takes.
+# Number of tokens per prompt that the pipeline's call takes.
 _MAX_TOKENS = 300
 
 
@@ -22,8 +22,8 @@ def new_sana(architecture: Architecture, tokenizer: CLIPTokenizer) -> SanaPipeli
     """Build the pipeline, with weights drawn from torch's random state.
 
     Args:
-        architecture: its sizes.
-        tokenizer: knows the words of the prompts.
+        architecture: sizes of the pipeline.
+        tokenizer: a tokenizer that knows the words of the prompts.
     """
     return SanaPipeline(
         tokenizer=_tokenizer(tokenizer),
@@ -38,7 +38,7 @@ def new_sana(architecture: Architecture, tokenizer: CLIPTokenizer) -> SanaPipeli
 
 
 def _tokenizer(tokenizer: CLIPTokenizer) -> PreTrainedTokenizerFast:
-    """The same words and special tokens, in the form that takes Sana's long instructions."""
+    """Convert a tokenizer to the class that accepts Sana's long instructions."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer,
         bos_token=tokenizer.bos_token,
@@ -58,7 +58,7 @@ def _text_encoder(architecture: Architecture, tokenizer: CLIPTokenizer) -> Gemma
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=width // 2,
-        # It is never trained: layers that keep the scale of what they are given tell words apart.
+        # It is never trained; layers that preserve the scale of their input keep words distinct.
         initializer_range=width**-0.5,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

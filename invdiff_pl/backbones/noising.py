@@ -23,27 +23,28 @@ class NoiseProcess(Protocol):
         """Number of timesteps T."""
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """``z_t`` for latents and noise ``[B, C, H, W]`` and timesteps ``[B]``."""
+        """Return ``z_t`` for latents and noise ``[B, C, H, W]`` and timesteps ``[B]``."""
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the denoiser should predict, ``[B, C, H, W]``."""
+        """Return what the denoiser should predict, ``[B, C, H, W]``."""
 
     def signal_to_noise(self, timesteps: Tensor) -> Tensor:
-        """Signal-to-noise ratio at each timestep, float32 ``[B]``."""
+        """Return the signal-to-noise ratio at each timestep, float32 ``[B]``."""
 
     def time(self, timesteps: Tensor) -> Tensor:
-        """How the scheduler numbers the timesteps when it samples, ``[B]``."""
+        """Return the scheduler's own numbers for the timesteps when it samples, ``[B]``."""
 
 
 def noise_process(
     config: Mapping[str, Any], tokens: int = 4096, shift: float | None = None
 ) -> NoiseProcess:
-    """The forward process that a scheduler's configuration stands for.
+    """Return the forward process that a scheduler's configuration describes.
 
     Args:
-        config: of any scheduler of diffusers.
-        tokens: image tokens of the denoiser, on which a dynamic shift of flow matching depends.
-        shift: logarithm of a dynamic shift, if it is not FLUX.1's of the tokens.
+        config: configuration of any diffusers scheduler.
+        tokens: number of the denoiser's image tokens, on which a dynamic shift of flow matching
+            depends.
+        shift: logarithm of a dynamic shift; FLUX.1's function of the tokens if not given.
 
     Raises:
         InvDiffError: if the prediction type is not supported.
@@ -62,10 +63,10 @@ def noise_process(
 
 
 def timestep_at(process: NoiseProcess, log_snr: float) -> int:
-    """The timestep whose logarithmic signal-to-noise ratio is nearest to a level.
+    """Find the timestep whose logarithmic signal-to-noise ratio is nearest to a level.
 
-    One level means as much noise under any schedule: ``log(abar / (1 - abar))`` of diffusion,
-    ``2 log((1 - sigma) / sigma)`` of flow matching.
+    A level means the same amount of noise under any schedule: it is ``log(abar / (1 - abar))`` for
+    diffusion and ``2 log((1 - sigma) / sigma)`` for flow matching.
 
     Example:
         >>> from diffusers import FlowMatchEulerDiscreteScheduler
@@ -81,10 +82,10 @@ class ForwardProcess:
     """Noises latents and gives targets, as the scheduler's configuration defines them.
 
     Args:
-        scheduler_config: the ``config`` of any diffusers scheduler of the backbone.
+        scheduler_config: the ``config`` of the backbone's diffusers scheduler, of any class.
 
     Raises:
-        InvDiffError: if the prediction type is none of epsilon, v_prediction and sample.
+        InvDiffError: if the prediction type is not epsilon, v_prediction or sample.
     """
 
     def __init__(self, scheduler_config: FrozenDict) -> None:
@@ -102,12 +103,12 @@ class ForwardProcess:
         return int(self._scheduler.config.num_train_timesteps)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """``z_t`` for latents and noise ``[B, C, H, W]`` and timesteps ``[B]``."""
+        """Return ``z_t`` for latents and noise ``[B, C, H, W]`` and timesteps ``[B]``."""
         noisy: Tensor = self._scheduler.add_noise(latents, noise, timesteps)
         return noisy
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the denoiser should predict, ``[B, C, H, W]``: noise, velocity or latents."""
+        """Return what the denoiser should predict, ``[B, C, H, W]``: noise, velocity or latents."""
         if self.prediction_type == "epsilon":
             return noise
         if self.prediction_type == "sample":
@@ -116,12 +117,12 @@ class ForwardProcess:
         return velocity
 
     def signal_to_noise(self, timesteps: Tensor) -> Tensor:
-        """Signal-to-noise ratio at each timestep, float32 ``[B]``; 0 at a zero-SNR end."""
+        """Return the signal-to-noise ratio per timestep, float32 ``[B]``; 0 at a zero-SNR end."""
         alphas = self._scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
         return alphas / (1 - alphas)
 
     def time(self, timesteps: Tensor) -> Tensor:
-        """The timesteps themselves."""
+        """Return the timesteps themselves."""
         return timesteps
 
 
@@ -133,9 +134,9 @@ class FlowProcess:
     (Esser et al., arXiv 2403.03206).
 
     Args:
-        config: of a flow-matching scheduler of diffusers, or of another one with flow sigmas.
-        tokens: image tokens of the denoiser.
-        shift: logarithm of a dynamic shift, if it is not FLUX.1's of the tokens.
+        config: configuration of a diffusers scheduler for flow matching or with flow sigmas.
+        tokens: number of the denoiser's image tokens.
+        shift: logarithm of a dynamic shift; FLUX.1's function of the tokens if not given.
     """
 
     prediction_type = "flow"
@@ -157,31 +158,31 @@ class FlowProcess:
         return len(self._sigmas)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """``z_t`` for latents and noise ``[B, C, H, W]`` and timesteps ``[B]``."""
+        """Return ``z_t`` for latents and noise ``[B, C, H, W]`` and timesteps ``[B]``."""
         sigmas = self._at(timesteps).to(latents.dtype)
         sigmas = sigmas.reshape(-1, *[1] * (latents.dim() - 1))
         return (1 - sigmas) * latents + sigmas * noise
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The flow's velocity, ``[B, C, H, W]``."""
+        """Return the flow's velocity, ``[B, C, H, W]``."""
         return noise - latents
 
     def signal_to_noise(self, timesteps: Tensor) -> Tensor:
-        """Signal-to-noise ratio at each timestep, float32 ``[B]``; 0 at the last."""
+        """Return the signal-to-noise ratio at each timestep, float32 ``[B]``; 0 at the last."""
         sigmas = self._at(timesteps)
         return ((1 - sigmas) / sigmas).square()
 
     def time(self, timesteps: Tensor) -> Tensor:
-        """``T sigma``, float32 ``[B]``."""
+        """Return ``T sigma``, float32 ``[B]``."""
         return self.train_timesteps * self._at(timesteps)
 
     def _at(self, timesteps: Tensor) -> Tensor:
-        self._sigmas = self._sigmas.to(timesteps.device)  # once: to copy is to wait for the device
+        self._sigmas = self._sigmas.to(timesteps.device)  # once, since copies wait for the device
         return self._sigmas[timesteps]
 
 
 def _shift(config: Mapping[str, Any], tokens: int) -> float:
-    """Logarithm of the shift that rises with the number of tokens, as of FLUX.1 and others."""
+    """Compute the logarithm of FLUX.1's dynamic shift, which rises with the number of tokens."""
     shift: float = calculate_shift(
         tokens,
         config.get("base_image_seq_len", 256),
@@ -193,10 +194,10 @@ def _shift(config: Mapping[str, Any], tokens: int) -> float:
 
 
 def predict(denoiser: Any, noisy: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-    """Prediction of a denoiser, which is given latents and embeddings in its own precision.
+    """Call a denoiser on latents and embeddings converted to its dtype.
 
     Args:
-        denoiser: a ``UNet2DConditionModel``, or what is called as one and has its ``dtype``.
+        denoiser: a ``UNet2DConditionModel``, or anything with the same call and a ``dtype``.
         noisy: latents ``[B, C, H, W]``.
         timesteps: int64 ``[B]``.
         embeddings: text embeddings ``[B, L, D]``.
@@ -211,5 +212,5 @@ def predict(denoiser: Any, noisy: Tensor, timesteps: Tensor, embeddings: Tensor)
 
 
 def sample_losses(prediction: Tensor, target: Tensor) -> Tensor:
-    """Per-sample denoising loss: the mean square over channels and pixels, float32 ``[B]``."""
+    """Compute per-sample losses, mean squares over channels and pixels, float32 ``[B]``."""
     return (prediction.float() - target.float()).square().flatten(1).mean(1)

@@ -1,4 +1,4 @@
-"""Loading the frozen backbone, a diffusers pipeline folder, and running it."""
+"""Loading the frozen backbone, a diffusers pipeline, and sampling from it."""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -32,26 +32,26 @@ def load_pipeline(
 ) -> Any:
     """Load a pipeline of a supported family, frozen and in evaluation mode.
 
-    Whatever dtypes its files hold, all parts get the same one. Of a folder that has no plain
-    weights, a variant's (``fp16``, say) are taken.
+    Whatever dtypes its files hold, all parts get the same one. If a folder has no plain weights,
+    those of a variant such as ``fp16`` are loaded.
 
     Args:
         backbone: a pipeline folder, a hub id, or ``asset:NAME``.
-        weights: dtype that they are held in, ``float32``, ``bfloat16`` or ``float16``; or ``int8``
-            or ``nf4``, which the denoiser's linear layers are rounded to, beside bfloat16.
-        with_denoiser: load the denoiser, too, which is most of a large pipeline.
-        with_text_encoders: load them, too.
+        weights: dtype of the weights, ``float32``, ``bfloat16`` or ``float16``; or ``int8`` or
+            ``nf4``, to which the denoiser's linear layers are rounded, all else being bfloat16.
+        with_denoiser: whether to load the denoiser, which is most of a large pipeline.
+        with_text_encoders: whether to load the text encoders.
 
     Raises:
-        InvDiffError: if there is no such folder or hub id, or it is not such a pipeline, or its
-            weights are pickles or its parts of other libraries, or bitsandbytes is missing.
+        InvDiffError: if there is no such folder or hub id, it is not a supported pipeline, its
+            weights are pickles, its parts are of other libraries, or bitsandbytes is missing.
     """
     require_name("frozen_weights", weights, FROZEN_WEIGHTS)
     name = check_backbone(backbone).replace("Img2Img", "")
     family, source = FAMILIES[name], resolve_backbone(backbone)
     part, denoiser = family.denoiser
     kind, dtype = getattr(diffusers, name), dtype_of(weights)
-    # An SD3 without its third text encoder asks its denoiser how wide that would be.
+    # An SD3 pipeline without its third text encoder takes that one's width from its denoiser.
     left_out = _left_out(kind, source)
     needed = with_denoiser or "text_encoder_3" in left_out
     if not with_text_encoders:
@@ -76,7 +76,7 @@ def load_autoencoder(backbone: str) -> Any:
     """Load a backbone's autoencoder alone, frozen, in evaluation mode and float32.
 
     Raises:
-        InvDiffError: as of :func:`load_pipeline`.
+        InvDiffError: as :func:`load_pipeline` does.
     """
     name, source = check_backbone(backbone), resolve_backbone(backbone)
     with _told_of(source, name):
@@ -86,12 +86,12 @@ def load_autoencoder(backbone: str) -> Any:
 
 @contextmanager
 def _told_of(source: str, name: str) -> Iterator[None]:
-    """One sentence on what damaged parts raise."""
+    """Turn whatever damaged parts raise into an error of one sentence."""
     try:
         yield
     except InvDiffError:
         raise
-    except Exception as error:  # whatever their readers stumble over
+    except Exception as error:  # each format's reader raises its own
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InvDiffError(
             f"cannot load the backbone {source!r} as a {name} with safetensors weights: {reason}"
@@ -99,7 +99,7 @@ def _told_of(source: str, name: str) -> Iterator[None]:
 
 
 def frozen(pipeline: Any) -> Any:
-    """The same pipeline, none of whose weights is trained, in evaluation mode."""
+    """Freeze a pipeline's weights, put it in evaluation mode, and return it."""
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
@@ -108,7 +108,7 @@ def frozen(pipeline: Any) -> Any:
 
 
 def limit_tokens(pipeline: Any) -> None:
-    """Cut prompts at what CLIP's text encoders take, where their tokenizers do not tell."""
+    """Limit prompts to the tokens that CLIP text encoders take, if tokenizers allow more."""
     for name in ("", "_2"):
         encoder = getattr(pipeline, f"text_encoder{name}", None)
         if isinstance(encoder, CLIPTextModel | CLIPTextModelWithProjection):
@@ -118,9 +118,9 @@ def limit_tokens(pipeline: Any) -> None:
 
 
 def _left_out(kind: type[Any], source: str) -> dict[str, Any]:
-    """Parts that are not needed to draw pictures of prompts, or that the pipeline lacks.
+    """Return arguments that leave out parts not needed to draw images of prompts, or absent.
 
-    Some are of classes that are gone; a third text encoder is often left out.
+    Some have classes that no longer exist; a third text encoder is often left out.
     """
     unneeded = {
         "safety_checker": None,
@@ -135,7 +135,7 @@ def _left_out(kind: type[Any], source: str) -> dict[str, Any]:
 
 
 def _whole(name: str, source: str, part: str, dtype: torch.dtype) -> Any:
-    """A part of a pipeline all of whose weights are there; others would be drawn at random.
+    """Load a part of a pipeline, refusing missing weights, which would be drawn at random.
 
     Raises:
         InvDiffError: naming the first missing weight.
@@ -163,13 +163,13 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
 
 
 def backbone_digest(backbone: str, part: str = ".") -> str:
-    """Digest of the content of a part of a backbone, or of its name when it is a hub id."""
+    """Compute the digest of a part of a backbone: of its content, or of its name for a hub id."""
     source = Path(resolve_backbone(backbone))
     return digest_folder(source / part) if source.is_dir() else digest_json([backbone, part])
 
 
 def tokens_cut(pipeline: Any, prompts: Sequence[str]) -> dict[str, int]:
-    """Prompts longer than the text encoder takes, and how many of their tokens it does not see."""
+    """Return how many tokens are cut off prompts that are too long for the text encoder."""
     tokenizer = pipeline.tokenizer
     tokens = tokenizer(list(prompts), padding=False, truncation=False).input_ids
     lengths = [len(ids) - tokenizer.model_max_length for ids in tokens]
@@ -187,7 +187,7 @@ def set_scheduler(pipeline: Any, name: str | None) -> None:
 
 
 def scheduler_class(name: str) -> Any:
-    """The diffusers scheduler class of a name.
+    """Return the diffusers scheduler class of a name.
 
     Raises:
         InvDiffError: if there is none.
@@ -214,20 +214,20 @@ def sample_antithetic_latents(
     guidance_scale: float,
     resolution: int | None = None,
 ) -> Tensor:
-    """Latents of samples, not decoded, in pairs of opposite starting noise.
+    """Draw the latents of samples, not decoded, in pairs of opposite starting noise.
 
-    Samples 2k and 2k + 1 start from the noise of index k and its negative: what the noise decides
+    Samples 2k and 2k + 1 start from the noise of index k and its negative. What the noise decides
     comes out oppositely in many pairs, so that shares of samples vary less than those of
-    independent ones. For counting, not for figures.
+    independent ones. Such samples are for counting, not for reported figures.
 
     Args:
-        pipeline: its denoiser may carry an adapter.
-        condition: what the prompts become, a row a sample.
-        null: the same of the empty prompt, one row.
+        pipeline: a pipeline whose denoiser may carry an adapter.
+        condition: the encoded prompts, one row per sample.
+        null: the encoded empty prompt, one row.
         indices: global sample indices.
-        seed: of the whole set of samples.
-        steps: denoising steps.
-        guidance_scale: 1 switches guidance off.
+        seed: seed of the whole set of samples.
+        steps: number of denoising steps.
+        guidance_scale: scale of classifier-free guidance; 1 switches it off.
         resolution: side of the images in pixels; the pipeline's own if not given.
 
     Returns:
@@ -260,18 +260,18 @@ def sample_images(
     resolution: int | None = None,
     **options: Any,
 ) -> Tensor:
-    """Classifier-free-guided samples, through the stock pipeline call.
+    """Draw samples with classifier-free guidance, through the stock pipeline call.
 
     Args:
-        pipeline: its denoiser may carry an adapter.
-        condition: what the prompts become, a row a sample.
-        null: the same of the empty prompt, one row.
-        indices: global sample indices, which choose the noise.
-        seed: of the whole set of samples.
-        steps: denoising steps.
-        guidance_scale: 1 switches guidance off.
+        pipeline: a pipeline whose denoiser may carry an adapter.
+        condition: the encoded prompts, one row per sample.
+        null: the encoded empty prompt, one row.
+        indices: global sample indices, which determine the noise.
+        seed: seed of the whole set of samples.
+        steps: number of denoising steps.
+        guidance_scale: scale of classifier-free guidance; 1 switches it off.
         resolution: side of the images in pixels; the pipeline's own if not given.
-        options: further ones of the pipeline's call, such as ``callback_on_step_end``.
+        options: further arguments of the pipeline's call, such as ``callback_on_step_end``.
 
     Returns:
         uint8 images ``[B, 3, H, W]`` on the CPU.

@@ -1,4 +1,4 @@
-"""What prompts become for a denoiser, each prompt encoded once."""
+"""Prompts encoded for a denoiser, each prompt once."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -13,14 +13,15 @@ from invdiff_pl.backbones.pipeline import load_pipeline
 
 
 class Conditions(nn.Module):
-    """What a denoiser is given for each of P prompts and, last, for the empty one.
+    """A denoiser's inputs for each of P prompts and, last, for the empty one.
 
-    A module, so that it moves to a device with what holds it; it is never saved with its state.
-    Padding that no prompt needs is left out.
+    It is a module, so that it moves to a device with the module that holds it, but it is not saved
+    in state dicts. Padding that no prompt needs is left out.
 
     Args:
-        rows: by the names of the pipeline's call, such as ``prompt_embeds [P + 1, L, D]``.
-        prompts: the P texts, where somebody asks for them.
+        rows: tensors by the names of the pipeline's arguments, such as
+            ``prompt_embeds [P + 1, L, D]``.
+        prompts: the P texts, where they are needed.
 
     Example:
         >>> conditions = Conditions({"prompt_embeds": torch.randn(3, 16, 32)})
@@ -35,7 +36,7 @@ class Conditions(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def rows(self) -> dict[str, Tensor]:
-        """All of them, by name."""
+        """Return all rows, by name."""
         return dict(self.named_buffers())
 
     def __len__(self) -> int:
@@ -46,15 +47,15 @@ class Conditions(nn.Module):
 
     @property
     def null(self) -> dict[str, Tensor]:
-        """That of the empty prompt, one row."""
+        """The row of the empty prompt."""
         return self[-1:]
 
 
 class EncodesPrompts(Protocol):
-    """Knows what prompts become for a denoiser, which does so itself where it has text encoders."""
+    """Encodes prompts for a denoiser, as a denoiser with text encoders does itself."""
 
     def condition(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """A row for each of P prompts, by the names of the pipeline's call."""
+        """Return one row for each of P prompts, by the names of the pipeline's arguments."""
 
 
 class TextEncoders:
@@ -63,7 +64,7 @@ class TextEncoders:
     Args:
         backbone: pipeline folder, hub id or ``asset:NAME``.
         resolution: side of the images in pixels.
-        weights: how they are held, see :func:`~invdiff_pl.backbones.pipeline.load_pipeline`.
+        weights: how to hold the weights, see :func:`~invdiff_pl.backbones.pipeline.load_pipeline`.
     """
 
     def __init__(self, backbone: str, resolution: int, weights: str = "float32") -> None:
@@ -76,16 +77,16 @@ class TextEncoders:
         return frozen_denoiser(pipeline, self._resolution)
 
     def condition(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """What P prompts become, a row each, on the CPU."""
+        """Encode P prompts, one row each, on the CPU."""
         return self._loaded.condition(prompts)
 
 
 class KnownPrompts:
-    """Numbers prompts in the order in which they are met, and keeps what they become.
+    """Numbers prompts in the order in which they are met, and keeps their encodings.
 
     Args:
-        encoders: of the backbone that they are for.
-        prompts: known from the start.
+        encoders: text encoders of the backbone that the encodings are for.
+        prompts: prompts known from the start.
     """
 
     def __init__(self, encoders: EncodesPrompts, prompts: Sequence[str] = ()) -> None:
@@ -99,7 +100,7 @@ class KnownPrompts:
         return len(self._numbers)
 
     def numbers(self, prompts: Sequence[str]) -> Tensor:
-        """The number of each prompt, int64 ``[B]``; new ones are encoded."""
+        """Return the number of each prompt, int64 ``[B]``; new ones are encoded."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._numbers]
         if new:
             self._rows.append(in_precision(self._encoders.condition(new), torch.float32))
@@ -107,7 +108,7 @@ class KnownPrompts:
         return torch.tensor([self._numbers[prompt] for prompt in prompts], dtype=torch.int64)
 
     def conditions(self) -> Conditions:
-        """Those of all of them and, last, of the empty prompt."""
+        """Return the encodings of all prompts and, last, of the empty one."""
         if self._null is None:
             self._null = in_precision(self._encoders.condition([""]), torch.float32)
         parts = [*self._rows, self._null]

@@ -9,21 +9,21 @@ QUANTIZED = ("int8", "nf4")
 
 
 def dtype_of(weights: str) -> torch.dtype:
-    """The dtype of what is not quantised, by how weights are held."""
+    """Return the dtype of whatever is not quantised when weights are held in this way."""
     dtype: torch.dtype = torch.bfloat16 if weights in QUANTIZED else getattr(torch, weights)
     return dtype
 
 
 def quantize(network: nn.Module, weights: str) -> None:
-    """Round the weights of a frozen network's linear layers, in place; all others stay.
+    """Quantise a frozen network's linear layers in place; all other layers stay as they are.
 
     Gradients run through them as before, so that low-rank updates beside them can be trained
     (Dettmers et al., arXiv 2305.14314).
 
     Args:
-        network: on the CPU, in bfloat16.
-        weights: ``int8``, a byte a weight (Dettmers et al., arXiv 2208.07339), or ``nf4``, half of
-            one.
+        network: a network on the CPU, in bfloat16.
+        weights: ``int8``, one byte per weight (Dettmers et al., arXiv 2208.07339), or ``nf4``, half
+            a byte.
     """
     for parent in list(network.modules()):
         for name, layer in parent.named_children():
@@ -32,7 +32,7 @@ def quantize(network: nn.Module, weights: str) -> None:
 
 
 def _quantized(layer: nn.Linear, weights: str) -> nn.Module:
-    from bitsandbytes import nn as bits  # noqa: PLC0415 - installed by those who want it
+    from bitsandbytes import nn as bits  # noqa: PLC0415 - an optional dependency
 
     sizes = layer.in_features, layer.out_features, layer.bias is not None
     made: Any
@@ -44,19 +44,19 @@ def _quantized(layer: nn.Linear, weights: str) -> nn.Module:
         made.weight = bits.Params4bit(
             layer.weight.data, requires_grad=False, quant_type="nf4", module=made
         )
-        # Some CPUs would have weights laid out anew at the first pass, which small layers cannot.
+        # On some CPUs the first pass would lay weights out anew, which fails for small layers.
         made.support_avx512bf16_for_cpu = False
     made.bias = layer.bias
-    rounded: nn.Module = made.to(layer.weight.device)  # which is what rounds them
+    rounded: nn.Module = made.to(layer.weight.device)  # rounds the weights
     return rounded
 
 
 def is_quantized(network: nn.Module) -> bool:
-    """Whether a network holds weights that are no floating-point numbers."""
+    """Return whether a network holds weights that are not floating-point numbers."""
     return not all(value.is_floating_point() for value in network.parameters())
 
 
 def weight_count(value: nn.Parameter) -> int:
-    """Number of a parameter's weights, which four bits hold two to a byte."""
+    """Count a parameter's weights, two of which share a byte if they have four bits."""
     state = getattr(value, "quant_state", None)
     return value.numel() if state is None else int(state.shape.numel())

@@ -1,4 +1,4 @@
-"""Images drawn anew from half of the noise, under guidance: clearer in what their prompt names."""
+"""Redrawing images from half of the noise, under guidance, to show clearly what prompts name."""
 
 import torch
 from torch import Tensor
@@ -18,19 +18,19 @@ HALF = -1.0
 def clean_and_noise(
     process: NoiseProcess, noisy: Tensor, prediction: Tensor, timestep: int
 ) -> tuple[Tensor, Tensor]:
-    """The latents and the noise that a prediction takes noisy latents to be made of.
+    """Compute the clean latents and the noise that a prediction implies for noisy latents.
 
-    Noisy latents ``a x + s e`` and the target ``p x + q e`` are two equations in both, whatever
-    the prediction type.
+    Noisy latents ``a x + s e`` and the target ``p x + q e`` are two equations in ``x`` and ``e``,
+    whatever the prediction type.
 
     Args:
-        process: of the prediction.
-        noisy: ``[B, C, h, w]``.
-        prediction: of the process's target, ``[B, C, h, w]``.
-        timestep: of all of them.
+        process: noise process of the prediction.
+        noisy: noisy latents ``[B, C, h, w]``.
+        prediction: prediction of the process's target, ``[B, C, h, w]``.
+        timestep: timestep of all images.
 
     Returns:
-        ``x`` and ``e``, float32 ``[B, C, h, w]``.
+        latents ``x`` and noise ``e``, float32 ``[B, C, h, w]``.
 
     Example:
         >>> from diffusers import DDPMScheduler
@@ -62,23 +62,23 @@ def redrawn(
     steps: int,
     guidance_scale: float,
 ) -> Tensor:
-    """Images noised to half of the process and denoised from there, under guidance.
+    """Noise images halfway through the process and denoise them from there, under guidance.
 
-    With so little noise the layout of an image stays what it is, so that guidance draws more
-    clearly what the prompt names and hardly changes what it does not name.
+    With so little noise an image keeps its layout, so that guidance draws more clearly what the
+    prompt names and hardly changes what it does not name.
 
     Args:
-        denoiser: whose autoencoder encodes and decodes.
+        denoiser: a denoiser whose autoencoder encodes and decodes the images.
         images: float ``[B, 3, H, W]`` in [-1, 1].
-        condition: what their prompts become, a row an image.
-        null: the same of the empty prompt, one row.
+        condition: the encoded prompts, one row per image.
+        null: the encoded empty prompt, one row.
         noise: ``[B, C, h, w]``.
-        steps: of the whole process, of which these are the last; deterministic (DDIM, Song et al.,
-            arXiv 2010.02502).
-        guidance_scale: of classifier-free guidance, above 0.
+        steps: number of steps of the whole process, of which the last ones are taken;
+            deterministic (DDIM, Song et al., arXiv 2010.02502).
+        guidance_scale: scale of classifier-free guidance, above 0.
 
     Returns:
-        float32 ``[B, 3, H, W]`` in [-1, 1], on the images' device.
+        images, float32 ``[B, 3, H, W]`` in [-1, 1], on the given images' device.
     """
     device, process = denoiser.network.device, denoiser.process
     first = timestep_at(process, HALF)

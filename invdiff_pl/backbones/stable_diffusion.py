@@ -1,8 +1,8 @@
 """The published architecture of Stable Diffusion 1.4, with random weights.
 
-It is for tests, benchmarks and rehearsals of a large run where the weights cannot be had: every
-tensor has the size of the real one. Sources: the configuration files of the published pipeline
-folder (Rombach et al., arXiv 2112.10752).
+It serves tests, benchmarks and rehearsals of large runs where the weights are not available: every
+tensor has the size of the real one. Sizes are from the configuration files of the published
+pipeline folder (Rombach et al., arXiv 2112.10752).
 """
 
 from collections.abc import Sequence
@@ -24,11 +24,10 @@ _GROUPS = 32
 
 
 def stable_diffusion_unet(thinner: int = 1) -> UNet2DConditionModel:
-    """The denoiser: 859,520,964 parameters, 0.80 TFLOP an image and pass at 64×64 latents.
+    """Build the denoiser: 859,520,964 parameters, 0.80 TFLOP per image and pass at 64×64 latents.
 
     Args:
-        thinner: divides all channels, of which there are 320, 640 and 1280, and the text's: 1, 2,
-            5 or 10.
+        thinner: divisor of all channels (320, 640 and 1280) and of the text's width: 1, 2, 5 or 10.
     """
     _require_divisor(thinner)
     channels = 320 // thinner, 640 // thinner, 1280 // thinner, 1280 // thinner
@@ -47,7 +46,7 @@ def stable_diffusion_unet(thinner: int = 1) -> UNet2DConditionModel:
 
 
 def stable_diffusion_vae(thinner: int = 1) -> AutoencoderKL:
-    """The autoencoder: 83,653,863 parameters, 8×8 pixels to one place of the latents."""
+    """Build the autoencoder: 83,653,863 parameters, 8×8 pixels per pixel of the latents."""
     _require_divisor(thinner)
     # The nearest power of two: these channels are powers of two themselves.
     narrow = 1 << (thinner.bit_length() - 1)
@@ -64,7 +63,7 @@ def stable_diffusion_vae(thinner: int = 1) -> AutoencoderKL:
 
 
 def stable_diffusion_text_encoder(thinner: int = 1) -> CLIPTextModel:
-    """The text encoder of CLIP ViT-L/14: 123,060,480 parameters."""
+    """Build the text encoder of CLIP ViT-L/14: 123,060,480 parameters."""
     width = _text_width(thinner)
     config = CLIPTextConfig(
         vocab_size=49408,
@@ -86,12 +85,12 @@ def stable_diffusion_text_encoder(thinner: int = 1) -> CLIPTextModel:
 def random_stable_diffusion(
     prompts: Sequence[str], seed: int, thinner: int = 1
 ) -> StableDiffusionPipeline:
-    """A whole pipeline with random weights, whose tokenizer knows the words of the prompts.
+    """Build a whole pipeline with random weights, whose tokenizer knows the words of the prompts.
 
     Args:
-        prompts: to learn the tokenizer's merges from.
-        seed: of the weights.
-        thinner: divides the channels; 1 is the published size, 4.3 GB in float32.
+        prompts: prompts from which the tokenizer's merges are learned.
+        seed: seed of the weights.
+        thinner: divisor of the channels; 1 is the published size, 4.3 GB in float32.
     """
     scheduler: dict[str, Any] = {
         "beta_schedule": "scaled_linear",

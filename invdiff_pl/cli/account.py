@@ -1,6 +1,6 @@
-"""What is wrong with an argument, in one line, from the account that jsonargparse gives of it.
+"""Condensing jsonargparse's account of a wrong argument to one line.
 
-The account tells of every type that was tried, some of them of no interest to who mistyped a value.
+The account lists every type that was tried, even those that do not matter to a mistyped value.
 """
 
 import re
@@ -15,13 +15,13 @@ _NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected 
 
 
 def one_line(account: str) -> str:
-    """The sentence of an account.
+    """Condense an account to one sentence.
 
     Args:
         account: message of the parser's error, of one or many lines.
 
     Returns:
-        the flag, the value given and what was expected, where the account tells of them; else the
+        the flag, the given value and what was expected, as far as the account states them; else the
         account itself, without line ends.
     """
     lines = _innermost([line for line in account.splitlines() if line.strip()])
@@ -46,7 +46,7 @@ def one_line(account: str) -> str:
 
 
 def _innermost(lines: list[str]) -> list[str]:
-    """The lines up to the first class's problem, and that problem's own."""
+    """Return the lines that name keys up to the first class's problem, and that problem's own."""
     for number, line in enumerate(lines):
         if "Problem with given class_path" in line:
             depth = _depth(line)
@@ -65,7 +65,7 @@ def _depth(line: str) -> int:
 
 
 def _type_name(hint: str) -> str:
-    """``int`` for ``<class 'int'>``, the values of a Literal, and so on."""
+    """Return ``int`` for ``<class 'int'>``, the values of a Literal, and so on."""
     if literal := re.fullmatch(r"typing\.Literal\[(.*)\]", hint):
         return f"one of {literal[1]}".replace("'", "")
     name = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", hint)

@@ -1,4 +1,4 @@
-"""``audit``: what a pipeline draws of prompts, with and without LoRAs."""
+"""``audit``: what a pipeline draws for prompts, with and without LoRAs."""
 
 import argparse
 import shlex
@@ -31,7 +31,7 @@ _FLAGS = {
 
 
 def run_audit(arguments: Sequence[str]) -> None:
-    """Draw, count, and write table, figures and page.
+    """Draw samples, count what readers see, and write the table, figures and page.
 
     Raises:
         InvDiffError: if an input cannot be used.

@@ -27,7 +27,7 @@ def run_check(arguments: Sequence[str]) -> int:
     """Check the data set of an experiment.
 
     Returns:
-        exit status: 0 if it can be used as it is, 1 if something is to be mended.
+        exit status: 0 if it can be used as it is, 1 if something needs mending.
 
     Raises:
         InvDiffError: if a setting is wrong or there is no such folder.
@@ -62,7 +62,7 @@ def run_check(arguments: Sequence[str]) -> int:
 
 
 def describe(found: Survey, root: str) -> str:
-    """A survey as text."""
+    """Format a survey as text."""
     readable = sum(found.modes.values())
     files = [["listed", str(found.images)], ["readable", str(readable)]]
     files += [[KINDS[kind], str(tally.count)] for kind, tally in found.broken.items()]
@@ -95,13 +95,13 @@ def _group_rows(found: Survey) -> list[list[str]]:
 
 
 def _shortened(prompt: str) -> str:
-    """A prompt on one line that leaves room for counts."""
+    """Shorten a prompt to one line that leaves room for counts."""
     words = " ".join(prompt.split())
     return words if len(words) <= _PROMPT_WIDTH else words[: _PROMPT_WIDTH - 1] + "…"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Cells in columns: the first to the left, numbers to the right."""
+    """Format cells in columns: the first aligned to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

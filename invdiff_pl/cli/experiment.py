@@ -1,4 +1,4 @@
-"""``train``, ``augment`` and ``backbone``: their flags, looked over and run."""
+"""``train``, ``augment`` and ``backbone``: parsing and checking their flags, and running them."""
 
 import argparse
 import shlex
@@ -21,7 +21,7 @@ from invdiff_pl.workflow.experiment import (
 from invdiff_pl.workflow.run import run_plan
 from invdiff_pl.workflow.stages import LIGHTNING, MAIN_STAGE, PLANS, STAGES
 
-# The experiment of --prompts.
+# The experiment that --prompts implies.
 GENERATED_EXPERIMENT = "prompts"
 SHARED_GROUPS = ("data", "scale", "experiment", "evaluation", "seed_everything")
 
@@ -49,10 +49,10 @@ def run_experiment(command: str, arguments: Sequence[str]) -> None:
 
 
 def experiment_of(command: str, arguments: Sequence[str]) -> Experiment:
-    """The experiment that the arguments of ``train``, ``augment`` or ``backbone`` describe.
+    """Return the experiment that arguments of ``train``, ``augment`` or ``backbone`` describe.
 
     Raises:
-        InvDiffError: if a file is missing or a flag is of no stage.
+        InvDiffError: if a file is missing or a flag belongs to no stage.
     """
     options, overrides = _parser(command).parse_known_args(arguments)
     return _experiment(command, options, overrides)
@@ -61,7 +61,7 @@ def experiment_of(command: str, arguments: Sequence[str]) -> Experiment:
 def _recorded(
     command: str, experiment: Experiment, options: argparse.Namespace, overrides: Sequence[str]
 ) -> list[str]:
-    """The words that the same results come from, in another run folder."""
+    """Return the arguments that give the same results in another run folder."""
     words = ["--experiment", options.experiment, "--scale", options.scale]
     if options.data:
         words += ["--data", options.data]
@@ -200,7 +200,7 @@ def _require_launcher(options: argparse.Namespace) -> None:
 def _sort_overrides(
     command: str, overrides: Sequence[str]
 ) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """Overrides by the stage they name, and those that go to all stages."""
+    """Return overrides by the stage that they name, and those that go to all stages."""
     by_stage: dict[str, tuple[str, ...]] = {}
     shared = []
     for flag in _joined(overrides):
@@ -209,7 +209,7 @@ def _sort_overrides(
             shared.append(flag)
         elif group in STAGES and group != "data":
             rest = "--" + flag.removeprefix(f"--{group}.")
-            if rest.startswith("--candidate="):  # of those that the environments stage shows
+            if rest.startswith("--candidate="):  # a candidate of the environments stage
                 rest = f"--data.{rest.removeprefix('--')}"
             by_stage[group] = (*by_stage.get(group, ()), rest)
         elif group in ("model", "trainer"):
@@ -228,7 +228,7 @@ def _sort_overrides(
 
 
 def _joined(overrides: Sequence[str]) -> list[str]:
-    """``--key value`` as ``--key=value``."""
+    """Join ``--key value`` to ``--key=value``."""
     flags: list[str] = []
     for word in overrides:
         if word.startswith("--"):

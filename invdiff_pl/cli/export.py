@@ -1,4 +1,4 @@
-"""``export``: a folder to take away, with backbone, adapter and model card."""
+"""``export``: a self-contained folder with a run's backbone, adapter and model card."""
 
 import argparse
 import shutil
@@ -37,14 +37,14 @@ def run_export(arguments: Sequence[str]) -> None:
 def export(run_dir: Path, output: Path, form: Form = "diffusers") -> None:
     """Write the folder that ``InvDiffPipeline.from_pretrained`` loads.
 
-    Its parts are the backbone's files, made to load with no more arguments; a stock
+    It holds the backbone's files, changed so that they load without further arguments; a stock
     ``StableDiffusionPipeline`` loads the backbone from it, and a LoRA adapter from its ``adapter``
     folder.
 
     Args:
-        run_dir: of a finished run.
-        output: replaced if it is an earlier export.
-        form: of a further file of the adapter, see ``TrainedAdapter.save``.
+        run_dir: folder of a finished run.
+        output: folder to write, replaced if it is an earlier export.
+        form: form of a further file of the adapter, see ``TrainedAdapter.save``.
 
     Raises:
         InvDiffError: if the run has no trained adapter, or none of that form, or the output is some

@@ -1,4 +1,4 @@
-"""The command's flags for the arguments that errors of the library name."""
+"""The command line's flags for the arguments that the library's errors name."""
 
 import inspect
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 from invdiff_pl.utils.processes import LOCKED
 
-# Arguments of callbacks, and of others that several stages take, which have shared settings.
+# Arguments that come from shared settings: those of callbacks, and others that several stages take.
 _OF_CALLBACKS = {
     "compiled": "--scale.compile_denoiser",
     "size": "--scale.max_micro_batch",
@@ -21,12 +21,13 @@ _SHARED = {
 
 
 def stage_flags(config: Mapping[str, Any]) -> dict[str, str]:
-    """Flags of a stage by argument: of the settings' groups, the DataModule's and the model's.
+    """Return a stage's flags by argument, for the groups of settings, the DataModule and the model.
 
-    A stage that ``train`` runs is told of as ``train`` takes its flags, ``--STAGE.model.…``.
+    The flags of a stage that ``train`` runs have the form that ``train`` takes,
+    ``--STAGE.model.…``.
 
     Args:
-        config: of the stage, parsed: ``model``, ``data``, ``trainer`` and the groups.
+        config: the stage's parsed settings: ``model``, ``data``, ``trainer`` and the groups.
     """
     trainer = config["trainer"]
     stage = f"{Path(trainer['default_root_dir']).name}." if _run_by_train(trainer) else ""
@@ -41,7 +42,7 @@ def stage_flags(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def data_flags(data_module: type) -> dict[str, str]:
-    """Flags of a DataModule by argument, and those that are told of together with them."""
+    """Return a DataModule's flags by argument, with others that its messages name."""
     names = {
         name
         for each in data_module.__mro__
@@ -57,5 +58,5 @@ def _run_by_train(trainer: Mapping[str, Any]) -> bool:
 
 
 def _names(chosen: object) -> list[str]:
-    """Arguments of a class that is given by its path; an object tells of none."""
+    """Return the arguments of a class given by its path; an object has none."""
     return list((chosen.get("init_args") or {}) if isinstance(chosen, Mapping) else ())

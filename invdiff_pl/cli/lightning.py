@@ -1,4 +1,4 @@
-"""The Lightning command line: ``fit``, ``predict`` and ``test`` of stages, from YAML and flags."""
+"""The Lightning command line: running ``fit``, ``predict`` or ``test`` from YAML and flags."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -38,20 +38,20 @@ from invdiff_pl.utils.tensors import system_error
 
 
 def run_lightning(command: str, arguments: Sequence[str]) -> None:
-    """Parse the arguments of ``fit``, ``predict`` or ``test``, and run it.
+    """Parse the arguments of ``fit``, ``predict`` or ``test``, and run the subcommand.
 
     Raises:
-        InvDiffError: if a key or a value is wrong, or the stage's input is.
+        InvDiffError: if a key, a value or the stage's input is wrong.
     """
     hide_idle_slurm(_devices(arguments))
-    # Under SLURM Lightning saves on another signal and asks to be queued again.
+    # Under SLURM Lightning saves on another signal and requeues the job.
     handling = nullcontext() if SLURMEnvironment.detect() else raising_on_sigterm()
     try:
         with handling:
             _call(InvDiffCLI, [command, *arguments])
-    except SIGTERMException:  # Lightning's has exit status 0, as if all were done
+    except SIGTERMException:  # its exit status is 0, as if all were done
         raise Terminated from None
-    except MisconfigurationException as error:  # what Lightning refuses once it starts
+    except MisconfigurationException as error:  # refused by Lightning at the start
         raise InvDiffError(str(error)) from None
     except SafetensorError as error:  # from libraries that write such files
         raise system_error(error) from None
@@ -65,7 +65,7 @@ def run_lightning(command: str, arguments: Sequence[str]) -> None:
 
 
 def _devices(args: Sequence[str]) -> int:
-    """How many devices of this machine the arguments ask for; all that there are by default."""
+    """Return how many devices of this machine the arguments ask for; by default all."""
     asked = [arg.partition("=")[2] for arg in args if arg.startswith("--trainer.devices=")]
     return int(asked[-1]) if asked and asked[-1].isdigit() else torch.cuda.device_count()
 
@@ -73,7 +73,7 @@ def _devices(args: Sequence[str]) -> int:
 def check(args: Sequence[str]) -> None:
     """Parse the arguments of a subcommand and refuse settings as the stage itself would.
 
-    No file but YAML is read, and no network built.
+    Only YAML files are read, and no network is built.
 
     Raises:
         InvDiffError: if a key or a value is wrong.
@@ -82,7 +82,7 @@ def check(args: Sequence[str]) -> None:
 
 
 def settings(args: Sequence[str]) -> dict[str, Any]:
-    """The resolved settings of a subcommand's arguments, without running it.
+    """Resolve the settings of a subcommand's arguments, without running it.
 
     Raises:
         InvDiffError: if a key or a value is wrong.
@@ -92,16 +92,16 @@ def settings(args: Sequence[str]) -> dict[str, Any]:
 
 
 def build(args: Sequence[str]) -> InvDiffCLI:
-    """Model, data and trainer of a subcommand's arguments, not yet run.
+    """Build model, data and trainer from a subcommand's arguments, without running it.
 
     Raises:
-        InvDiffError: if a key or a value is wrong, or the stage's input is.
+        InvDiffError: if a key, a value or the stage's input is wrong.
     """
     return _call(BuildingCLI, args)
 
 
 def data_module(args: Sequence[str]) -> BiasedDataModule:
-    """The DataModule that YAML files and flags describe, without a model or a trainer.
+    """Build the DataModule that YAML files and flags describe, without a model or a trainer.
 
     Raises:
         InvDiffError: if a key or a value is wrong.
@@ -113,7 +113,7 @@ def data_module(args: Sequence[str]) -> BiasedDataModule:
     for group, settings in GROUPS.items():
         parser.add_argument(f"--{group}", type=settings, default=settings())
     parser.add_argument("--seed_everything", type=int, default=0)
-    parser.add_argument("--trainer", type=dict)  # files tell of one; it is not built
+    parser.add_argument("--trainer", type=dict)  # files may have one; it is not built
     parser.add_subclass_arguments(BiasedDataModule, "data", required=True)
     with _in_one_line():
         config = parser.parse_args(list(args))
@@ -133,7 +133,7 @@ def _call(cli: type[InvDiffCLI], args: Sequence[str]) -> InvDiffCLI:
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    # Parsers of other subcommands, which nobody asks, take as long to build as this one's.
+    # The parsers of other subcommands, which are not needed, take as long to build as this one.
     only = {command: LightningCLI.subcommands()[command]}
     cli = type(cli.__name__, (cli,), {"subcommands": staticmethod(lambda: only)})
     with _in_one_line():
@@ -153,7 +153,7 @@ def _call(cli: type[InvDiffCLI], args: Sequence[str]) -> InvDiffCLI:
 
 @contextmanager
 def _in_one_line() -> Iterator[None]:
-    """Tell a wrong key or value, and a setting that refers to one that is not there."""
+    """Report in one line a wrong key or value, or a reference to a setting that does not exist."""
     try:
         yield
     except argparse.ArgumentError as error:

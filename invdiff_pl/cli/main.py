@@ -46,16 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; ``sys.argv`` if not given.
 
     Returns:
-        exit status: 0 on success, 1 if ``check`` finds something to mend, ``verify`` a file that is
-        missing or altered, or ``replay`` another result, 2 on bad input, 130 if interrupted, 143
-        if ended by SIGTERM.
+        exit status: 0 on success, 1 if ``check`` finds something to mend, ``verify`` a missing or
+        altered file, or ``replay`` a different result, 2 on bad input, 130 if interrupted, 143 if
+        ended by SIGTERM.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         status = _run(words)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # whoever reads the output, such as head, has had enough
+    except BrokenPipeError:  # the reader of the output, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -88,7 +88,7 @@ def _run(words: list[str]) -> int:
 
 
 def _refused(message: str) -> int:
-    # On every rank but the first it is told who says so: all may stumble over the same input.
+    # Ranks other than the first give their number, since all may fail on the same input.
     rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
     told = "error" if rank == "0" else f"error (rank {rank})"
     print(f"{told}: {' '.join(message.split())}", file=sys.stderr)
@@ -96,7 +96,7 @@ def _refused(message: str) -> int:
 
 
 def _system_error(error: OSError) -> str:
-    """What the system refused: no space left, no permission, and so on."""
+    """Return the message on what the system refused: no space left, no permission, and so on."""
     reason = error.strerror or str(error)
     path = error.filename2 or error.filename
     where = f"{path}: " if path else ""
@@ -107,8 +107,8 @@ def _system_error(error: OSError) -> str:
     )
 
 
-# Module and function of each command; imported late, since torch and Lightning take seconds, which
-# help and errors should not wait for.
+# Module and function of each command, imported late: help and errors should not wait the seconds
+# that importing torch and Lightning takes.
 _COMMANDS = {
     "train": "cli.experiment:run_experiment",
     "augment": "cli.experiment:run_experiment",
@@ -134,7 +134,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         raise InvDiffError(f"there is no command {command!r}: expected {', '.join(_COMMANDS)}.")
     module, _, function = _COMMANDS[command].partition(":")
     run = getattr(import_module(f"invdiff_pl.{module}"), function)
-    # One function runs several commands, and is told which.
+    # A function that runs several commands is given the command's name.
     told = [name for name, place in _COMMANDS.items() if place == _COMMANDS[command]]
     status = run(command, words) if len(told) > 1 else run(words)
     return int(status or 0)

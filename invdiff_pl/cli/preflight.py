@@ -1,4 +1,4 @@
-"""What is looked over before the first stage runs: names, flags, backbone and data."""
+"""Checks before the first stage runs: names, flags, backbone and data."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ _SAMPLING = ("samples", "backbone_samples")
 
 
 def check_backbones(command: str, experiment: Experiment, due: Sequence[Stage]) -> None:
-    """Refuse a backbone that no stage could use before the first one runs."""
+    """Refuse, before the first stage runs, a backbone that no stage could use."""
     settings = experiment.settings["experiment"]
     if any(stage.reads_backbone for stage in due):
         check_backbone(settings["backbone"])
@@ -26,12 +26,12 @@ def check_backbones(command: str, experiment: Experiment, due: Sequence[Stage]) 
 
 
 def check_arguments(experiment: Experiment, due: Sequence[Stage], overridden: bool) -> None:
-    """Check every due stage's arguments first: a wrong one should not wait for its stage.
+    """Check every due stage's arguments, so that a wrong one is reported before any stage runs.
 
     Args:
-        experiment: that the stages are of.
-        due: stages.
-        overridden: whether there are flags beside the YAML files, whose keys may be mistyped, too.
+        experiment: experiment that the stages belong to.
+        due: stages that are to run.
+        overridden: whether there are flags beside the YAML files, as their keys may be mistyped.
 
     Raises:
         InvDiffError: naming the stage and what is wrong.
@@ -53,16 +53,16 @@ def check_data(experiment: Experiment, stages: Sequence[Stage]) -> list[str]:
     """Read the data set's tables as the stages will, and count the samples to be drawn.
 
     Args:
-        experiment: whose data set is given, not drawn.
-        stages: that are to run.
+        experiment: experiment whose data set is given, not drawn.
+        stages: stages that are to run.
 
     Returns:
-        what was found, a line each.
+        lines that say what was found.
 
     Raises:
-        InvDiffError: if the data set cannot be used, or more samples would be drawn than the bound.
+        InvDiffError: if the data set cannot be used, or more samples than allowed would be drawn.
     """
-    # Torch and Lightning take seconds, which drawn data need not wait for here.
+    # Importing torch and Lightning takes seconds, which runs on drawn data can do without here.
     from invdiff_pl.cli.flags import data_flags  # noqa: PLC0415
     from invdiff_pl.cli.lightning import data_module  # noqa: PLC0415
 

@@ -12,7 +12,7 @@ from invdiff_pl.workflow.records import RECORD, Listing, read_listing, read_reco
 from invdiff_pl.workflow.run import EXPERIMENTS, RUN_RECORD
 from invdiff_pl.workflow.stages import PLANS
 
-# What carries a date or the place it was made at, and what is drawn from the rest.
+# Stages whose files hold a date or a path, or are derived from the others.
 _DIFFERS = ("report", "card")
 _COMPARED = (".safetensors", ".png", ".jsonl", ".csv", ".txt", ".jpg")
 
@@ -56,7 +56,7 @@ def run_replay(arguments: Sequence[str]) -> int:
 
 
 def command_of(run_dir: Path, chosen: str | None = None) -> tuple[str, list[str]]:
-    """The command that made a run folder, and its arguments.
+    """Return the command that made a run folder, and its arguments.
 
     Raises:
         InvDiffError: if none is on record.
@@ -80,7 +80,7 @@ def compare(first: Path, second: Path, stages: Sequence[str]) -> tuple[int, list
     """Compare the recorded digests of two run folders' results.
 
     Returns:
-        how many files are the same, and the names of those that are not.
+        the number of files that are the same, and the names of those that differ.
     """
     same, different = 0, []
     for name in stages:

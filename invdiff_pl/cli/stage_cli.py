@@ -1,4 +1,4 @@
-"""The LightningCLI that stages are run, built, parsed and checked by."""
+"""The LightningCLI that runs, builds, parses and checks stages."""
 
 import functools
 import os
@@ -41,13 +41,13 @@ GROUPS: dict[str, type] = {
 class BuildingError(BaseException):
     """Carries what a constructor raised past jsonargparse.
 
-    It takes every ``Exception`` for a sign that a value is of another type, tries them all, and
-    raises an account of the types in its place.
+    jsonargparse takes every ``Exception`` as a sign that a value is of another type, tries all
+    types, and raises an account of them instead.
     """
 
 
 class StageParser(LightningArgumentParser):
-    """Lightning's parser; what a constructor raises leaves it unchanged (:func:`told`)."""
+    """Lightning's parser, which lets errors of constructors through unchanged (:func:`told`)."""
 
     def add_instantiator(self, instantiator: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Register a way to build a class."""
@@ -63,7 +63,7 @@ class StageParser(LightningArgumentParser):
 
 
 class InvDiffCLI(LightningCLI):
-    """Model and data are chosen by class path; shared settings are groups of their own.
+    """A LightningCLI with model and data chosen by class path, and groups of shared settings.
 
     Interpolations such as ``${experiment.run_dir}`` are resolved last, so that they follow every
     later file and flag.
@@ -75,7 +75,7 @@ class InvDiffCLI(LightningCLI):
             parser.add_argument(f"--{group}", type=settings, default=settings())
 
     def _add_instantiators(self) -> None:
-        """Let callbacks and all else be built as model and data are: errors come out unchanged."""
+        """Build callbacks and all else as model and data, so that errors come out unchanged."""
         super()._add_instantiators()
         self.parser.add_instantiator(construct, object)
 
@@ -86,7 +86,7 @@ class InvDiffCLI(LightningCLI):
 
     @contextmanager
     def _naming_flags(self) -> Iterator[None]:
-        """Tell errors in the words of the command line: flags for arguments."""
+        """Report errors in terms of the command line, with flags in place of arguments."""
         try:
             try:
                 yield
@@ -97,7 +97,7 @@ class InvDiffCLI(LightningCLI):
             raise error.in_flags(stage_flags(config)) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Build the trainer; its checkpoints are written and read safely."""
+        """Build the trainer, which writes and reads checkpoints safely."""
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except Exception as error:
@@ -111,7 +111,7 @@ class InvDiffCLI(LightningCLI):
         return trainer
 
     def _set_seed(self) -> None:
-        """Seed everything; refuse what is no seed."""
+        """Seed everything; refuse what is not a valid seed."""
         try:
             super()._set_seed()
         except ValueError:
@@ -121,7 +121,7 @@ class InvDiffCLI(LightningCLI):
             ) from None
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run it, as the only one that writes to the run folder."""
+        """Run the subcommand as the only process that writes to the run folder."""
         with self._lock(subcommand), self._naming_flags():
             super()._run_subcommand(subcommand)
 
@@ -132,41 +132,41 @@ class InvDiffCLI(LightningCLI):
         return run_lock(run_dir, f"python -m invdiff_pl {subcommand} …")
 
     def _parse_ckpt_path(self) -> None:
-        """Keep files' and flags' settings; Lightning would let a checkpoint's override them."""
+        """Keep the settings of files and flags, which Lightning lets a checkpoint's override."""
 
 
 def construct(class_type: type, *args: Any, **kwargs: Any) -> Any:
-    """Build a class, as jsonargparse has it built."""
+    """Build a class as jsonargparse itself does."""
     return class_type(*args, **kwargs)
 
 
 def _construct_own(class_type: type, *args: Any, **kwargs: Any) -> Any:
-    """Build what is ours, which reads no file; others' loggers may start an experiment."""
+    """Build this package's classes, which read no file; others' loggers may start an experiment."""
     return class_type(*args, **kwargs) if class_type.__module__.startswith("invdiff_pl.") else None
 
 
 def _require_settings(class_type: type, **settings: Any) -> None:
-    """Let a module refuse settings, without the networks that building it would load."""
+    """Let a module refuse settings without loading the networks that building it would."""
     if (require := getattr(class_type, "require_settings", None)) is not None:
         require(settings)
 
 
 class BuildingCLI(InvDiffCLI):
-    """Parses and builds model, data and trainer, and stops there."""
+    """A CLI that parses and builds model, data and trainer, and stops there."""
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run nothing."""
 
 
 class ParsingCLI(BuildingCLI):
-    """Parses and stops there."""
+    """A CLI that parses, and stops there."""
 
     def instantiate_classes(self) -> None:
         """Build nothing."""
 
 
 class CheckingCLI(BuildingCLI):
-    """Parses, and asks every class that is ours whether it takes its settings."""
+    """A CLI that parses, and checks the settings of all classes of this package."""
 
     def _add_instantiators(self) -> None:
         self.parser.add_instantiator(_require_settings, pl.LightningModule)
@@ -180,9 +180,9 @@ class CheckingCLI(BuildingCLI):
 
 
 def told(failure: BuildingError) -> Exception:
-    """What a constructor raised, as an error that is told in one line."""
+    """Return what a constructor raised as an error that fits in one line."""
     error = failure.__cause__
-    # The others are told by whoever runs the command.
+    # Whoever runs the command handles these.
     if isinstance(error, InvDiffError | OSError | SafetensorError | torch.OutOfMemoryError):
         return error
     assert isinstance(error, Exception)

@@ -1,4 +1,4 @@
-"""``sweep``: what a run's adapter costs and gains over invariant and guidance scales."""
+"""``sweep``: what a run's adapter costs and gains at several invariant and guidance scales."""
 
 import argparse
 import shutil
@@ -13,15 +13,16 @@ from invdiff_pl.utils.files import digest_folder, digest_json, read_json, write_
 
 INVARIANT_SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 GUIDANCE_SCALES = (1.0, 1.5, 2.0, 3.0)
-# Other guidance scales are measured before and after only.
+# Guidance scales other than the run's own are measured at these invariant scales only.
 BEFORE_AND_AFTER = (0.0, 1.0)
 
 
 def run_sweep(arguments: Sequence[str]) -> None:
-    """Sample the runs at every scale, score, and write table and plot.
+    """Sample the runs at every scale, score the samples, and write a table and a plot.
 
     Raises:
-        InvDiffError: if a run is not finished, has no labels, or a scale cannot be told apart.
+        InvDiffError: if a run is not finished or has no labels, or a scale is negative or has more
+            than two decimals.
     """
     options = _parser().parse_args(arguments)
     for name in ("invariant_scales", "guidance_scales"):
@@ -73,23 +74,24 @@ def sweep_run(
     guidance_scales: Sequence[float],
     samples_per_prompt: int,
 ) -> list[dict[str, Any]]:
-    """Figures of a run at every scale; what was measured before is kept.
+    """Measure the figures of a run at every scale; what was measured before is kept.
 
     Args:
-        run_dir: of a finished run, whose data, backbone, sampler and evaluation are used.
-        invariant_scales: at the run's own guidance scale.
-        guidance_scales: besides it, at invariant scales 0 and 1.
-        samples_per_prompt: drawn at each pair of scales, from the same noises at all of them.
+        run_dir: folder of a finished run, whose data, backbone, sampler and evaluation are used.
+        invariant_scales: invariant scales to measure at the run's own guidance scale.
+        guidance_scales: further guidance scales, to measure at invariant scales 0 and 1.
+        samples_per_prompt: number of samples per prompt at each pair of scales, drawn from the same
+            noise at all of them.
 
     Returns:
-        one entry a pair of scales, JSON-ready.
+        one entry per pair of scales, JSON-serialisable.
     """
     config = run_dir / "samples" / "config.yaml"
     if not config.is_file() or not (run_dir / "samples" / "stage.json").is_file():
         raise InvDiffError(
             f"--runs: {run_dir} is no finished run: run `make train RUN_DIR={run_dir}` first."
         )
-    # The sampler's own reading of the file: it is what the run was sampled with.
+    # The sampler is built from the file, as the run was sampled with these settings.
     sampler = build(["predict", f"--config={config}"]).model
     own = float(sampler.guidance_scale)
     plan = {own: sorted(set(invariant_scales))}
@@ -108,8 +110,8 @@ def score_samples(config: Path, folder: Path, overrides: Sequence[str]) -> dict[
 
     Args:
         config: the run's ``samples/config.yaml``.
-        folder: for images and ``metrics.json``; images that are there are kept.
-        overrides: flags that come after the file.
+        folder: folder for images and ``metrics.json``; existing images are kept.
+        overrides: flags that follow the file and override it.
 
     Returns:
         the content of ``metrics.json``.
@@ -129,7 +131,7 @@ def score_samples(config: Path, folder: Path, overrides: Sequence[str]) -> dict[
 def _measure(
     run_dir: Path, config: Path, guidance: float, scales: Sequence[float], samples_per_prompt: int
 ) -> dict[str, Any]:
-    """Metrics at one guidance scale, from ``RUN/sweep/guidance-W``."""
+    """Return the metrics at one guidance scale, kept in ``RUN/sweep/guidance-W``."""
     folder = run_dir / "sweep" / f"guidance-{guidance:.2f}"
     key = digest_json(
         {
@@ -144,7 +146,7 @@ def _measure(
         shutil.rmtree(folder)
     elif known.get("scales") == list(scales):
         return read_json(folder / "metrics.json")
-    # Images of an interrupted or shorter sweep with the same key are gone on with.
+    # Images of an interrupted or shorter sweep with the same key are kept and completed.
     write_json(record, {"key": key, "scales": None})
     print(f"{run_dir}: guidance scale {guidance:g}, invariant scales {list(scales)}", flush=True)
     metrics = score_samples(
@@ -170,7 +172,7 @@ def _point(run_dir: Path, guidance: float, scale: float, figures: dict[str, Any]
 
 
 def point_figures(figures: dict[str, Any]) -> dict[str, Any]:
-    """What tables compare, from one scale's entry in ``metrics.json``."""
+    """Return the figures that tables compare, from one scale's entry in ``metrics.json``."""
     manifold = figures.get("manifold") or {}
     return {
         "bias": figures["bias"]["mean"],

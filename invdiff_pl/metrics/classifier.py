@@ -1,4 +1,4 @@
-"""The network that reads prompt and attribute off an image, to score samples and nothing else."""
+"""The network that classifies the prompt and attribute of images, used to score samples only."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -18,13 +18,13 @@ SMALL = "small"
 
 
 class SampleClassifier(nn.Module):
-    """One trunk with two heads: attribute class, and which prompt an image shows.
+    """A classifier with one trunk and two heads, for an image's attribute class and its prompt.
 
     Args:
         attributes: number of attribute classes K.
         prompts: number of prompts P.
-        trunk: ``small``, for images of about 32 to 128 pixels, or any torchvision classification
-            model, such as ``resnet18`` (the reference's).
+        trunk: ``small``, for images of about 32 to 128 pixels, or the name of any torchvision
+            classification model, such as ``resnet18`` (the reference's).
     """
 
     def __init__(self, attributes: int, prompts: int, trunk: str = SMALL) -> None:
@@ -44,7 +44,7 @@ class SampleClassifier(nn.Module):
         return self.attribute_head(features), self.prompt_head(features)
 
     def save(self, folder: Path, facts: dict[str, Any]) -> None:
-        """Write weights and configuration, with whatever else is to be told of it."""
+        """Write weights and configuration, together with further facts about the classifier."""
         write_tensors(folder / WEIGHTS_FILE, self.state_dict())
         sizes = {
             "attributes": self.attribute_head.out_features,
@@ -55,7 +55,7 @@ class SampleClassifier(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> tuple["SampleClassifier", dict[str, Any]]:
-        """Read a classifier, frozen, and what was told of it.
+        """Read a classifier, frozen, and the facts saved with it.
 
         Raises:
             InvDiffError: if the folder holds none, or a damaged one.
@@ -93,10 +93,10 @@ class _MeanAndMaximum(nn.Module):
 
 
 def require_trunk(name: str) -> None:
-    """Refuse a name that stands for no trunk.
+    """Refuse a name that is not a trunk's.
 
     Raises:
-        InvDiffError: naming it.
+        InvDiffError: if there is no trunk of that name.
     """
     if name != SMALL and name not in models.list_models(module=models):
         raise InvDiffError(

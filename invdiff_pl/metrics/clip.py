@@ -1,4 +1,4 @@
-"""CLIP-T: how well images fit their prompts, by a CLIP model."""
+"""CLIP-T: how well images match their prompts, by a CLIP model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +12,10 @@ from invdiff_pl.utils.errors import InvDiffError
 
 
 class ClipEncoder(nn.Module):
-    """A frozen CLIP model with its tokenizer and image processor; called with images, it encodes.
+    """A frozen CLIP model with its tokenizer and image processor; calling it encodes images.
 
     Args:
-        source: folder of the model as transformers saves it, or hub id.
+        source: folder of a model as saved by transformers, or a hub id.
 
     Raises:
         InvDiffError: if there is no such model on disk and it cannot be downloaded.
@@ -47,16 +47,16 @@ class ClipEncoder(nn.Module):
         return int(self.model.config.vision_config.image_size)
 
     def train(self, mode: bool = True) -> "ClipEncoder":
-        """Stay in evaluation mode whatever the enclosing module does."""
+        """Stay in evaluation mode, whatever the enclosing module does."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Image embeddings, see :meth:`encode_images`."""
+        """Encode images, see :meth:`encode_images`."""
         return self.encode_images(images)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings of unit length, ``[P, D]``."""
+        """Return the prompts' text embeddings of unit length, ``[P, D]``."""
         tokens = self.tokenizer(
             list(prompts), padding=True, truncation=True, return_tensors="pt"
         ).to(self.model.device)
@@ -65,7 +65,7 @@ class ClipEncoder(nn.Module):
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Image embeddings of unit length, ``[N, D]``, of uint8 images ``[N, 3, H, W]``."""
+        """Return embeddings of unit length, ``[N, D]``, of uint8 images ``[N, 3, H, W]``."""
         pixels = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
         pooled = self.model.vision_model(pixels.to(self.model.device)).pooler_output
         return torch.nn.functional.normalize(self.model.visual_projection(pooled), dim=-1)
@@ -74,11 +74,11 @@ class ClipEncoder(nn.Module):
 class ClipScore(Metric):
     """CLIP-T: 100 times the mean cosine between an image and its prompt.
 
-    The encoder is kept out of the module tree, so it enters no checkpoint; prompts are encoded
-    once. Sums are float64 and added over ranks.
+    The encoder is kept out of the module tree, so that no checkpoint holds it; prompts are encoded
+    once. Sums are float64, and are added over ranks.
 
     Args:
-        encoder: of images and prompts.
+        encoder: encoder of images and prompts.
         prompts: the distinct prompts, at least one.
         kwargs: further arguments of ``torchmetrics.Metric``.
     """
@@ -108,17 +108,17 @@ class ClipScore(Metric):
         self.update_embeddings(prompts, self.encoder.encode_images(images))
 
     def update_embeddings(self, prompts: Tensor, embeddings: Tensor) -> None:
-        """Add images by their embeddings of unit length ``[N, D]``; otherwise as :meth:`update`."""
+        """Add images by their embeddings of unit length ``[N, D]``; else like :meth:`update`."""
         found = embeddings.double().to(self.device)
         cosines = (found * self.embeddings.to(self.device)[prompts]).sum(1)
         self.total.index_add_(0, prompts, cosines)
         self.count.index_add_(0, prompts, torch.ones_like(cosines))
 
     def compute(self) -> dict[str, Tensor]:
-        """``mean`` over images, and ``per_prompt`` ``[P]`` (NaN where there is none), in percent.
+        """Compute ``mean`` over images and ``per_prompt`` ``[P]`` (NaN without images), in percent.
 
         Raises:
-            InvDiffError: if there was no image.
+            InvDiffError: if no image was added.
         """
         if not self.count.any():
             raise InvDiffError("CLIP-T needs at least one image, found none.")

@@ -1,4 +1,4 @@
-"""What samples are compared with: a balanced set of real images, and its features on disk."""
+"""The reference of samples: a balanced set of real images, with its features kept on disk."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,13 +16,13 @@ _BATCH = 128
 
 
 def balanced_rows(prompts: Tensor, attributes: Tensor) -> Tensor:
-    """Rows with equally many images of each (prompt, attribute) cell: the first of each.
+    """Choose rows with equally many images of each (prompt, attribute) cell: the first of each.
 
-    Cells are those of the prompts that occur with every attribute class.
+    Only prompts that occur with every attribute class have cells.
 
     Args:
-        prompts: int64 ``[N]``.
-        attributes: int64 ``[N]``.
+        prompts: number of each image's prompt, int64 ``[N]``.
+        attributes: attribute class of each image, int64 ``[N]``.
 
     Returns:
         int64 row numbers, ascending.
@@ -48,7 +48,7 @@ def balanced_rows(prompts: Tensor, attributes: Tensor) -> Tensor:
 
 
 def reference_rows(data: BiasedDataModule) -> Tensor:
-    """The balanced rows of a data set's test split, int64."""
+    """Return the balanced rows of a data set's test split, int64."""
     prompts, attributes = data.labels("test")
     if attributes is None:
         raise InvDiffError(f"{data.why_not_scored}.")
@@ -64,18 +64,18 @@ def reference_features(
     build: bool,
     barrier: Callable[[], object],
 ) -> ShardedTensor:
-    """Features of the rows of the test split, float32 ``[N, D]``, computed once and kept on disk.
+    """Return features of rows of the test split, float32 ``[N, D]``, computed once and kept.
 
-    They lie in ``cache_dir/reference`` under a key of the images' content, their resolution, the
-    rows and the encoder, so all runs share them and none reads another's.
+    They are kept in ``cache_dir/reference`` under a key made from the images' content, their
+    resolution, the rows and the encoder, so that runs share them exactly where these agree.
 
     Args:
-        data: whose test split and cache folder are used.
-        rows: int64 ``[N]``, of the test split.
-        encode: from uint8 images ``[B, 3, H, W]`` to features ``[B, D]``.
+        data: DataModule whose test split and cache folder are used.
+        rows: rows of the test split, int64 ``[N]``.
+        encode: function from uint8 images ``[B, 3, H, W]`` to features ``[B, D]``.
         identity: what tells the encoder from others: name, input size, digest of the weights.
-        build: whether this process computes what is lacking; one on each node does.
-        barrier: waits for the other processes.
+        build: whether this process computes what is missing; one process per node does.
+        barrier: function that waits for the other processes.
     """
     key = {
         "images": data.content_key("test"),

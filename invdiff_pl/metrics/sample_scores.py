@@ -1,4 +1,4 @@
-"""Every figure of one set of samples, added up batch by batch."""
+"""All figures of one set of samples, accumulated batch by batch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,15 +20,15 @@ from invdiff_pl.utils.errors import InvDiffError
 
 
 class SampleScores:
-    """The metrics of one set of samples, on one device; ranks add up when figures are asked for.
+    """The metrics of one set of samples, on one device; ranks are combined by :meth:`figures`.
 
     Args:
-        scorers: networks, on the device.
+        scorers: networks that score samples, on the device.
         prompts: the distinct prompts.
-        attribute_names: classes of the attribute.
-        neighbours: of precision and recall.
-        target: shares that the attribute's classes should have; even if not given.
-        device: of the metrics.
+        attribute_names: names of the attribute's classes.
+        neighbours: number of neighbours for precision and recall.
+        target: wanted shares of the attribute's classes; even ones if not given.
+        device: device of the metrics.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class SampleScores:
             self.both = BiasScore(count, (classes, others)).to(device)
 
     def update_reference(self, figure: str, features: Tensor) -> None:
-        """Add features ``[N, D]`` of real images, of the encoder that a figure rests on."""
+        """Add features ``[N, D]`` of real images, from the encoder that a figure is based on."""
         if figure == CMMD:
             self.cmmd.update(features, real=True)
             return
@@ -110,7 +110,7 @@ class SampleScores:
             yield from (self.clip, self.cmmd)
 
     def figures(self) -> dict[str, Any]:
-        """Every figure, JSON-ready, over the samples of all ranks; every rank must call it."""
+        """Compute all figures, JSON-serialisable, over all ranks' samples; every rank calls it."""
         left_out = self.scorers.left_out
         distances: dict[str, Any] = {
             figure: _or_reason(metric, float) for figure, metric in self.distances.items()
@@ -187,7 +187,7 @@ class SampleScores:
 def bias_figures(
     score: BiasScore, prompts: Sequence[str], classes: Sequence[str]
 ) -> dict[str, Any]:
-    """A bias score's figures, JSON-ready."""
+    """Return a bias score's figures, JSON-serialisable."""
     values = {name: value.cpu() for name, value in score.compute().items()}
     return {
         "mean": float(values["mean"]),
@@ -211,7 +211,7 @@ def bias_figures(
 
 
 def _or_reason(metric: Metric, convert: Callable[[Any], Any]) -> Any:
-    """A metric's value, or why there is none: a trial run of few images gets its other figures."""
+    """Return a metric's value, or the reason for none, so that few images give other figures."""
     try:
         return convert(metric.compute())
     except InvDiffError as error:

@@ -1,4 +1,4 @@
-"""The networks that score samples, and which figures are left out because one is missing."""
+"""The networks that score samples, and which figures are left out if networks are missing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,17 +31,17 @@ _TITLES = {
 
 @dataclass
 class Scorers:
-    """Frozen networks on one device.
+    """The frozen networks that score samples, on one device.
 
     Attributes:
-        classifier: reads attribute and prompt off an image.
-        facts: what ``classifier.json`` tells of it.
-        second: a classifier of another attribute, if given.
-        second_facts: of it.
-        extractors: of features for Fréchet distances, by figure; the main one also serves
-            precision and recall.
-        clip: for CLIP-T and CMMD.
-        left_out: reason by figure that is not measured.
+        classifier: classifier of an image's attribute and prompt.
+        facts: content of its ``classifier.json``.
+        second: classifier of another attribute, if given.
+        second_facts: content of the second one's ``classifier.json``.
+        extractors: extractors of features for Fréchet distances, by figure; the main one also
+            serves precision and recall.
+        clip: encoder for CLIP-T and CMMD.
+        left_out: reasons by figure for those that are not measured.
     """
 
     classifier: SampleClassifier
@@ -56,13 +56,13 @@ class Scorers:
     def load(
         cls, settings: EvaluationSettings, classifier: Path, data: BiasedDataModule, *, few: bool
     ) -> "Scorers":
-        """Load what the settings name; what is missing is left out with its reason.
+        """Load the networks that the settings name; missing ones are left out with the reason.
 
         Args:
-            settings: of the evaluation.
+            settings: settings of the evaluation.
             classifier: folder of the trained classifier.
-            data: whose prompts the classifier must know.
-            few: only classifier and main extractor, for a quick look during training.
+            data: DataModule whose prompts the classifier must know.
+            few: load only the classifier and the main extractor, for a quick look in training.
 
         Raises:
             InvDiffError: if there is no classifier of these prompts, or a setting is wrong.
@@ -113,7 +113,7 @@ class Scorers:
         return self
 
     def notices(self, asked: EvaluationSettings) -> list[str]:
-        """A line for each figure that is left out; DINOv2 only where it was asked for."""
+        """Return a line for each figure that is left out; DINOv2 only if it was asked for."""
         quiet = {CMMD} | ({DINOV2} if asked.dinov2 is None else set())
         return [
             f"{_TITLES[figure]} left out: {reason}"
@@ -123,7 +123,7 @@ class Scorers:
 
 
 def encoder_identity(name: str, network: nn.Module, input_size: int | None) -> dict[str, Any]:
-    """What tells an encoder from others: name, input size and a digest of its weights."""
+    """Return what tells an encoder from others: name, input size and a digest of its weights."""
     parts = [
         part
         for key, value in sorted(network.state_dict().items())

@@ -22,10 +22,10 @@ every use.
 
 
 def adapter_card(run_dir: Path, folder: str) -> str:
-    """The card with its metadata, from what the run's stages wrote.
+    """Compose the card with its metadata from what the run's stages wrote.
 
     Args:
-        run_dir: of a finished run.
+        run_dir: folder of a finished run.
         folder: name of the folder that the card lies in.
 
     Raises:
@@ -37,7 +37,7 @@ def adapter_card(run_dir: Path, folder: str) -> str:
     metrics_file = run_dir / "samples" / "metrics.json"
     metrics = read_json(metrics_file) if metrics_file.is_file() else None
     config = record["config"]
-    # Files hold what differs from the constructor's defaults.
+    # Files hold only what differs from the constructor's defaults.
     defaults = {name: each.default for name, each in signature(InvariantAdapter).parameters.items()}
     training = {**defaults, **config["model"]["init_args"]}
     data = config["data"]["init_args"]
@@ -89,7 +89,7 @@ pipe({_quoted(prompt)}, {call}, invariant_scale=1.0).images[0]
 
 
 def _environments(adapter: dict[str, Any], environments: dict[str, Any]) -> str:
-    """Where the environments come from."""
+    """Describe where the environments come from."""
     chosen = adapter.get("candidates", [])
     numbers = f"candidate {' and '.join(map(str, chosen))} of " if chosen else ""
     return (
@@ -99,7 +99,7 @@ def _environments(adapter: dict[str, Any], environments: dict[str, Any]) -> str:
 
 
 def _call(run_dir: Path) -> str:
-    """The sampler's settings as they were measured."""
+    """Return the call arguments with which the figures were measured."""
     record = run_dir / "samples" / RECORD
     if not record.is_file():
         return "num_inference_steps=20"
@@ -108,7 +108,7 @@ def _call(run_dir: Path) -> str:
 
 
 def _stock(kind: str, folder: str, prompt: str, call: str) -> str:
-    """How diffusers itself loads the folder."""
+    """Explain how diffusers itself loads the folder."""
     lora = f"pipe.load_lora_weights({_quoted(folder + '/adapter')})\n" if kind == "lora" else ""
     what = "backbone and adapter" if lora else "the backbone alone"
     return f"""Stock diffusers loads {what}:
@@ -122,7 +122,7 @@ pipe = StableDiffusionPipeline.from_pretrained({_quoted(folder)}, safety_checker
 
 
 def _quoted(text: str) -> str:
-    """As Python writes it; JSON's strings are Python's, too."""
+    """Quote a text as a Python string, which JSON strings are, too."""
     return json.dumps(text, ensure_ascii=False)
 
 

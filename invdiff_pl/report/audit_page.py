@@ -1,4 +1,4 @@
-"""The page of an audit: one HTML file that loads and runs nothing."""
+"""An audit's page: one HTML file that loads and runs nothing."""
 
 import base64
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-_SHEETS = 24  # prompts that are shown
+_SHEETS = 24  # prompts whose samples are shown
 _COLUMNS = 10
-_TO_PLOT = 60  # prompts whose shares are drawn
+_TO_PLOT = 60  # prompts whose shares are plotted
 
 
 def audit_page(audit: AuditCounts, figures: Sequence[dict[str, Any]]) -> str:
-    """The page as text.
+    """Render the page as text.
 
     Args:
-        audit: whose figures they are.
-        figures: as ``audit.figures()`` gives them.
+        audit: counts and pictures of the audit.
+        figures: the result of ``audit.figures()``.
     """
     shown = audit.prompts[:_SHEETS]
     return render(
@@ -51,7 +51,7 @@ def _of(figures: Sequence[dict[str, Any]], attribute: str) -> list[dict[str, Any
 
 
 def _summary(audit: AuditCounts, attribute: str, figures: Sequence[dict[str, Any]]) -> list[str]:
-    """One sentence: Bias at the first guidance scale, before and after."""
+    """Summarise Bias at the first guidance scale, before and after, in one sentence."""
     scale = audit.guidance_scales[0]
     told = []
     for each in _of(figures, attribute):
@@ -146,7 +146,7 @@ def _plot_by_scale(own: Sequence[dict[str, Any]]) -> str:
 
 
 def _plot_shares(audit: AuditCounts, tables: Sequence[dict[str, Any]]) -> str:
-    """Stacked bars, a prompt a row, a panel before and one after."""
+    """Plot shares as stacked bars, one row per prompt, in one panel before and one after."""
     labels = [plain(prompt_label(p, n)) for n, p in enumerate(audit.prompts)][:_TO_PLOT]
     height = 1.1 + 0.24 * len(labels)
     panels = len(tables)
@@ -182,7 +182,7 @@ def _inline(figure: Figure, tight: bool = True) -> str:
 
 
 def _sheet(audit: AuditCounts, number: int) -> dict[str, str]:
-    """Samples of a prompt, a row for each guidance scale and when, at the first seed."""
+    """Draw samples of a prompt at the first seed, by guidance scale, before and after."""
     seed = audit.cells[0].seed
     cells = [cell for cell in audit.cells if cell.seed == seed]
     cells.sort(key=lambda cell: audit.guidance_scales.index(cell.guidance_scale))
@@ -194,7 +194,7 @@ def _sheet(audit: AuditCounts, number: int) -> dict[str, str]:
 
 
 def _examples(audit: AuditCounts, attribute: str) -> str:
-    """Samples of each class, of all prompts in turn: they show what a reader means by it."""
+    """Draw samples of each class, from all prompts in turn, to show what a reader means by it."""
     cell = audit.cells[0]
     pictures = audit.pictures[cell]
     read = audit.readings[attribute][cell][:, : pictures.shape[1]]

@@ -1,4 +1,4 @@
-"""What a report is made of, and how it is written as Markdown and as one HTML file."""
+"""The blocks of a report, and writing them as Markdown and as one HTML file."""
 
 import base64
 import re
@@ -29,7 +29,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; ``**…**`` and backquotes mean what they mean in Markdown."""
+    """A paragraph, in which ``**…**`` and backquotes have their Markdown meaning."""
 
     text: str
 
@@ -47,8 +47,8 @@ class Picture:
     """A picture.
 
     Attributes:
-        file: relative to the report's folder.
-        caption: below it, or in its place where it cannot be seen.
+        file: path relative to the report's folder.
+        caption: caption below the picture, or in its place where it cannot be seen.
     """
 
     file: str
@@ -59,18 +59,18 @@ Block = Heading | Text | Table | Picture
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
-    """The blocks as GitHub-flavoured Markdown."""
+    """Write blocks as GitHub-flavoured Markdown."""
     return "\n\n".join(_markdown(block) for block in blocks) + "\n"
 
 
 def to_html(blocks: Sequence[Block], folder: Path) -> str:
-    """The blocks as one HTML page that needs no other file.
+    """Write blocks as one HTML page that needs no other file.
 
     All text is escaped, and the page may load nothing and run nothing.
 
     Args:
-        blocks: of the report.
-        folder: that the pictures' files are relative to.
+        blocks: blocks of the report.
+        folder: folder that the pictures' paths are relative to.
     """
     titles = [block.text for block in blocks if isinstance(block, Heading) and block.level == 1]
 
@@ -104,12 +104,12 @@ def _cells(cells: Sequence[str]) -> str:
 
 
 def cell(text: str) -> str:
-    """Text as a cell of a Markdown table, on one line, with nothing in it taken for markup."""
+    """Escape text as a cell of a Markdown table, on one line, with nothing taken for markup."""
     escaped = re.sub(r"([\\|<*`])", r"\\\1", text).replace("](", "]\\(").replace("\n", " ")
     return f"**{escaped}**" if isinstance(text, Strong) else escaped
 
 
 def _marked(text: str) -> Markup:
-    """Text whose marks are HTML's."""
+    """Convert a text's Markdown marks to HTML."""
     escaped = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(text)))
     return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", escaped))

@@ -1,4 +1,4 @@
-"""The calibrated scale in a report: what the adapter was multiplied by, and why."""
+"""A report's section on calibration: the factor that scales the adapter, and why."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from invdiff_pl.utils.files import read_json
 
 
 def read_calibration(run_dir: Path) -> dict[str, Any] | None:
-    """What the adapter stage counted; ``None`` where nothing was calibrated."""
+    """Read what the adapter stage counted; ``None`` if nothing was calibrated."""
     file = run_dir / "adapter" / "calibration.json"
     if not file.is_file():
         return None
@@ -17,7 +17,7 @@ def read_calibration(run_dir: Path) -> dict[str, Any] | None:
 
 
 def calibration_section(told: dict[str, Any] | None) -> list[Block]:
-    """Blocks of the report; none where nothing was calibrated."""
+    """Return the section's blocks; none if nothing was calibrated."""
     if told is None:
         return []
     title = Heading("Scale")

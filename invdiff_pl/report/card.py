@@ -8,9 +8,9 @@ from invdiff_pl.report.plots import write_grids
 from invdiff_pl.utils.files import read_json, write_text
 from invdiff_pl.workflow.records import RECORD
 
-# Bias of the samples may differ from the data's by so much before debiasing makes no sense.
+# Largest difference between the samples' and the data's Bias at which debiasing makes sense.
 TOLERANCE = 0.1
-# What new pipelines are made of, beside the networks trained here.
+# Parts of new pipelines, besides the networks trained here.
 _NEW = {
     "StableDiffusionPipeline": (
         "`CLIPTextModel` with random, frozen weights; a `CLIPTokenizer` that knows the words of "
@@ -24,7 +24,7 @@ _NEW = {
 
 
 def write_card(run_dir: Path) -> None:
-    """Write ``README.md`` into the backbone's folder, and figures and pictures into ``RUN/card``.
+    """Write ``README.md`` into the backbone's folder, and the card and samples into ``RUN/card``.
 
     Raises:
         InvDiffError: if the backbone has not been trained and sampled.
@@ -48,11 +48,11 @@ def write_card(run_dir: Path) -> None:
 
 
 def card(metrics: dict[str, Any], records: dict[str, Any], index: dict[str, Any]) -> str:
-    """The card's text.
+    """Compose the card's text.
 
     Args:
-        metrics: of the samples.
-        records: of the stages, by name.
+        metrics: metrics of the samples.
+        records: records of the stages, by name.
         index: ``model_index.json`` of the pipeline.
     """
     record = records["backbone"]
@@ -108,13 +108,13 @@ SEED={config["seed_everything"]}{given}
 
 
 def _changes(record: dict[str, Any]) -> list[str]:
-    """The settings given when a stage was made."""
+    """Return the settings that were given on the command line of a stage."""
     groups = ("--scale.", "--data.", "--evaluation.", "--model.", "--trainer.")
     return [word for word in record.get("command", ()) if word.startswith(groups)]
 
 
 def _figures(metrics: dict[str, Any]) -> str:
-    """Rows of the card's table."""
+    """Return the rows of figures in the card's table."""
     if metrics["scales"] is None:
         return f"| Bias | not measured: {metrics['reason']} |"
     (figures,) = metrics["scales"].values()

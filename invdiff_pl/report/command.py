@@ -13,7 +13,7 @@ def run_report(command: str, arguments: Sequence[str]) -> None:
     """Write a run's report, or a new backbone's model card.
 
     Raises:
-        InvDiffError: if a stage that it tells of has not run, or its files were altered since.
+        InvDiffError: if a stage that it covers has not run, or its files were altered since.
     """
     parser = argparse.ArgumentParser(prog=f"python -m invdiff_pl {command}", allow_abbrev=False)
     parser.add_argument("--run-dir", type=Path, required=True, help="run folder")

@@ -26,9 +26,9 @@ class Figure:
     """One figure of one run.
 
     Attributes:
-        value: as it is.
-        interval: 95 %, where there is one.
-        best: whether it is the best of its column, and apart from every other one.
+        value: the figure, not rounded.
+        interval: its 95 % interval, if there is one.
+        best: whether it is the best of its column, with an interval apart from all others.
     """
 
     value: float
@@ -41,10 +41,11 @@ class Column:
     """One figure of all runs.
 
     Attributes:
-        name: with all that tells it from figures that it must not be compared with.
-        lower_is_better: or the higher one is; ``None`` where neither is, so none is marked.
-        digits: after the point.
-        figures: by run; ``None`` where a run has none.
+        name: name that tells it from all figures it must not be compared with.
+        lower_is_better: whether lower figures are better rather than higher ones; ``None`` if
+            neither are, in which case no figure is marked.
+        digits: number of digits after the point.
+        figures: one figure per run; ``None`` where a run has none.
     """
 
     name: str
@@ -54,7 +55,7 @@ class Column:
 
 
 def run_compare(arguments: Sequence[str]) -> None:
-    """Print the comparison, and write it where asked.
+    """Print the comparison, and write it to files if asked.
 
     Raises:
         InvDiffError: if a run has no report.
@@ -78,7 +79,7 @@ def run_compare(arguments: Sequence[str]) -> None:
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """The ``report.json`` of a run folder.
+    """Read the ``report.json`` of a run folder.
 
     Raises:
         InvDiffError: if there is none.
@@ -95,7 +96,7 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
-    """The folders without the part that all have in common."""
+    """Return the folders' names without the leading part that all have in common."""
     parts = [folder.resolve().parts for folder in folders]
     shared = 0
     shortest = min(map(len, parts)) - 1
@@ -105,7 +106,7 @@ def run_names(folders: Sequence[Path]) -> list[str]:
 
 
 def compare(reports: Sequence[dict[str, Any]]) -> list[Column]:
-    """The columns, best figures marked; those that no run has are left out."""
+    """Return the columns, with the best figures marked, without those that no run has."""
     found = [_figures(report) for report in reports]
     kinds: dict[str, tuple[bool | None, int]] = {}
     for figures in found:
@@ -120,7 +121,7 @@ def compare(reports: Sequence[dict[str, Any]]) -> list[Column]:
 
 
 def _figures(report: dict[str, Any]) -> dict[str, tuple[bool | None, int, Figure]]:
-    """A run's figures: whether lower is better, digits, figure."""
+    """Return a run's figures by name: whether lower is better, number of digits, figure."""
     found: dict[str, tuple[bool | None, int, Figure]] = {}
     bias = report["bias"]
     if bias["after"] is not None:
@@ -155,7 +156,7 @@ def _figures(report: dict[str, Any]) -> dict[str, tuple[bool | None, int, Figure
 
 
 def _conditions(distance: dict[str, Any]) -> str:
-    """What makes distances comparable: extractor, resize, sizes of both sets."""
+    """Describe what makes distances comparable: extractor, resize, sizes of both sets."""
     extractor, resize = distance.get("extractor"), distance.get("resize")
     return f"{extractor} at {resize}, {distance['n']} against {distance['reference_images']}"
 
@@ -183,7 +184,7 @@ def _apart(best: Figure, other: Figure, lower_is_better: bool) -> bool:
 
 
 def table(names: Sequence[str], columns: Sequence[Column]) -> Table:
-    """One row a run."""
+    """Return a table with one row per run."""
     rows = [[name, *(_cell(column, row) for column in columns)] for row, name in enumerate(names)]
     return Table(["run", *(column.name for column in columns)], rows)
 
@@ -200,7 +201,7 @@ def _cell(column: Column, row: int) -> str:
 
 
 def latex(names: Sequence[str], columns: Sequence[Column]) -> str:
-    """A ``tabular`` with the rules of the booktabs package."""
+    """Return a ``tabular`` with the rules of the booktabs package."""
     content = table(names, columns)
     lines = [
         r"\begin{tabular}{l" + "r" * len(columns) + "}",
@@ -222,7 +223,7 @@ def _latex(cell: str) -> str:
 
 
 def as_csv(names: Sequence[str], columns: Sequence[Column]) -> str:
-    """Full precision, the ends of intervals in columns of their own."""
+    """Return CSV at full precision, with the ends of intervals in their own columns."""
     header = ["run"]
     for column in columns:
         header += [column.name, f"{column.name} low", f"{column.name} high"]

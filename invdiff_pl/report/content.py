@@ -1,4 +1,4 @@
-"""What a run's report says, from the content of ``report.json``."""
+"""The text of a run's report, from the content of ``report.json``."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +11,12 @@ from invdiff_pl.utils.labels import legend
 
 
 def report_blocks(report: dict[str, Any], pictures: dict[str, Sequence[str]]) -> list[Block]:
-    """The report for people.
+    """Compose the report that people read.
 
     Args:
         report: the content of ``report.json``.
-        pictures: files relative to the report's folder: ``bias``, ``pareto``, ``grid``, ``scores``,
-            ``sheets`` and ``curves``, each with none, one or several.
+        pictures: files relative to the report's folder by name: ``bias``, ``pareto``, ``grid``,
+            ``scores``, ``sheets`` and ``curves``, with none, one or several for each.
     """
     scored = report["bias"]["after"] is not None
     return [
@@ -73,7 +73,7 @@ def _shown(title: str, files: Sequence[str], caption: str) -> list[Block]:
 
 
 def _legend(prompts: Sequence[str]) -> list[Block]:
-    """What the numbers stand for that pictures show in the place of some prompts."""
+    """List the prompts that pictures show by number."""
     rows = [[str(number), prompt] for number, prompt in legend(prompts)]
     return [Table(["number in pictures", "prompt"], rows)] if rows else []
 
@@ -150,7 +150,7 @@ def _augmentation(report: dict[str, Any]) -> list[Block]:
 
 
 def _environments(environments: dict[str, Any]) -> list[Block]:
-    """What was found, candidate by candidate."""
+    """Report what was found, candidate by candidate."""
     auc, verdict = environments["auc"], environments["bias_found"]
     found = {True: "yes", False: "no", None: "not tested"}[verdict]
     rows = [
@@ -180,7 +180,7 @@ def _environments(environments: dict[str, Any]) -> list[Block]:
 
 
 def _environments_by_prompt(environments: dict[str, Any]) -> list[Block]:
-    """A row a (prompt, group) of the first candidate that is called a bias: its share."""
+    """Tabulate shares by prompt and group, for the first candidate whose verdict is a bias."""
     if environments["candidate"] is None:
         return []
     chosen = environments["candidates"][environments["candidate"]]

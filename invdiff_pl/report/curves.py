@@ -1,4 +1,4 @@
-"""Training's course from event files, and Bias against quality."""
+"""Plots of the course of training, from event files, and of Bias against quality."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ _SMOOTHING = 0.9
 
 
 def read_scalars(folder: Path) -> Series:
-    """Steps and values of every scalar in a folder of event files, by tag."""
+    """Read the steps and values of every scalar in a folder of event files, by tag."""
     from tensorboard.backend.event_processing.event_accumulator import (  # noqa: PLC0415
         EventAccumulator,  # takes a second
     )
@@ -33,7 +33,7 @@ def read_scalars(folder: Path) -> Series:
 
 
 def plot_curves(folder: Path, attribute: str, path: Path) -> bool:
-    """Risks, Bias and Fréchet distance over the steps of training.
+    """Plot risks, Bias and Fréchet distance over the steps of training.
 
     Returns:
         whether there was anything to draw.
@@ -71,7 +71,7 @@ def plot_curves(folder: Path, attribute: str, path: Path) -> bool:
 
 
 def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Exponential average without the start's pull towards zero, as TensorBoard draws it."""
+    """Compute TensorBoard's exponential average, corrected for its start at zero."""
     smooth, average = np.empty_like(values), 0.0
     for number, value in enumerate(values):
         average = _SMOOTHING * average + (1 - _SMOOTHING) * value
@@ -80,13 +80,13 @@ def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def pareto_points(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """Bias and Fréchet distance of every invariant scale.
+    """Return Bias and Fréchet distance at every invariant scale.
 
     Args:
         metrics: the content of ``samples/metrics.json``.
 
     Returns:
-        ``label``, ``bias``, ``interval``, ``distance`` of each; none where distances are missing.
+        ``label``, ``bias``, ``interval`` and ``distance`` of each scale that has a distance.
     """
     points = [
         {
@@ -101,7 +101,7 @@ def pareto_points(metrics: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def pareto_front(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The points that no other one beats in both Bias and distance, by distance."""
+    """Return the points that no other beats in both Bias and distance, sorted by distance."""
     front: list[dict[str, Any]] = []
     for point in sorted(points, key=lambda p: (p["distance"], p["bias"])):
         if not front or point["bias"] < front[-1]["bias"]:
@@ -110,7 +110,7 @@ def pareto_front(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def plot_pareto(points: list[dict[str, Any]], path: Path) -> None:
-    """Bias with its interval against Fréchet distance, and the front."""
+    """Plot Bias with its interval against Fréchet distance, and the Pareto front."""
     figure, axes = plt.subplots(figsize=(5.5, 3.8))
     for point in points:
         low, high = point["interval"]

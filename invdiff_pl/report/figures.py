@@ -1,4 +1,4 @@
-"""The table of a report: bias and quality, before and after."""
+"""A report's table of bias and quality, before and after."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ TITLES = {"fid": "FID", "fd_dinov2": "FD-DINOv2", "cmmd": "CMMD"}
 
 
 def figure_blocks(report: dict[str, Any]) -> list[Block]:
-    """The table, and what keeps its figures from being trusted."""
+    """Return the table, and warnings about figures that are not to be trusted."""
     rows = [*_bias_rows(report["bias"]), *_quality_rows(report)]
     table = Table(["", "training data", "before", "after"], rows)
     return [table, *(Text(warning) for warning in _warnings(report))]
@@ -74,7 +74,7 @@ def _quality_rows(report: dict[str, Any]) -> list[list[str]]:
 
 
 def _warnings(report: dict[str, Any]) -> list[str]:
-    """What keeps the figures from being trusted."""
+    """Return warnings about figures that are not to be trusted."""
     weak = [
         f"{100 * accuracy:.1f} % ({name})"
         for name, accuracy in report["classifier"].items()
@@ -99,6 +99,6 @@ def _estimate(bias: dict[str, Any]) -> str:
 
 
 def interval_text(interval: Sequence[float], factor: float = 1, digits: int = 3) -> str:
-    """An interval in brackets."""
+    """Format an interval in brackets."""
     low, high = (f"{factor * value:.{digits}f}" for value in interval)
     return f"[{low}, {high}]"

@@ -1,4 +1,4 @@
-"""Held-out risks in a report: what chose the checkpoint, and the bound by timestep bin."""
+"""A report's section on held-out risks: how the checkpoint was chosen, and bounds by timestep."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from invdiff_pl.utils.files import read_json
 
 
 def read_held_out(run_dir: Path) -> dict[str, Any]:
-    """What the adapter stage measured on held-out images, or why there is nothing."""
+    """Read what the adapter stage measured on held-out images, or why there is nothing."""
     file = run_dir / "adapter" / "heldout.json"
     if not file.is_file():
         return {"reason": "the adapter stage measured no held-out risks (HeldOutSelection is off)"}
@@ -17,7 +17,7 @@ def read_held_out(run_dir: Path) -> dict[str, Any]:
 
 
 def held_out_section(held: dict[str, Any]) -> list[Block]:
-    """Blocks of the report."""
+    """Return the section's blocks."""
     title = Heading("Held-out risks")
     if "bins" not in held:
         return [title, Text(f"Not measured: {held['reason']}.")]

@@ -7,19 +7,19 @@ import yaml
 
 from invdiff_pl.utils.files import atomic_path
 
-# Told elsewhere, or of this machine only.
+# Arguments that are given elsewhere, or that concern one machine only.
 _NOT_SETTINGS = ("output", "backbone", "seed", "adapter", "adapter_settings", "_instantiator")
 
 
 def write_hparams(run_dir: Path, report: dict[str, Any], samples_record: dict[str, Any]) -> None:
-    """Write the event file of ``tensorboard/result``, anew.
+    """Write the event file of ``tensorboard/result`` anew.
 
-    One row of the page is a run: ``tensorboard --logdir runs`` compares all runs below ``runs``.
+    Each run is one row of the page: ``tensorboard --logdir runs`` compares all runs below ``runs``.
 
     Args:
-        run_dir: whose settings and figures they are.
+        run_dir: the run folder.
         report: the content of ``report.json``.
-        samples_record: of the samples stage.
+        samples_record: the record of the samples stage.
     """
     from torch.utils.tensorboard.summary import hparams  # noqa: PLC0415 - takes seconds
     from torch.utils.tensorboard.writer import SummaryWriter  # noqa: PLC0415
@@ -38,7 +38,7 @@ def write_hparams(run_dir: Path, report: dict[str, Any], samples_record: dict[st
 def final_settings(
     run_dir: Path, report: dict[str, Any], samples_record: dict[str, Any]
 ) -> dict[str, Any]:
-    """What was chosen, by name: numbers, words and truth values."""
+    """Return the settings by name: numbers, strings and truth values."""
     sampler = samples_record["config"].get("model", {}).get("init_args", {})
     found: dict[str, Any] = {
         "experiment": report["experiment"],
@@ -68,9 +68,9 @@ def _flat(name: str, value: Any) -> dict[str, Any]:
 
 
 def final_figures(report: dict[str, Any]) -> dict[str, float]:
-    """What came out, by tag; what was not measured has none.
+    """Return the measured figures by tag.
 
-    Bias comes first: the page shows five figures until others are ticked.
+    Bias comes first, since the page shows five figures until others are ticked.
     """
     bias, quality = report["bias"], report["environments"]["quality"]
     attribute = bias.get("attribute") or "attribute"

@@ -10,13 +10,13 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 def with_metadata(
     text: str, base: str | None, relation: Literal["adapter", "finetune"], *tags: str
 ) -> str:
-    """A card with the block that names library, task, tags and, where it is on the hub, its base.
+    """Put a block before a card that names library, task, tags and, if on the hub, its base.
 
     Args:
-        text: of the card, Markdown.
+        text: text of the card, in Markdown.
         base: pipeline folder, hub id or ``asset:NAME`` of the model that it was made from, if any.
-        relation: to that model.
-        tags: further ones.
+        relation: relation to that model.
+        tags: further tags.
     """
     on_hub = base is not None and _is_hub_id(base)
     data = ModelCardData(

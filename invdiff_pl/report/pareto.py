@@ -1,4 +1,4 @@
-"""Table and plot of a sweep: what less bias costs."""
+"""A sweep's table and plot: what less bias costs."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from invdiff_pl.utils.labels import plain
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-# Figures that bias is traded for.
+# Figures that less bias is traded for.
 COSTS = {
     "frechet_distance": "Fréchet distance",
     "prompt_accuracy": "prompt accuracy",
@@ -20,10 +20,10 @@ COSTS = {
 
 
 def mark_pareto(points: list[dict[str, Any]]) -> None:
-    """Set ``pareto`` in each point: no other of its run has less bias at no larger distance.
+    """Set ``pareto`` in each point: whether no other point of its run dominates it.
 
-    That is, none is at least as good in both Bias and Fréchet distance and better in one. A point
-    without a distance is not on the curve.
+    Another point dominates it if it is at least as good in both Bias and Fréchet distance and
+    better in one. A point without a distance is not on the curve.
     """
     for point in points:
         own = point["bias"], point["frechet_distance"]
@@ -39,7 +39,7 @@ def mark_pareto(points: list[dict[str, Any]]) -> None:
 
 
 def sweep_markdown(points: list[dict[str, Any]]) -> str:
-    """The table, one row a point; ``*`` marks the Pareto curve of Bias and Fréchet distance."""
+    """Format a table, one row per point; ``*`` marks the Pareto curve of Bias and distance."""
     header = (
         "run",
         "guidance scale",
@@ -75,7 +75,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def plot_sweep(points: list[dict[str, Any]], path: Path) -> None:
-    """Bias against each cost, a line for every (run, guidance scale) over invariant scales."""
+    """Plot each cost against Bias, with a line over invariant scales per run and guidance scale."""
     figure, panels = plt.subplots(1, len(COSTS), figsize=(4.2 * len(COSTS), 4))
     curves: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for point in points:

@@ -1,4 +1,4 @@
-"""Pictures of a report."""
+"""The pictures of a report."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ _ZOOM_TO = 64
 
 
 def plot_bias(metrics: dict[str, Any], path: Path) -> None:
-    """Bias of every prompt with its interval, of the data, before and after."""
+    """Plot every prompt's Bias in the data, before and after, the latter two with intervals."""
     scales = list(metrics["scales"].values())
     series = {
         "training data": metrics["data"]["bias"],
@@ -52,7 +52,7 @@ def plot_bias(metrics: dict[str, Any], path: Path) -> None:
 
 
 def plot_environments(folder: Path, prompts: list[str], path: Path) -> None:
-    """Histogram of the scores, coloured by environment."""
+    """Plot a histogram of the scores, coloured by environment."""
     tensors = load_file(folder / "environments.safetensors")
     scores, assignments = tensors["scores"], tensors["assignments"]
     low, high = np.quantile(scores, (0.001, 0.999))
@@ -70,7 +70,7 @@ def plot_environments(folder: Path, prompts: list[str], path: Path) -> None:
 
 
 def write_grids(samples: Path, path: Path, columns: int = _COLUMNS) -> None:
-    """The first samples of each prompt: a row before, below it a row after, from the same noise."""
+    """Draw each prompt's first samples: a row before and, from the same noise, one after below."""
     manifest = read_manifest(samples)
     scales = sorted({sample.invariant_scale for sample in manifest})
     shown = [scales[0], scales[-1]] if len(scales) > 1 else scales
@@ -90,7 +90,7 @@ def write_grids(samples: Path, path: Path, columns: int = _COLUMNS) -> None:
 
 
 def _labelled(block: NDArray[np.uint8], text: list[str]) -> NDArray[np.uint8]:
-    """The block with the prompt's label, and a name for each row, to its left."""
+    """Put the prompt's label and a name for each row to the left of a block."""
     label = Image.new("RGB", (LABEL_WIDTH, len(block)), "white")
     draw = ImageDraw.Draw(label)
     prompt, *names = text

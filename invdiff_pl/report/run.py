@@ -1,4 +1,4 @@
-"""A run's report: ``report.json`` for scripts; Markdown, HTML and pictures for people."""
+"""Writing a run's report: ``report.json`` for scripts; Markdown, HTML and pictures for people."""
 
 import shlex
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def write_report(run_dir: Path, seed: int) -> dict[str, Any]:
 def _draw(
     run_dir: Path, folder: Path, metrics: dict[str, Any], environments: dict[str, Any]
 ) -> dict[str, Sequence[str]]:
-    """Draw what there is to draw; files by what they show, relative to the report's folder."""
+    """Draw the pictures; return files by what they show, relative to the report's folder."""
     for name in ("bias", "pareto", "curves"):
         (folder / f"{name}.png").unlink(missing_ok=True)
     if is_scored(metrics):
@@ -71,7 +71,7 @@ def _draw(
 def collect(
     run_dir: Path, metrics: dict[str, Any], environments: dict[str, Any], seed: int
 ) -> dict[str, Any]:
-    """The content of ``report.json``."""
+    """Collect the content of ``report.json``."""
     sample_record = read_json(run_dir / "samples" / RECORD)
     adapter = read_json(run_dir / "adapter" / "adapter" / "adapter.json")
     seconds = {
@@ -127,7 +127,7 @@ def _environment_reason(metrics: dict[str, Any], environments: dict[str, Any]) -
 
 
 def augmentation(run_dir: Path) -> dict[str, Any]:
-    """Worst-group accuracy with debiased samples, if the stage has run on these samples."""
+    """Return worst-group accuracy with debiased samples, if the stage has run on these samples."""
     file = run_dir / "augmentation" / "augmentation.json"
     if not file.is_file():
         return {}
@@ -138,12 +138,12 @@ def augmentation(run_dir: Path) -> dict[str, Any]:
 
 
 def is_scored(metrics: dict[str, Any]) -> bool:
-    """Whether the samples could be scored: that takes attribute labels."""
+    """Return whether the samples could be scored, which takes attribute labels."""
     return metrics["scales"] is not None
 
 
 def figures(metrics: dict[str, Any]) -> dict[str, Any]:
-    """What was measured on the samples, or ``None`` for each figure and why."""
+    """Return what was measured on the samples, or ``None`` and the reason for each figure."""
     count = {"samples_per_prompt": metrics["samples_per_prompt"]}
     if not is_scored(metrics):
         nothing = absent(metrics["reason"])
@@ -187,7 +187,7 @@ def figures(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def before_and_after(first: Any, last: Any) -> dict[str, Any]:
-    """A figure before and after, or why it is not there."""
+    """Return a figure before and after, or the reason why it is missing."""
     for found in (first, last):
         if isinstance(found, dict):
             return absent(found["reason"])
@@ -195,7 +195,7 @@ def before_and_after(first: Any, last: Any) -> dict[str, Any]:
 
 
 def intersection(first: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
-    """Bias over two attributes at once, if a second classifier was given."""
+    """Return Bias over two attributes at once, if a second classifier was given."""
     if "intersection" not in first:
         return {}
     before, after = first["intersection"], last["intersection"]
@@ -204,7 +204,7 @@ def intersection(first: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
 
 
 def manifold_figures(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Precision, recall, density and coverage before and after."""
+    """Return precision, recall, density and coverage before and after."""
     before, *_, after = (f.get("manifold", OLDER) for f in metrics["scales"].values())
     if "reason" in before:
         return dict.fromkeys(MANIFOLD, absent(before["reason"]))
@@ -216,7 +216,7 @@ def manifold_figures(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def clip_figures(metrics: dict[str, Any]) -> dict[str, Any]:
-    """CLIP-T before and after."""
+    """Return CLIP-T before and after."""
     before, *_, after = (f.get("clip_t", OLDER) for f in metrics["scales"].values())
     if "reason" in before:
         return absent(before["reason"])
@@ -224,5 +224,5 @@ def clip_figures(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def absent(reason: str) -> dict[str, Any]:
-    """A figure that was not taken, and why."""
+    """Return the entry of a figure that was not measured, with the reason."""
     return {"before": None, "after": None, "reason": reason}

@@ -1,4 +1,4 @@
-"""Files of a run: written aside and renamed, so that a reader never meets half of one."""
+"""Files of a run, written aside and renamed, so that a reader never meets half of one."""
 
 import hashlib
 import json
@@ -29,8 +29,8 @@ def atomic_path(target: Path, *, durable: bool = True) -> Iterator[Path]:
     Args:
         target: file or folder.
         durable: force the content to disk before the rename, so that not even a power cut leaves
-            an empty file under the final name. Not worth its time for files that are checked
-            before they are used again.
+            an empty file under the final name. This is not worth the time for files that are
+            checked before they are used again.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(4)
@@ -61,10 +61,10 @@ def _force_to_disk(path: Path) -> None:
 
 
 def walk(root: Path, *, follow_links: bool = False) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Folders below a root with the names of folders and of files in each, as ``os.walk``.
+    """Yield folders below a root with the names of folders and files in each, as ``os.walk`` does.
 
     Args:
-        root: folder.
+        root: folder to start from.
         follow_links: look into linked folders, too; each folder once, wherever links lead.
     """
     seen: set[str] = set()
@@ -90,19 +90,19 @@ def remove_leftovers(folder: Path, *, older_than: float = 0.0) -> None:
     """Remove what killed writers left below a folder.
 
     Args:
-        folder: whose writers are known to be gone, unless an age is given.
-        older_than: age in seconds; younger ones may belong to a writer that is still at work.
+        folder: folder whose writers are known to be gone, unless an age is given.
+        older_than: least age in seconds; younger ones may belong to a writer still at work.
     """
     limit = time.time() - older_than
     for pattern in _LEFTOVERS:
         for path in list(folder.rglob(pattern)):
-            with suppress(FileNotFoundError):  # another process may be at it, too
+            with suppress(FileNotFoundError):  # another process may do the same
                 if older_than == 0 or path.stat().st_mtime < limit:
                     remove(path)
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a name is one that a killed writer leaves."""
+    """Return whether a path has a name that killed writers leave behind."""
     return any(path.match(pattern) for pattern in _LEFTOVERS)
 
 
@@ -137,8 +137,8 @@ def read_object(path: Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
     """Read a JSON object that must have certain keys.
 
     Args:
-        path: of the file.
-        kinds: type or types of the value of each key.
+        path: path of the file.
+        kinds: expected type or types of each key's value.
 
     Raises:
         InvDiffError: if the file is missing or is not JSON, or a key is missing or of another type.
@@ -168,7 +168,7 @@ def sort_safetensors_header(path: Path) -> None:
     """Rewrite a safetensors file with its header's keys in order.
 
     The library writes metadata in the order of a hash table, which differs from process to
-    process, so that equal contents would give unequal files.
+    process, so that files of equal content would differ.
     """
     content = path.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
@@ -180,7 +180,7 @@ def sort_safetensors_header(path: Path) -> None:
 
 
 def digest_bytes(*parts: bytes) -> str:
-    """32 hexadecimal digits that depend on every part and on where one part ends."""
+    """Return 32 hexadecimal digits that depend on every part and on where each part ends."""
     hasher = hashlib.blake2b(digest_size=16)
     for part in parts:
         hasher.update(len(part).to_bytes(8, "little"))
@@ -189,12 +189,12 @@ def digest_bytes(*parts: bytes) -> str:
 
 
 def digest_json(value: Any) -> str:
-    """Digest of a JSON-serialisable value, whatever the order of its keys."""
+    """Compute the digest of a JSON-serialisable value, whatever the order of its keys."""
     return digest_bytes(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
 
 
 def digest_file(path: Path) -> str:
-    """Digest of one file's content, read in blocks."""
+    """Compute the digest of a file's content, read in blocks."""
     hasher = hashlib.blake2b(digest_size=16)
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -203,6 +203,6 @@ def digest_file(path: Path) -> str:
 
 
 def digest_folder(folder: Path) -> str:
-    """Digest of the names and contents of every file below ``folder``."""
+    """Compute the digest of the names and contents of all files below ``folder``."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return digest_json([(path.relative_to(folder).as_posix(), digest_file(path)) for path in files])

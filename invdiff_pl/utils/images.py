@@ -1,4 +1,4 @@
-"""Pictures: side by side, and written in the background."""
+"""Laying pictures out in a grid, and writing them in the background."""
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,11 +12,11 @@ from invdiff_pl.utils.files import atomic_path
 
 
 def image_grid(images: Tensor, columns: int, zoom: int = 1) -> Tensor:
-    """Images side by side, ``columns`` in a row; an incomplete last row is left out.
+    """Lay images out in rows of ``columns``; an incomplete last row is left out.
 
     Args:
         images: ``[N, 3, H, W]``.
-        columns: images in a row.
+        columns: number of images per row.
         zoom: whole number by which each pixel is enlarged.
 
     Returns:
@@ -31,12 +31,12 @@ def image_grid(images: Tensor, columns: int, zoom: int = 1) -> Tensor:
 class ImageWriter:
     """Writes PNG files in background threads, each aside and renamed.
 
-    A failed write (a full disk, say) surfaces at the next call of any method. Where drawing is
-    faster than the disk, :meth:`write` waits, so that memory stays bounded.
+    A failed write (to a full disk, say) surfaces at the next call of any method. If images come
+    faster than they can be written, :meth:`write` waits, so that memory stays bounded.
 
     Args:
-        threads: that compress and write.
-        most: images that may wait to be written.
+        threads: number of threads that compress and write.
+        most: largest number of images that may wait to be written.
     """
 
     def __init__(self, threads: int = 2, most: int = 512) -> None:
@@ -52,7 +52,7 @@ class ImageWriter:
         self._waiting.append(self._pool.submit(write_png, file, image))
 
     def check(self) -> None:
-        """Raise what went wrong with the images written so far."""
+        """Raise the error of an image that could not be written, if there is one."""
         while self._waiting and self._waiting[0].done():
             self._waiting.popleft().result()
 

@@ -1,4 +1,4 @@
-"""Prompts and names in pictures: as they are where the font has their letters, else by number."""
+"""Prompts and names in pictures, shown as text if the font has their letters, else by number."""
 
 import re
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from PIL import ImageFont
 # Ships with matplotlib, which draws plots in it: Latin, Greek, Cyrillic, Arabic and more, but
 # neither Chinese, Japanese and Korean nor most emoji.
 _FONT = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-MOST = 24  # characters of a prompt in a picture
+MOST = 24  # characters of a prompt shown in a picture
 
 
 def font(size: float) -> ImageFont.FreeTypeFont:
-    """The font for Pillow, of a size in pixels."""
+    """Return the font for Pillow at a size in pixels."""
     return ImageFont.truetype(_FONT, size)
 
 
 def drawable(text: str) -> bool:
-    """Whether the font has a letter for every character.
+    """Return whether the font has a letter for every character.
 
     Example:
         >>> drawable("кошка"), drawable("猫")
@@ -36,12 +36,12 @@ def _characters() -> frozenset[str]:
 
 
 def prompt_label(prompt: str, number: int, most: int = MOST) -> str:
-    """What stands for a prompt in a picture.
+    """Return the label that stands for a prompt in a picture.
 
     Args:
-        prompt: of any length and script.
-        number: of the prompt, from 0, as in ``manifest.jsonl``.
-        most: characters.
+        prompt: a prompt of any length and script.
+        number: number of the prompt, from 0, as in ``manifest.jsonl``.
+        most: largest number of characters.
 
     Returns:
         the prompt on one line without "a photo of"; cut, with its number, if it is too long; or its
@@ -61,7 +61,7 @@ def prompt_label(prompt: str, number: int, most: int = MOST) -> str:
 
 
 def legend(prompts: Sequence[str]) -> list[tuple[int, str]]:
-    """Numbers and prompts of those that pictures show by number."""
+    """Return the numbers and texts of prompts that pictures show by number."""
     return [
         (number, prompt)
         for number, prompt in enumerate(prompts)
@@ -70,11 +70,11 @@ def legend(prompts: Sequence[str]) -> list[tuple[int, str]]:
 
 
 def plain(text: str, instead: str = "?") -> str:
-    """Text for matplotlib: a dollar sign is one, and starts no formula.
+    """Escape a text for matplotlib, so that a dollar sign does not start a formula.
 
     Args:
-        text: of any script.
-        instead: of characters that the font lacks.
+        text: text in any script.
+        instead: replacement of characters that the font lacks.
     """
     shown = "".join(c if drawable(c) else instead for c in " ".join(text.split()))
     return shown.replace("$", r"\$")

@@ -1,6 +1,6 @@
-"""Locks between processes: one run a run folder, one builder a cache folder.
+"""Locks between processes: one run per run folder, one builder per cache folder.
 
-They are filelock's. The kernel's own lets go however its holder ends, so a killed run leaves none
+They are filelock's. A kernel lock is released however its holder ends, so a killed run leaves none
 behind; on file systems without such locks a marker file takes its place, which is stale once the
 process that it names is gone.
 """
@@ -22,19 +22,19 @@ from invdiff_pl.utils.errors import InvDiffError
 LOCK = ".lock"
 MARKER = ".lock.held"
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
-# Longer than a stage has to tidy up once its parent is gone.
+# More than the time that a stage has to tidy up once its parent is gone.
 _ORPHAN_SECONDS = 90.0
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a run folder, as its lock file tells people.
+    """The process that holds a run folder, as named in its lock file.
 
     Attributes:
         pid: process number.
-        host: name of its machine.
-        since: when it took the lock.
-        command: what it runs.
+        host: name of the machine.
+        since: when the process took the lock.
+        command: command that it runs.
     """
 
     pid: int
@@ -44,7 +44,7 @@ class Holder:
 
     @classmethod
     def read(cls, path: Path) -> "Holder | None":
-        """The holder that a lock file names; ``None`` if it names none, or is damaged."""
+        """Read the holder from a lock file; ``None`` if it names none, or is damaged."""
         try:
             holder = cls(**json.loads(path.read_bytes()))
             return holder if isinstance(holder.pid, int) and holder.pid > 0 else None
@@ -52,7 +52,7 @@ class Holder:
             return None
 
     def is_gone(self) -> bool:
-        """Whether the process is known to have ended; one on another machine never is."""
+        """Return whether the process is known to have ended; never so on another machine."""
         try:
             if self.host == socket.gethostname():
                 os.kill(self.pid, 0)
@@ -71,8 +71,8 @@ def run_lock(run_dir: Path, command: str) -> Iterator[int]:
     """Hold a run folder, so that no second run writes to it.
 
     Args:
-        run_dir: created if it is not there.
-        command: told to whoever comes second.
+        run_dir: the run folder, created if it does not exist.
+        command: command to name in the message to a second run.
 
     Yields:
         the lock's file descriptor, to be handed to child processes: the folder stays locked until
@@ -109,7 +109,7 @@ def run_lock(run_dir: Path, command: str) -> Iterator[int]:
 def _take_after(
     run_dir: Path, earlier: Holder | None, lent: list[int]
 ) -> AbstractContextManager[object]:
-    """Lock a run folder; of a killed run what is left of its stages is waited for."""
+    """Lock a run folder; if a run was killed there, wait until its remaining stages have ended."""
     try:
         return _take(run_dir, 0, lent)
     except Timeout:
@@ -124,7 +124,7 @@ def _take(run_dir: Path, seconds: float, lent: list[int]) -> AbstractContextMana
     try:
         return lock.acquire(timeout=seconds)
     except OSError as error:
-        if error.errno not in _NO_LOCKS:  # nor is that of a Timeout
+        if error.errno not in _NO_LOCKS:  # as for a Timeout
             raise
         (run_dir / LOCK).touch()
         return SoftFileLock(run_dir / MARKER).acquire(timeout=seconds)
@@ -132,10 +132,10 @@ def _take(run_dir: Path, seconds: float, lent: list[int]) -> AbstractContextMana
 
 @contextmanager
 def build_lock(folder: Path, what: str) -> Iterator[None]:
-    """Let one process at a time fill a cache folder; the next finds it filled.
+    """Let one process at a time fill a cache folder; the next one finds it filled.
 
-    Where the file system has no locks both fill it: files are written aside and renamed, so that
-    costs time and nothing else.
+    If the file system has no locks, both fill it, which costs time but does no harm: files are
+    written aside and renamed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, fallback_to_soft=False)

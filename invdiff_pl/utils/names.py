@@ -1,4 +1,4 @@
-"""Names that settings choose by, known without torch, so that a wrong one is told at once."""
+"""Names allowed in settings, listed without torch, so that a wrong one is reported at once."""
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -15,10 +15,10 @@ BACKBONE_DENSITIES = ("power", "logit_normal")
 WEIGHTINGS = ("none", "min_snr")
 INFERENCES = ("mixture", "partition")
 EXTRACTORS = ("dinov2", "efficientnet_lite0", "inception_v3")
-# How weights that are not trained are held, see `invdiff_pl.backbones.pipeline.load_pipeline`.
+# How to hold weights that are not trained, see `invdiff_pl.backbones.pipeline.load_pipeline`.
 FROZEN_WEIGHTS = ("float32", "bfloat16", "float16", "int8", "nf4")
 OPTIMIZERS = ("adamw", "adamw8bit")
-# Names that need a library which the package does without.
+# Names that need an optional library.
 _LIBRARIES = dict.fromkeys(("int8", "nf4", "adamw8bit"), "bitsandbytes")
 
 # Settings of all stages, in the group `scale`.
@@ -45,9 +45,10 @@ def require_name(argument: str, name: object, known: Sequence[str]) -> None:
     """Refuse a name that is not known, or that needs a library which is not installed.
 
     Args:
-        argument: or flag that it was given to, such as ``score`` or ``--model.score``.
-        name: that was given.
-        known: names that may be.
+        argument: argument or flag that the name was given to, such as ``score`` or
+            ``--model.score``.
+        name: the given name.
+        known: allowed names.
 
     Raises:
         InvDiffError: naming the argument, what was found and what was expected.
@@ -67,7 +68,8 @@ def require_names(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> N
     """Refuse a stage's settings if one of them is a name that is not known.
 
     Args:
-        config: of the stage, resolved: ``model`` (class path and arguments), ``evaluation``.
+        config: the stage's resolved settings: ``model`` (class path and arguments), ``scale``,
+            ``evaluation``.
         overrides: the stage's own flags, which win; those not of the form ``--model.KEY=NAME`` are
             left to the parser.
 

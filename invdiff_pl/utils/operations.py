@@ -1,4 +1,4 @@
-"""Floating-point operations of a call, as PyTorch counts them."""
+"""Counting the floating-point operations of a call, with PyTorch's counter."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -7,22 +7,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class _OneModule(nullcontext[None]):
-    """In place of the counter's tracker of modules, whose totals are not asked for.
+    """Replaces the counter's tracker of modules, whose totals are not needed.
 
-    The tracker hooks what modules are called with, and ``torch.autograd.grad`` refuses a hook on
-    a parameter that is an argument of a module, as in transformers of PixArt's form.
+    The tracker hooks the arguments of modules, and ``torch.autograd.grad`` refuses a hook on a
+    parameter that is an argument of a module, as in transformers like PixArt's.
     """
 
     parents = frozenset({"Global"})
 
 
 def count_operations(run: Callable[[], object]) -> int:
-    """Operations of matrix products, convolutions and attention in one call, forward and backward.
+    """Count the operations of matrix products, convolutions and attention, forward and backward.
 
-    A multiplication and an addition count as two. On the meta device they cost nothing to count.
+    A multiplication and an addition count as two. On the meta device counting costs nothing.
 
     Args:
-        run: called once.
+        run: function to call once.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Stages as child processes: signals are passed on, and no child outlives its parent."""
+"""Running stages as child processes that get the parent's signals and do not outlive it."""
 
 import atexit
 import os
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-# Names the socket whose other end the parent holds; a stage of a killed run ends when it closes,
-# and one that ends by itself tells its peak memory on it.
+# Names the socket whose other end the parent holds: when it closes, because the run was killed, the
+# stage ends, too; a stage that ends normally sends its peak memory through it.
 _LIFELINE = "INVDIFF_LIFELINE"
-# Says that the parent holds the run folder's lock.
+# Set if the parent holds the run folder's lock.
 LOCKED = "INVDIFF_RUN_LOCKED"
 TERMINATED = 128 + signal.SIGTERM
-# How the C library (glibc) should get a stage's memory: freed tensors are kept for the next ones
-# rather than handed back to the kernel and faulted in again, page by page, and pages are large ones
-# where the system offers them. Tensors come out the same; what is not known is ignored.
+# Settings of glibc's allocator for a stage: freed tensors are kept for the next ones rather than
+# handed back to the kernel and faulted in again, page by page, and pages are large ones where the
+# system offers them. Results stay the same; unknown settings are ignored.
 _ALLOCATOR = {
     "GLIBC_TUNABLES": ":".join(
         (
@@ -36,14 +36,14 @@ _STATUS = Path("/proc/self/status")
 
 
 class Terminated(SystemExit):
-    """SIGTERM has arrived; unwinds as an exception does, so that partial files are removed."""
+    """Raised when SIGTERM arrives, so that the stack unwinds and partial files are removed."""
 
     def __init__(self) -> None:
         super().__init__(TERMINATED)
 
 
 class _Sigterm:
-    """The handler; while deferred, only a second signal ends the process at once."""
+    """The handler of SIGTERM; while deferred, only a second signal ends the process at once."""
 
     deferred = False
 
@@ -58,7 +58,7 @@ _handler = _Sigterm()
 
 @contextmanager
 def raising_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise :class:`Terminated` in the main thread; Lightning's handlers keep it."""
+    """Make SIGTERM raise :class:`Terminated` in the main thread; Lightning keeps this handler."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -71,7 +71,7 @@ def raising_on_sigterm() -> Iterator[None]:
 
 
 def defer_sigterm(deferred: bool) -> None:
-    """Leave SIGTERM to whoever looks for it between steps, or no longer."""
+    """Leave SIGTERM to a callback that looks for it between steps, or stop doing so."""
     _handler.deferred = deferred
 
 
@@ -81,7 +81,7 @@ class Ended:
 
     Attributes:
         status: exit status; negative for a signal.
-        peak_memory: most bytes that were resident at once; ``None`` where that is not known.
+        peak_memory: largest number of bytes resident at once; ``None`` if unknown.
     """
 
     status: int
@@ -89,9 +89,9 @@ class Ended:
 
 
 def peak_memory() -> int | None:
-    """Most bytes of this process that were resident at once so far; ``None`` but on Linux.
+    """Return the largest number of this process's bytes resident at once; ``None`` but on Linux.
 
-    ``getrusage`` would begin with the parent's, which is handed down even to another program.
+    ``getrusage`` would start from the parent's peak, which even another program inherits.
     """
     with suppress(OSError):
         for line in _STATUS.read_text(encoding="utf-8").splitlines():
@@ -103,18 +103,18 @@ def peak_memory() -> int | None:
 def call(command: Sequence[str], lock: int, *, tied: bool) -> Ended:
     """Run a stage and wait for it.
 
-    SIGTERM is passed on, and the stage killed if it has not ended a minute later. Ctrl-C reaches it
-    anyway, from the terminal. The C library's allocator is set for large tensors, unless the user's
-    GLIBC_TUNABLES says otherwise.
+    SIGTERM is passed on, and the stage is killed if it has not ended a minute later. Ctrl-C reaches
+    it anyway, from the terminal. The C library's allocator is set up for large tensors, unless the
+    user's GLIBC_TUNABLES says otherwise.
 
     Args:
         command: program and arguments.
         lock: file descriptor of the run folder's lock, which the child holds, too.
-        tied: let the child end with this process, even if that is killed. Only for a child on this
-            machine that calls :func:`end_with_parent`.
+        tied: whether the child ends with this process, even if that is killed; only for a child on
+            this machine that calls :func:`end_with_parent`.
 
     Returns:
-        exit status, and the peak memory of a child that is tied.
+        exit status, and the peak memory of a tied child.
 
     Raises:
         Terminated: once the stage has ended, if SIGTERM arrived meanwhile.
@@ -158,14 +158,14 @@ def _received(near: socket.socket) -> bytes:
 
 
 def hide_idle_slurm(devices: int) -> None:
-    """Let Lightning take a job that SLURM runs for one process, where srun has started no more.
+    """Hide SLURM's variables from Lightning if this process is the only one that srun has started.
 
-    In a Jupyter or batch job SLURM's variables tell of all tasks that the job might start.
-    Lightning would take this process for the first of them and wait for others that nobody starts;
-    and it would not start processes for several devices itself.
+    In a Jupyter or batch job they name all tasks that the job might start. Lightning would take
+    this process for the first of them and wait for others that nobody starts, and it would not
+    start processes for several devices itself.
 
     Args:
-        devices: that this machine's processes are to use.
+        devices: number of devices that this machine's processes are to use.
     """
     tasks, started = (
         os.environ.get(name, "1") for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS")
@@ -187,9 +187,9 @@ def _wait(process: subprocess.Popen, received: threading.Event) -> int:
 
 
 def end_with_parent() -> None:
-    """End this process when the one that called :func:`call` is gone, and tell it the peak memory.
+    """End this process when the caller of :func:`call` is gone; send it the peak memory at exit.
 
-    First as SIGTERM would, so that it can tidy up; after a minute for good.
+    The process ends as by SIGTERM, so that it can tidy up, or after a minute in any case.
     """
     descriptor = os.environ.pop(_LIFELINE, None)  # not for the processes that this one starts
     if descriptor is None or not descriptor.isdigit():

@@ -1,7 +1,7 @@
-"""How far a long loop has come: a bar on a terminal, a line now and then elsewhere.
+"""Progress of long loops: a bar on a terminal, a line now and then elsewhere.
 
-Under SLURM, in CI, or with ``| tee``, a bar shows nothing; there a line tells stage, step of steps
-and the time that is left.
+Under SLURM, in CI, or with ``| tee``, a bar shows nothing; there a line gives the stage, the step
+out of how many, and the time left.
 """
 
 import os
@@ -23,19 +23,19 @@ SOON = 5.0
 
 
 def shows_bars() -> bool:
-    """Whether output is a terminal, or a notebook, where bars can be drawn."""
+    """Return whether the output is a terminal or a notebook, where bars can be drawn."""
     return sys.stdout.isatty() or get_console().is_jupyter
 
 
 @dataclass
 class Lines:
-    """Writes the lines of a process's loops, one at most every so many seconds over all of them.
+    """Writes progress lines for a process's loops, which together write at most one per interval.
 
     Attributes:
-        every: seconds between lines.
-        soon: seconds that a loop has run before its first line; shorter ones are not told of.
-        clock: seconds since some moment.
-        write: takes a line.
+        every: least number of seconds between lines.
+        soon: seconds that a loop has run before its first line; shorter loops get none.
+        clock: function that returns seconds since a fixed moment.
+        write: function that takes a line.
     """
 
     every: float = EVERY
@@ -45,28 +45,28 @@ class Lines:
     _next: float = field(default=float("-inf"), init=False)
 
     def loop(self, what: str, total: int | None, unit: str = "step", done: int = 0) -> "Loop":
-        """Start telling of a loop.
+        """Start reporting on a loop.
 
         Args:
-            what: it does, or the stage's name.
-            total: steps; ``None`` if nobody knows.
-            unit: of what its steps are.
-            done: steps that an earlier run has done.
+            what: what the loop does, or the stage's name.
+            total: number of steps; ``None`` if unknown.
+            unit: name of a step.
+            done: number of steps that an earlier run has done.
         """
         return Loop(self, what, total, unit, done, self.clock())
 
 
 @dataclass
 class Loop:
-    """A loop that lines are written of.
+    """A loop whose progress is reported in lines.
 
     Attributes:
-        lines: that write them.
-        what: it does.
-        total: steps.
-        unit: of what its steps are.
-        told: steps that were done when it was told of last, or started.
-        told_at: when that was.
+        lines: writer of the lines.
+        what: what the loop does.
+        total: number of steps; ``None`` if unknown.
+        unit: name of a step.
+        told: number of steps done at the last line, or at the start.
+        told_at: time of the last line, or of the start.
     """
 
     lines: Lines
@@ -77,7 +77,7 @@ class Loop:
     told_at: float
 
     def reach(self, done: int) -> None:
-        """Tell, if it is time to, that so many steps are done."""
+        """Report the number of steps done, if a line is due."""
         now = self.lines.clock()
         spent = now - self.told_at
         if done <= self.told or spent < self.lines.soon or now < self.lines._next:
@@ -85,7 +85,7 @@ class Loop:
         of = "" if self.total is None else f" of {self.total}"
         left = ""
         if self.total is not None and done < self.total:
-            # By the latest steps: what an earlier run has left is passed over in no time.
+            # From the latest steps alone, as those that an earlier run has done take no time.
             seconds = spent / (done - self.told) * (self.total - done)
             left = f", about {in_time(seconds)} left"
         self.lines.write(f"{self.what}: {self.unit} {done}{of}{left}")
@@ -93,7 +93,7 @@ class Loop:
 
 
 def _silent(line: str) -> None:
-    """On all ranks but the first."""
+    """Write nothing, as on all ranks but the first."""
 
 
 _lines = Lines()
@@ -102,7 +102,7 @@ _untold = ContextVar("untold", default=False)
 
 @contextmanager
 def untold() -> Iterator[None]:
-    """Tell of no loop that is started inside."""
+    """Report on no loop that is started inside."""
     token = _untold.set(True)
     try:
         yield
@@ -111,7 +111,7 @@ def untold() -> Iterator[None]:
 
 
 def start(what: str, total: int | None, unit: str = "step", done: int = 0) -> Loop:
-    """Start telling of a loop in lines, see :meth:`Lines.loop`; on a terminal nothing is told.
+    """Start reporting on a loop in lines, see :meth:`Lines.loop`; on a terminal there are none.
 
     Example:
         >>> loop = start("held-out losses", 2, "batch")
@@ -125,12 +125,12 @@ def start(what: str, total: int | None, unit: str = "step", done: int = 0) -> Lo
 
 @contextmanager
 def telling(what: str, total: int | None, unit: str = "step") -> Iterator[Callable[[int], object]]:
-    """Tell how far a loop is: a bar on a terminal, lines elsewhere.
+    """Report a loop's progress: by a bar on a terminal, in lines elsewhere.
 
     Args:
-        what: the loop does.
-        total: steps; ``None`` if nobody knows.
-        unit: of what its steps are.
+        what: what the loop does.
+        total: number of steps; ``None`` if unknown.
+        unit: name of a step.
 
     Yields:
         a function to be called with the number of steps done.
@@ -146,14 +146,14 @@ def telling(what: str, total: int | None, unit: str = "step") -> Iterator[Callab
 def track(
     items: Iterable[T], what: str, total: int | None = None, unit: str = "image", bar: bool = True
 ) -> Iterator[T]:
-    """Go through items, and tell how far one is.
+    """Iterate over items, and report the progress.
 
     Args:
-        items: to go through.
-        what: is done with them.
-        total: their number, where they are no sequence.
-        unit: what an item is.
-        bar: draw a bar on a terminal; not beneath another one.
+        items: items to iterate over.
+        what: what is done with them.
+        total: number of items, if they are not a sequence.
+        unit: name of an item.
+        bar: whether to draw a bar on a terminal; not beneath another one.
 
     Example:
         >>> list(track([1, 2], "counting"))
@@ -173,7 +173,7 @@ def _first_rank() -> bool:
 
 
 def in_time(seconds: float) -> str:
-    """Seconds as ``40 s``, ``12 min`` or ``3.5 h``."""
+    """Format seconds as ``40 s``, ``12 min`` or ``3.5 h``."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"

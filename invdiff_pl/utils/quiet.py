@@ -1,4 +1,4 @@
-"""Library messages that would bury a stage's own: each is known and of no use to the user."""
+"""Silencing library messages that would bury a stage's own and are of no use to the user."""
 
 import io
 import logging
@@ -23,11 +23,11 @@ def silence() -> None:
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    # Lightning sets its logger's level when it is imported, so only a filter on it stays.
+    # Lightning sets its logger's level when it is imported, so only a filter lasts.
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: record.levelno >= logging.WARNING
     )
-    # "Seed set to", for every stage whose flags are checked; the command line tells the seed.
+    # "Seed set to", for every stage whose flags are checked; the command line prints the seed.
     logging.getLogger("lightning_fabric.utilities.seed").setLevel(logging.WARNING)
     threading.excepthook = _tell_thread_error
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -36,16 +36,16 @@ def silence() -> None:
 
 
 def write_what_can_be_encoded() -> None:
-    """Write ``?`` for letters that the terminal's encoding lacks, rather than fail on them."""
+    """Print ``?`` for letters that the terminal's encoding lacks, rather than fail on them."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
 def _tell_thread_error(failed: threading.ExceptHookArgs) -> None:
-    """Say in one line what the system refused a thread; TensorBoard's writes in one.
+    """Print in one line the system error that stopped a thread, such as TensorBoard's writer.
 
-    It raises the same error in the main thread, which ends the stage.
+    TensorBoard raises the same error in the main thread, which ends the stage.
     """
     if isinstance(failed.exc_value, OSError):
         reason = failed.exc_value.strerror or str(failed.exc_value)

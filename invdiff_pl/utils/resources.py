@@ -1,6 +1,7 @@
-"""What there is of memory and of room on a disk.
+"""Free memory and disk space.
 
-Knows nothing of Lightning. Sizes are in bytes and told in binary units (1 GiB = 1024³ bytes).
+This module does not import Lightning. Sizes are in bytes, and printed in binary units (1 GiB =
+1024³ bytes).
 """
 
 import re
@@ -16,10 +17,10 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be had on a device; ``None`` where that cannot be told.
+    """Return the bytes that are still free on a device; ``None`` if that is unknown.
 
-    On the CPU that is what the system can give without swapping, within the limit of the process's
-    control group.
+    On the CPU that is what the system can provide without swapping, within the limit of the
+    process's control group.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -35,7 +36,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def _number(name: str, text: str) -> int:
-    """The number after a name, 0 if there is none."""
+    """Return the number after a name; 0 if there is none."""
     found = re.search(rf"^{name}\s+(\d+)", text, re.MULTILINE)
     return int(found[1]) if found else 0
 
@@ -44,9 +45,9 @@ def require_room(folder: Path, size: int, what: str) -> None:
     """Refuse to start writing what will not fit on a folder's disk.
 
     Args:
-        folder: that will be written to; it need not exist yet.
-        size: bytes that will be written.
-        what: they are, in the plural.
+        folder: folder to write to; it need not exist yet.
+        size: number of bytes to write.
+        what: what they are, in the plural.
 
     Raises:
         InvDiffError: naming what is needed and what is free.
@@ -61,7 +62,7 @@ def require_room(folder: Path, size: int, what: str) -> None:
 
 
 def in_units(size: float) -> str:
-    """Bytes in binary units: ``1.5 GiB``."""
+    """Format bytes in binary units, such as ``1.5 GiB``."""
     power = next((n for n in range(3) if abs(size) < 1024 ** (n + 1)), 3)
     unit = ("B", "KiB", "MiB", "GiB")[power]
     return f"{size / 1024**power:.{min(power, 1)}f} {unit}"

@@ -1,4 +1,4 @@
-"""Contact sheets: rows of small pictures, named to their left, under a heading."""
+"""Contact sheets: rows of small pictures, labelled on the left, under a heading."""
 
 from collections.abc import Iterable, Mapping
 
@@ -10,19 +10,19 @@ from invdiff_pl.utils.labels import font
 
 TILE = 64
 _SIDE = 190
-_FONT = 15  # pixels: still to be read when TensorBoard shows the sheet at half its size
+_FONT = 15  # pixels; still legible when TensorBoard shows the sheet at half its size
 _HEAD = 28
 
 
 def contact_sheet(
     heading: str, rows: Mapping[str, Iterable[Tensor]], columns: int = 10
 ) -> Image.Image:
-    """Draw a sheet.
+    """Draw a contact sheet.
 
     Args:
-        heading: above the rows.
-        rows: by name, pictures uint8 ``[3, H, W]``, of which the first ``columns`` are shown.
-        columns: pictures in a row.
+        heading: heading above the rows.
+        rows: pictures by the row's name, uint8 ``[3, H, W]``; the first ``columns`` are shown.
+        columns: number of pictures per row.
 
     Returns:
         an RGB picture.

@@ -1,4 +1,4 @@
-"""Pages from the package's Jinja templates."""
+"""Rendering pages from the package's Jinja templates."""
 
 import base64
 import io
@@ -17,17 +17,17 @@ _ENVIRONMENT = Environment(
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill a template in; all values are escaped.
+    """Fill in a template; all values are escaped.
 
     Args:
         template: file in ``invdiff_pl/templates``.
-        values: by the names that it uses.
+        values: values by the names that the template uses.
     """
     return _ENVIRONMENT.get_template(template).render(**values)
 
 
 def data_uri(picture: Image.Image) -> str:
-    """A picture as the address of an ``img`` that needs no file.
+    """Return a picture as a data URI, so that an ``img`` element needs no file.
 
     Example:
         >>> data_uri(Image.new("RGB", (8, 8)))[:23]

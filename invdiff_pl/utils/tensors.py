@@ -1,4 +1,4 @@
-"""Tensors in safetensors files: written whole or not at all, checked when they are read."""
+"""Tensors in safetensors files, written whole or not at all, and checked when they are read."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def system_error(error: SafetensorError, path: Path | None = None) -> OSError:
-    """What the system refused when a file was to be written: no space left, and so on."""
+    """Return the system's error behind a failed write, such as a lack of space."""
     found = re.search(r"os error (\d+)", str(error))
     if found is None:
         return OSError(f"{path or 'tensors'} cannot be written: {error}")
@@ -39,12 +39,12 @@ def system_error(error: SafetensorError, path: Path | None = None) -> OSError:
 def read_tensors(path: Path, remedy: str, **dimensions: int) -> dict[str, Tensor]:
     """Read every tensor of a file.
 
-    The format tells the length of the file, so one that was cut or added to is noticed.
+    The format states the length of the file, so one that was cut or appended to is noticed.
 
     Args:
-        path: of the file.
+        path: path of the file.
         remedy: what to do about a missing or damaged file, for the message.
-        dimensions: number of dimensions of each tensor that must be there.
+        dimensions: number of dimensions of each required tensor.
 
     Raises:
         InvDiffError: if the file is missing or damaged, or a tensor is missing or of another form.
@@ -69,15 +69,15 @@ def read_tensors(path: Path, remedy: str, **dimensions: int) -> dict[str, Tensor
 def require_range(
     path: Path, remedy: str, name: str, values: Tensor, low: int, high: int | None = None
 ) -> None:
-    """Refuse indices that are no integers or out of range.
+    """Refuse indices that are not integers or are out of range.
 
     Args:
-        path: where they come from.
+        path: file that they come from.
         remedy: what to do, for the message.
-        name: of the tensor.
-        values: of any shape.
+        name: name of the tensor.
+        values: tensor of any shape.
         low: smallest value allowed.
-        high: values must be below; no limit if not given.
+        high: bound that values must be below; no limit if not given.
 
     Raises:
         InvDiffError: naming the file and the tensor.

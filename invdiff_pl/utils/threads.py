@@ -1,4 +1,4 @@
-"""A function over many items, in threads."""
+"""Mapping a function over many items, in threads."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +17,9 @@ def map_in_threads(
     threads: int | None = None,
     at_once: int = _CHUNK,
 ) -> Iterator[_Result]:
-    """Results in the order of the items.
+    """Yield results in the order of the items.
 
-    Items are handed out ``at_once`` at a time: a pool would queue all of a million.
+    Items are handed out ``at_once`` at a time, since a pool would queue all of a million.
     """
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(items), at_once):
@@ -29,9 +29,9 @@ def map_in_threads(
 def map_in_torch_threads(
     function: Callable[[_Item], _Result], items: Sequence[_Item]
 ) -> Iterator[_Result]:
-    """Results in the order of the items, as many at once as torch has threads.
+    """Yield results in the order of the items, computing as many at once as torch has threads.
 
-    Many small operations gain more from it than from having all threads for each of them.
+    Many small operations gain more from this than from having all threads for each of them.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,1 +1,1 @@
-"""Rendered stand-ins in the file layouts of the published data sets."""
+"""Rendered stand-ins for published data sets, in the same file layouts."""

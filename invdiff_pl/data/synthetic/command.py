@@ -19,7 +19,7 @@ RENDERERS: dict[str, tuple[type[Any], Callable[[Path, Any], None]]] = {
 
 
 def run_render(arguments: Sequence[str]) -> None:
-    """Draw into ``RUN/data/images``.
+    """Draw a stand-in data set into ``RUN/data/images``.
 
     Raises:
         InvDiffError: if a setting is out of range.
