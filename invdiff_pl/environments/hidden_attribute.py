@@ -183,10 +183,11 @@ def find_hidden_attributes(
     while True:
         judged, candidates = _searched(space, values, prompts, settings)
         found += candidates[:1]
-        first = judged[0].fit if judged else None
-        again = first is not None and len(first.delta) == 2 and candidates[0].verdict == "bias"
-        if first is None or not again or len(found) == min(_SEARCHES, settings.candidates):
+        # Many values, fitted in fewer components, may have come down to two.
+        again = bool(judged) and judged[0].sought == 2 and candidates[0].verdict == "bias"
+        if not again or len(found) == min(_SEARCHES, settings.candidates):
             return [*found, *candidates[1:]][: settings.candidates]
+        first = judged[0].fit
         memberships, _ = memberships_of(first, values, prompts)
         space, whitening = space.of_values(space.values - first.memberships @ first.delta)
         values = values - memberships @ first.delta

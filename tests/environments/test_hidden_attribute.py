@@ -1,15 +1,22 @@
 """Hidden attributes in data whose answer is known, and in data where there is none."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
+from invdiff_pl.environments import hidden_attribute
 from invdiff_pl.environments.hidden_attribute import (
     HiddenAttributeSettings,
     find_hidden_attributes,
 )
+from invdiff_pl.environments.judging import Judged, judge, parts_of
+from invdiff_pl.environments.shared_values import fit_values
+from invdiff_pl.environments.space import Space
 from invdiff_pl.utils.errors import InvDiffError
 
 QUICK = HiddenAttributeSettings(starts=12, values=(), components=8, alpha=0.2, resamples=4)
@@ -203,3 +210,17 @@ def test_of_hundreds_of_small_prompts_only_what_differs_is_a_bias(
     settings = HiddenAttributeSettings(starts=20, values=())
     found = find_hidden_attributes(features, prompts, settings)
     assert [each.verdict == "bias" for each in found] == [expected] + [False] * (len(found) - 1)
+
+
+def test_many_values_that_came_down_to_two_in_fewer_components_are_a_candidate(monkeypatch) -> None:
+    features, prompts, attribute = _images(600, [0.1, 0.9])
+
+    def many_only(space: Space, starts: int, values: Sequence[int], *others: Any) -> list[Judged]:
+        few = space.leading(7)
+        fit = fit_values(few, one_hot(attribute, 2).double())
+        return judge([fit], values[0], few, parts_of(few.prompts), 0.3)
+
+    monkeypatch.setattr(hidden_attribute, "search", many_only)
+    (found,) = find_hidden_attributes(features, prompts, replace(QUICK, values=(8,)))
+    assert found.verdict == "bias"
+    assert _agreement(found.memberships, attribute) > 0.9
