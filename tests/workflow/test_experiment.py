@@ -121,7 +121,7 @@ def test_a_finished_run_is_swept_once_loaded_and_exported(finished, monkeypatch,
     assert "| Bias, mean over prompts |" in (folder / "exported" / "README.md").read_text()
 
     assert main(["sweep", "--runs", "nowhere"]) == 2
-    assert "nowhere is no finished run" in capsys.readouterr().err
+    assert "nowhere is not a finished run" in capsys.readouterr().err
     assert main(["sweep", "--runs", "run", "--invariant-scales", "0.001"]) == 2
     assert "two decimals" in capsys.readouterr().err
 
