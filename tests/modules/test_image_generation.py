@@ -150,7 +150,7 @@ def test_drawing_more_stops_at_a_bound_and_tells_by_how_much_more_might_help(
 def test_a_prompt_of_one_group_is_told_with_the_most_that_the_other_can_be() -> None:
     (line,) = scarcity(("a nurse", "a pilot"), [3000, 500], [0, 40], 32)
     assert "'a nurse' shows only one group in 3000 images" in line
-    assert "in less than 0.001 of its images (95 %): more than 32000 would be needed" in line
+    assert "in less than 0.001 of the images (95 %): more than 32000 images would be needed" in line
     assert scarcity(("a nurse",), [512], None, 32) == []
 
 

@@ -178,7 +178,7 @@ def test_peers_run_their_rows_once_and_say_which_cannot_be_run(finished) -> None
 def test_every_file_of_the_finished_run_is_as_recorded(finished, monkeypatch, capsys) -> None:
     monkeypatch.chdir(finished[0])
     assert main(["verify", "run"]) == 0
-    assert "every recorded file is there and unaltered" in capsys.readouterr().out
+    assert "every recorded file is present and unaltered" in capsys.readouterr().out
 
 
 @pytest.mark.slow
