@@ -79,7 +79,7 @@ compare: setup ## figures of several runs in one table: RUNS="runs/a/mini runs/b
 backbone: setup ## train a small backbone, or fine-tune BACKBONE, on the data set and measure its bias
 	$(PYTHON) -m invdiff_pl backbone $(OPTIONS)
 
-check-data: setup ## look over the data set DATA of EXP: what is there, what to mend
+check-data: setup ## look over the data set DATA of EXP: what is there, what to fix
 	$(PYTHON) -m invdiff_pl check $(NAMED) $(ARGS)
 
 sweep: setup ## bias against quality over invariant and guidance scales, of RUNS="a b"

@@ -75,7 +75,7 @@ class TrainedAdapter:
         """
         require_name("form", form, FORMS)
         if form != "diffusers" and self.kind != "lora":
-            raise InvDiffError(f"form={form!r}: a {self.kind} is no LoRA; expected diffusers.")
+            raise InvDiffError(f"form={form!r}: a {self.kind} is not a LoRA; expected diffusers.")
         target = Path(folder)
         if target.exists() and any(target.iterdir()):
             raise InvDiffError(f"folder={str(target)!r} is not empty: give a new one.")

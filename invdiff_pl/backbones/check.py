@@ -198,7 +198,8 @@ def _read_from_hub(source: str, name: str) -> dict[str, Any] | None:
             return None
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InvDiffError(
-            f"the backbone {source!r} is no folder here and cannot be had from the hub: {reason}"
+            f"the backbone {source!r} is not a local folder and cannot be loaded from the hub: "
+            f"{reason}"
         ) from None
 
 

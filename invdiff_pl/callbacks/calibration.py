@@ -31,8 +31,8 @@ LOOK = 0.26
 SAMPLES_A_PROMPT = 64
 Features = Callable[[Tensor], Tensor]
 CRITERION = (
-    "the scale at which the inferred environments are drawn most evenly, by a reader of the frozen "
-    "denoiser's features that has learned the inferred environments; labels are not read"
+    "the scale at which the inferred environments are drawn most evenly, as counted by a reader of "
+    "the frozen denoiser's features that was fitted to them; labels are not read"
 )
 
 
@@ -131,7 +131,7 @@ class ScaleCalibration(pl.Callback):
         told |= {"prompts": [data.prompts[prompt] for prompt in prompts.tolist()]}
         try:
             if len(prompts) == 0:
-                raise ValueError("no prompt's training images hold every environment")
+                raise ValueError("no prompt has training images of every environment")
             reader = self._reader(trainer, module)
             told["reader"] = {
                 "confusion": reader.confusion.tolist(),
@@ -141,8 +141,8 @@ class ScaleCalibration(pl.Callback):
             recall = trainer.strategy.broadcast(reader.recall)
             if recall < self.least_recall:
                 raise ValueError(
-                    f"environments cannot be told from features: of one only {recall:.2f} are read "
-                    "rightly"
+                    f"environments cannot be told from features: of one, only {recall:.2f} are "
+                    "read correctly"
                 )
             counts = {s: self._counts(trainer, module, reader, prompts, s) for s in TRIED}
             scale = trainer.strategy.broadcast(even_scale(counts))

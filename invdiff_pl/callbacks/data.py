@@ -15,7 +15,7 @@ def data_module(trainer: pl.Trainer) -> BiasedDataModule:
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, BiasedDataModule):
         raise InvDiffError(
-            "the callbacks that score samples or estimate what a run takes need a data set: run on "
+            "the callbacks that score samples or estimate resources need a data set: run on "
             "a BiasedDataModule, such as TableDataModule, or leave them out."
         )
     return data

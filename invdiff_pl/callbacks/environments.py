@@ -79,7 +79,9 @@ class SaveEnvironments(pl.Callback):
             images = images or TrainImages(data)
             attributes = data.labels("train")[1]
         if images is None:
-            raise ValueError("images: give SaveEnvironments those that the loader's latents are of")
+            raise ValueError(
+                "images: expected those of the loader's latents; pass them to SaveEnvironments"
+            )
         found = Discovery(pl_module.found, images)
         if self.clip is not None:
             found = found.named(ClipEncoder(self.clip), self.words)
@@ -133,5 +135,5 @@ def summary(told: dict[str, Any]) -> str:
     if len(entries) > _PROMPTS_TOLD:
         lines.append(f"… and {len(entries) - _PROMPTS_TOLD} more prompts")
     if told["quality"].get("auc") is not None:
-        lines.append(f"conflict-image AUC over all prompts: {told['quality']['auc']:.4f}")
+        lines.append(f"AUC for bias-conflicting images, all prompts: {told['quality']['auc']:.4f}")
     return "\n".join(lines)

@@ -26,8 +26,8 @@ from invdiff_pl.utils.files import write_json
 from invdiff_pl.utils.progress import track
 
 CRITERION = (
-    "the objective of the held-out group risks in each timestep bin, averaged over bins as often "
-    "as training draws them; of the steps within one standard error of the lowest, the last"
+    "the objective of the held-out group risks in each timestep bin, averaged over bins in "
+    "proportion to their draws in training; the last step within one standard error of the lowest"
 )
 NOTHING_HELD_OUT = (
     "no images are held out: held_out=0, or every environment is too small for it; the "

@@ -122,7 +122,7 @@ class ResourceEstimate(pl.Callback):
         lines += [f"  {name:<28}{in_units(size):>12}" for name, size in self.parts.items() if size]
         self.operations = _operations(trainer, pl_module, trained)
         if self.operations:
-            lines.append(f"  {'operations, a device':<28}{self.operations / 1e12:>9,.1f} TFLOP")
+            lines.append(f"  {'operations per device':<28}{self.operations / 1e12:>9,.1f} TFLOP")
         rank_zero_only(print)("\n".join(lines), flush=True)
         if free is not None and total > free:
             *_, (name, peak) = self.parts.items()

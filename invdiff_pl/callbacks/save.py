@@ -124,7 +124,7 @@ class SaveClassifier(pl.Callback):
             return
         folder, labels = Path(self.output) / "classifier", pl_module.labels
         if labels.missing is not None:
-            print(f"no classifier is trained: {labels.missing}")
+            print(f"no classifier was trained: {labels.missing}")
             write_json(folder / CONFIG_FILE, {"absent": labels.missing})
             return
         facts = {

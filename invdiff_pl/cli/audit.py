@@ -86,32 +86,32 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m invdiff_pl audit",
-        description="Draw samples of prompts, as a pipeline is and with LoRAs, and count what "
-        "readers see in them; without a reader, inferred environments. An interrupted audit goes "
-        "on from the sets of samples that are finished.",
+        description="Draw samples of prompts, with and without LoRAs, and count what "
+        "readers see in them; without a reader, count inferred environments. An interrupted audit "
+        "keeps its finished sets of samples and resumes.",
         allow_abbrev=False,
     )
     parser.add_argument("--backbone", required=True, help="pipeline folder, hub id or asset:NAME")
     parser.add_argument(
         "--prompts",
         required=True,
-        help=f'{", ".join(shipped())}; a file of one prompt a line; or "a; b"',
+        help=f'{", ".join(shipped())}; a file with one prompt per line; or "a; b"',
     )
     parser.add_argument(
         "--lora",
         action="append",
         default=[],
         metavar="FILE",
-        help="safetensors file, folder or run folder; several are active together",
+        help="safetensors file, folder or run folder; repeat for LoRAs that are active together",
     )
-    readers = parser.add_argument_group("readers, each may be given several times")
+    readers = parser.add_argument_group("readers (each flag may be repeated)")
     readers.add_argument(
         "--classifier",
         action="append",
         nargs="+",
         default=[],
         metavar=("FOLDER", "ATTRIBUTE"),
-        help="this project's, or an image classifier of transformers: a name for the attribute, or "
+        help="a run's, or an image classifier of transformers; then the attribute's name, or "
         '"age: young=0-2,3-9; old=more than 70"',
     )
     readers.add_argument(
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs=2,
         default=[],
         metavar=("FOLDER", "PHRASES"),
-        help='such as "gender: a photo of a man; a photo of a woman"',
+        help='a phrase for each class, such as "gender: a photo of a man; a photo of a woman"',
     )
     readers.add_argument(
         "--vqa",
@@ -128,30 +128,40 @@ def _parser() -> argparse.ArgumentParser:
         nargs=3,
         default=[],
         metavar=("FOLDER", "ANSWERS", "QUESTION"),
-        help='such as "gender: man; woman" "Is this a man or a woman?"',
+        help='answers and question, such as "gender: man; woman" "Is this a man or a woman?"',
     )
     readers.add_argument(
         "--labelled",
         metavar="TABLE",
-        help="CSV of labelled pictures: file, and a column by the name of an attribute. Readers' "
-        "errors on them are taken out",
+        help="CSV of labelled pictures: the column file, and one named after each attribute; Bias "
+        "is also given corrected for the readers' errors on them",
     )
     parser.add_argument(
         "--target",
         action="append",
         default=[],
         metavar="SHARES",
-        help='wanted shares, such as "gender: 0.3; 0.7"; even ones otherwise',
+        help='target shares, such as "gender: 0.3; 0.7"; even by default',
     )
-    parser.add_argument("--per-prompt", type=int, default=64, metavar="N", help="samples (64)")
+    parser.add_argument(
+        "--per-prompt", type=int, default=64, metavar="N", help="samples (default: 64)"
+    )
     parser.add_argument("--guidance-scales", type=float, nargs="+", default=[7.5], metavar="W")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED")
-    parser.add_argument("--steps", type=int, default=50, metavar="N", help="denoising steps (50)")
-    parser.add_argument("--scheduler", help="class of diffusers; the pipeline's own otherwise")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="drawn together (8)")
-    parser.add_argument("--device", help="cuda where there is one, else cpu")
+    parser.add_argument(
+        "--steps", type=int, default=50, metavar="N", help="denoising steps (default: 50)"
+    )
+    parser.add_argument("--scheduler", help="class of diffusers (default: the pipeline's own)")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="samples drawn together (default: 8)"
+    )
+    parser.add_argument("--device", help="default: cuda if available, else cpu")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument(
-        "--output", type=Path, default=Path("runs/audit"), metavar="FOLDER", help="runs/audit"
+        "--output",
+        type=Path,
+        default=Path("runs/audit"),
+        metavar="FOLDER",
+        help="default: runs/audit",
     )
     return parser

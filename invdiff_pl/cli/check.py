@@ -34,7 +34,7 @@ def run_check(arguments: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m invdiff_pl check",
-        description="Read every image of a data set and tell what is there and what to mend.",
+        description="Read every image of a data set and report what is there and what to fix.",
         epilog="Any other --data.key=value is a setting of the experiment's DataModule.",
         allow_abbrev=False,
     )
@@ -53,7 +53,7 @@ def run_check(arguments: Sequence[str]) -> int:
     try:
         found = survey(data)
     except InvDiffError as error:
-        print(f"to mend:\n- {error.in_flags(flags)}")
+        print(f"to fix:\n- {error.in_flags(flags)}")
         return 1
     found.notes = [in_flags(line, flags) for line in found.notes]
     found.mend = [in_flags(line, flags) for line in found.mend]
@@ -75,11 +75,11 @@ def describe(found: Survey, root: str) -> str:
     parts.append(aligned(_group_rows(found)))
     if len(found.prompts) > _PROMPTS_SHOWN:
         parts[-1] += f"\n… and {len(found.prompts) - _PROMPTS_SHOWN} more prompts"
-    for title, lines in (("to know:", found.notes), ("to mend:", found.mend)):
+    for title, lines in (("notes:", found.notes), ("to fix:", found.mend)):
         if lines:
             parts.append("\n".join([title, *(f"- {line}" for line in lines)]))
     if not found.mend:
-        parts.append("nothing to mend")
+        parts.append("nothing to fix")
     return "\n\n".join(parts)
 
 

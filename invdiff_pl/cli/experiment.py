@@ -83,16 +83,16 @@ def _parser(command: str) -> argparse.ArgumentParser:
         epilog="Any other --key=value is a Lightning CLI override. "
         f"--model.… and --trainer.… go to the {MAIN_STAGE[command]} stage, --STAGE.model.… to the "
         "stage named, --data.…, --scale.…, --evaluation.… and --seed_everything to all; "
-        "--adapter.candidate=2 trains on that one of environments/discover.html, 0,1 on both.",
+        "--adapter.candidate=2 trains on candidate 2 of environments/discover.html, 0,1 on both.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--experiment", help="name of a file in experiments/; prompts where --prompts is given"
+        "--experiment", help="name of a file in experiments/ (default with --prompts: prompts)"
     )
     parser.add_argument(
         "--prompts",
-        help="without a data set: draw the images from the backbone, of a shipped list, a file of "
-        'one prompt a line, or "a; b"',
+        help="without a data set, prompts to draw images of with the backbone: a shipped list, a "
+        'file with one prompt per line, or "a; b"',
     )
     parser.add_argument("--scale", default="mini", help="name of a file in experiments/scales/")
     parser.add_argument(
@@ -100,25 +100,27 @@ def _parser(command: str) -> argparse.ArgumentParser:
         type=Path,
         default=Path("experiments"),
         metavar="DIR",
-        help="folder of your own settings; files that are not there are taken from the package",
+        help="folder of your own settings; files that it lacks are taken from the package",
     )
-    parser.add_argument("--data", help="folder of the data set; drawn stand-ins if not given")
+    parser.add_argument("--data", help="folder of the data set (default: drawn stand-ins)")
     parser.add_argument(
         "--backbone",
-        help="pipeline folder or hub id; the shipped one otherwise (backbone: what to fine-tune)",
+        help="pipeline folder or hub id (default: the shipped one; backbone: what to fine-tune)",
     )
     parser.add_argument(
         "--family",
-        help="of a new small backbone: sd (the default), or sana, a flow-matching transformer",
+        help="family of a new small backbone: sd (default), or sana, a flow-matching transformer",
     )
-    parser.add_argument("--run-dir", help="run folder; runs/EXPERIMENT/SCALE otherwise")
-    parser.add_argument("--devices", help="devices a node, as Lightning takes them")
-    parser.add_argument("--num-nodes", type=int, default=1, help="machines; needs --launcher")
+    parser.add_argument("--run-dir", help="run folder (default: runs/EXPERIMENT/SCALE)")
+    parser.add_argument("--devices", help="devices per node, as for Lightning's Trainer")
+    parser.add_argument(
+        "--num-nodes", type=int, default=1, help="number of machines; needs --launcher"
+    )
     parser.add_argument(
         "--launcher",
         metavar="COMMAND",
-        help="put before the stages that run on all devices, such as srun; otherwise Lightning "
-        "starts the processes of one machine itself",
+        help="command that starts stages on all devices, such as srun; without it Lightning starts "
+        "the processes of one machine itself",
     )
     return parser
 
@@ -183,7 +185,7 @@ def _experiment(command: str, options: argparse.Namespace, overrides: Sequence[s
 def _require_family(command: str, options: argparse.Namespace) -> None:
     if command != "backbone" or options.backbone:
         raise InvDiffError(
-            f"--family={options.family}: expected with `backbone` alone and without --backbone, "
+            f"--family={options.family}: expected only with `backbone`, and without --backbone, "
             "whose family is kept."
         )
     require_name("--family", options.family, NEW_FAMILIES)
@@ -222,7 +224,7 @@ def _sort_overrides(
             raise InvDiffError(
                 f"{flag}: expected --model.…, --trainer.…, --data.…, --scale.…, --evaluation.…, "
                 f"--seed_everything or --STAGE.… with STAGE one of {', '.join(PLANS[command])} "
-                "(render for the stand-in pictures, generate for those drawn of prompts)."
+                "(render for the stand-in pictures, generate for images drawn of prompts)."
             )
     return by_stage, shared
 
@@ -236,5 +238,5 @@ def _joined(overrides: Sequence[str]) -> list[str]:
         elif flags and "=" not in flags[-1]:
             flags[-1] += f"={word}"
         else:
-            raise InvDiffError(f"{word!r} is no flag: overrides have the form --key=value.")
+            raise InvDiffError(f"{word!r} is not a flag: overrides have the form --key=value.")
     return flags

@@ -16,7 +16,7 @@ from invdiff_pl.report.adapter_card import adapter_card
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import atomic_path, write_text
 
-FORM_HELP = "kohya: also a file for ComfyUI and A1111; peft: also one for PeftModel"
+FORM_HELP = "kohya: also write a file for ComfyUI and A1111; peft: also one for PeftModel"
 
 
 def run_export(arguments: Sequence[str]) -> None:
@@ -27,7 +27,7 @@ def run_export(arguments: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m invdiff_pl export", allow_abbrev=False)
     parser.add_argument("--run-dir", type=Path, required=True, help="run folder")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--form", default="diffusers", choices=FORMS, help=FORM_HELP)
     options = parser.parse_args(arguments)
     export(options.run_dir, options.output, options.form)
@@ -52,7 +52,8 @@ def export(run_dir: Path, output: Path, form: Form = "diffusers") -> None:
     """
     if output.exists() and not (output / ADAPTER_FOLDER / CONFIG_FILE).is_file():
         raise InvDiffError(
-            f"--output={output} exists and is no earlier export: remove it or name another folder."
+            f"--output={output} exists and is not an earlier export: remove it or name another "
+            "folder."
         )
     backbone, adapter = locate(run_dir)
     card = adapter_card(run_dir, folder=output.absolute().name)

@@ -160,5 +160,5 @@ def _in_one_line() -> Iterator[None]:
         raise InvDiffError(one_line(str(error))) from None
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if error.full_key else ""
-        told = f"{key}{str(error).splitlines()[0]}: ${{…}} stands for another setting."
+        told = f"{key}{str(error).splitlines()[0]}: ${{…}} refers to another setting."
         raise InvDiffError(told) from None

@@ -17,25 +17,25 @@ usage: python -m invdiff_pl COMMAND [OPTIONS]
 
 whole experiments (each says which stage commands it runs):
   train      infer environments, train the adapter, sample, report
-  augment    the same, and what debiased samples do for a classifier's worst group
+  augment    the same, then test a classifier trained with debiased samples
   backbone   train a small backbone on a data set and measure its bias
-stages, by the Lightning command line:
+stages, on Lightning's command line:
   fit        train a LightningModule:  --config FILE … --model.… --data.… --trainer.…
   predict    run one over its data:    the same
-  test       the same as predict for the samples stage: draw, and score
+  test       as predict, for the samples stage: draw and score
 helpers:
-  check      look over a data set: what is there, what is broken, what to mend
+  check      look over a data set: what is there, what is broken, what to fix
   render     draw a stand-in data set
-  report     write a run's report anew
+  report     rewrite a run's report
   compare    figures of several runs in one table
-  verify     check every file of a run folder against the digests on record
-  replay     make a run folder's results anew in another folder, and compare
+  verify     check every file of a run folder against the recorded digests
+  replay     repeat a run in another folder, and compare the results
   card       write a new backbone's model card
-  export     write a run's backbone, adapter and model card into a folder to take away
-  audit      what a pipeline draws of prompts, with and without LoRAs: shares, bias, a page
+  export     write a run's backbone, adapter and model card into one self-contained folder
+  audit      count what a pipeline draws, with and without LoRAs: shares, bias, a page
   sweep      bias against quality over invariant and guidance scales, of one or several runs
 
-python -m invdiff_pl COMMAND --help tells a command's options.
+python -m invdiff_pl COMMAND --help lists a command's options.
 """
 
 
@@ -80,10 +80,10 @@ def _run(words: list[str]) -> int:
     except (InvDiffError, OSError) as error:
         return _refused(_system_error(error) if isinstance(error, OSError) else str(error))
     except Terminated:
-        print("\nended by SIGTERM; the same command goes on from here", file=sys.stderr)
+        print("\nended by SIGTERM; run the same command again to resume", file=sys.stderr)
         return TERMINATED
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        print("\ninterrupted; run the same command again to resume", file=sys.stderr)
         return 130
 
 
@@ -100,9 +100,9 @@ def _system_error(error: OSError) -> str:
     reason = error.strerror or str(error)
     path = error.filename2 or error.filename
     where = f"{path}: " if path else ""
-    remedy = "make room" if error.errno in _NO_ROOM else "mend that"
+    remedy = "make room" if error.errno in _NO_ROOM else "fix that"
     return (
-        f"{where}{reason}; {remedy} and run the same command again: it goes on from what is "
+        f"{where}{reason}; {remedy} and run the same command again: it resumes from what is "
         "complete."
     )
 

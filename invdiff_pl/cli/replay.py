@@ -28,16 +28,16 @@ def run_replay(arguments: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m invdiff_pl replay",
-        description="Make a run's results anew in another folder, and compare them.",
+        description="Repeat a run in another folder, and compare the results.",
         allow_abbrev=False,
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="run folder")
     parser.add_argument(
-        "--run-dir", dest="into", type=Path, help="new folder; RUN-replay if not given"
+        "--run-dir", dest="into", type=Path, help="new folder (default: RUN-replay)"
     )
     parser.add_argument("--print", action="store_true", help="print the command and stop")
     parser.add_argument(
-        "--command", choices=tuple(PLANS), help="of a folder that two commands made"
+        "--command", choices=tuple(PLANS), help="command to repeat, if several made the folder"
     )
     options = parser.parse_args(arguments)
     run_dir: Path = options.run_dir
@@ -68,7 +68,7 @@ def command_of(run_dir: Path, chosen: str | None = None) -> tuple[str, list[str]
     command = chosen or ("train" if "train" in known else next(iter(known), ""))
     words = known.get(command)
     if command not in PLANS or not isinstance(words, list) or not all(map(_is_word, words)):
-        raise InvDiffError(f"{path} tells no command {command or 'at all'}: it was damaged.")
+        raise InvDiffError(f"{path} records no command {command or 'at all'}: it was damaged.")
     return command, words
 
 

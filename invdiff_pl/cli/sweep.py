@@ -28,8 +28,7 @@ def run_sweep(arguments: Sequence[str]) -> None:
     for name in ("invariant_scales", "guidance_scales"):
         if any(round(scale, 2) != scale or scale < 0 for scale in getattr(options, name)):
             raise InvDiffError(
-                f"--{name.replace('_', '-')}: expected numbers of at least 0 and at most two "
-                "decimals."
+                f"--{name.replace('_', '-')}: expected numbers from 0 on with at most two decimals."
             )
     points = []
     for run_dir in options.runs:
@@ -59,11 +58,13 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         default=list(GUIDANCE_SCALES),
         metavar="W",
-        help="besides the run's own; each at invariant scales 0 and 1",
+        help="besides the run's own, each at invariant scales 0 and 1",
     )
     parser.add_argument("--samples-per-prompt", type=int, default=128, metavar="N")
     parser.add_argument(
-        "--output", type=Path, help="of several runs' table; FIRST_RUN/sweep/together otherwise"
+        "--output",
+        type=Path,
+        help="folder for several runs' table (default: FIRST_RUN/sweep/together)",
     )
     return parser
 
@@ -89,7 +90,7 @@ def sweep_run(
     config = run_dir / "samples" / "config.yaml"
     if not config.is_file() or not (run_dir / "samples" / "stage.json").is_file():
         raise InvDiffError(
-            f"--runs: {run_dir} is no finished run: run `make train RUN_DIR={run_dir}` first."
+            f"--runs: {run_dir} is not a finished run: run `make train RUN_DIR={run_dir}` first."
         )
     # The sampler is built from the file, as the run was sampled with these settings.
     sampler = build(["predict", f"--config={config}"]).model

@@ -113,7 +113,7 @@ class _Shard:
         if first != 0 or min(shape, default=0) < 1 or last != prod(shape) * dtype.itemsize:
             raise ValueError("its header is damaged")
         if path.stat().st_size != 8 + length + last:
-            raise ValueError("it is not whole")
+            raise ValueError("it is incomplete")
         return cls(path, 8 + length + first, shape, dtype)
 
 
@@ -278,7 +278,7 @@ class ShardedTensor:
                 for place, unit in zip(places.tolist(), units[places].tolist(), strict=True):
                     stream.seek(shard.start + unit * size)
                     if stream.readinto(memory[place * size : (place + 1) * size]) != size:
-                        raise _damaged(shard.path, "it has become shorter")
+                        raise _damaged(shard.path, "it was truncated")
         return values
 
 

@@ -190,7 +190,7 @@ def _refuse_several(files: pd.Series, captions: pd.Series, source: Path) -> None
     name = files.iloc[second]
     first = int((files == name).to_numpy().argmax())
     at = [place(source, int(files.index[row])) for row in (first, second)]
-    more = f" ({int(again.sum()) - 1} other rows repeat a file, too)" if again.sum() > 1 else ""
+    more = f" ({int(again.sum()) - 1} other rows also repeat a file)" if again.sum() > 1 else ""
     mend = "remove one of the rows"
     if captions.iloc[first] != captions.iloc[second]:
         mend += (

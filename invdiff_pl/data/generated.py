@@ -76,8 +76,8 @@ class GeneratedDataModule(BiasedDataModule):
         if found != set(self.texts):
             other = sorted(found ^ set(self.texts))[0]
             raise InvDiffError(
-                f"prompts: {self.root / MANIFEST} is of other prompts, such as {other!r}; give "
-                "those it was drawn of, or another run folder.",
+                f"prompts: {self.root / MANIFEST} holds images of other prompts, such as "
+                f"{other!r}; give the prompts they were drawn for, or another run folder.",
                 "prompts",
             )
         return index_images(

@@ -81,7 +81,7 @@ def _decode(path: Path) -> tuple[Image.Image | None, ImageFacts]:
     except FileNotFoundError:
         return None, ImageFacts("there is no such file", "missing")
     except UnidentifiedImageError:
-        return None, ImageFacts("it is no image of a known format", "unreadable")
+        return None, ImageFacts("it is not an image of a known format", "unreadable")
     except Exception as error:  # decoders may raise anything on a damaged file
         told = getattr(error, "strerror", None) or str(error) or type(error).__name__
         reason = " ".join(told.split())
@@ -98,10 +98,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError("32-bit pixels, whose range is unknown: save it with 8 bits a channel")
+            raise ValueError(
+                "32-bit pixels, whose range is unknown: save it with 8 bits per channel"
+            )
         return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("float pixels, whose range is unknown: save it with 8 bits a channel")
+        raise ValueError("float pixels, whose range is unknown: save it with 8 bits per channel")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))

@@ -64,7 +64,7 @@ class LatentsInMemory(LatentDataModule):
             raise InvDiffError(f"moments are of {len(moments)} images, not {len(prompt_ids)}.")
         if wrong := [name for name, rows in conditions.items() if len(rows) != len(prompts) + 1]:
             raise InvDiffError(
-                f"conditions: {wrong[0]} is of {len(conditions[wrong[0]])} prompts: expected "
+                f"conditions: {wrong[0]} holds {len(conditions[wrong[0]])} prompts: expected "
                 f"{len(prompts)} and, last, the empty one."
             )
         both = moments if moments.ndim == 5 else torch.stack([moments, moments], dim=1)

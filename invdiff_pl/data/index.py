@@ -182,7 +182,7 @@ def _refuse_duplicates(names: pd.Series, table: Path) -> None:
     name = names.iloc[second]
     first = int((names == name).to_numpy().argmax())
     places = [place(table, names.index[row]) for row in (first, second)]
-    more = f" ({int(again.sum()) - 1} other rows repeat a file, too)" if again.sum() > 1 else ""
+    more = f" ({int(again.sum()) - 1} other rows also repeat a file)" if again.sum() > 1 else ""
     raise InvDiffError(
         f"{table}, {places[0]} and {places[1]} both name {name!r}{more}: remove one of the rows."
     )

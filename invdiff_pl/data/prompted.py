@@ -49,10 +49,10 @@ class PromptedImages(Dataset[tuple[Image.Image, str]]):
 
     def _set(self, count: int, texts: Sequence[str], image: Callable[[int], Any]) -> None:
         if count == 0:
-            raise InvDiffError("images: there is none; expected at least one.")
+            raise InvDiffError("images: found none; expected at least one.")
         if len(texts) != count:
             raise InvDiffError(
-                f"prompts: there are {len(texts)} for {count} images; expected one an image, or a "
+                f"prompts: there are {len(texts)} for {count} images; expected one per image, or a "
                 "single text for all."
             )
         wrong = next((n for n, text in enumerate(texts) if not isinstance(text, str)), None)
@@ -143,8 +143,8 @@ class PromptedImages(Dataset[tuple[Image.Image, str]]):
             return cls._of(len(dataset), texts, lambda row: dataset[row][image])
         except (KeyError, IndexError, TypeError) as error:
             raise InvDiffError(
-                f"dataset: items have no {image!r} and {prompt!r} ({error}); tell with image= and "
-                "prompt= where image and prompt stand."
+                f"dataset: items have no {image!r} and {prompt!r} ({error}); name the fields that "
+                "hold them with image= and prompt=."
             ) from None
 
     @classmethod

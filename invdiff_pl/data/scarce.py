@@ -10,8 +10,8 @@ _MENDS = ("min_images_per_prompt", "prompt", "prompt_map", "prompts_from")
 # Average number of images per prompt from which on captions count as prompts that repeat.
 _REPEATED = 3
 ONE_PROMPT = (
-    "there is one prompt only: a bias is told by how prompts differ, so that none is tested for, "
-    "and nothing is trained unless train_without_bias=true"
+    "there is only one prompt: a bias shows in how prompts differ, so none is tested for, and "
+    "nothing is trained unless train_without_bias=true"
 )
 
 
@@ -63,7 +63,7 @@ def _too_few(index: ImageIndex, counts: torch.Tensor, least: int) -> str:
         most = int(counts.argmax())
         return (
             f"{index.root} has {total} images to train on, of {prompts} prompts, and "
-            f"{enough or 'none'} of them with {least} or more (most has {index.prompts[most]!r}, "
+            f"{enough or 'none'} of them with {least} or more (most: {index.prompts[most]!r}, "
             f"{int(counts[most])}): add images, or lower min_images_per_prompt={least}."
         )
     how = "occur once each" if int(counts.max()) == 1 else "hardly repeat"

@@ -138,7 +138,7 @@ def _judge_files(found: Survey, data: BiasedDataModule) -> None:
             f"enlarged: {found.small}"
         )
     if found.turned.count:
-        found.notes.append(f"{found.turned.count} images are turned upright, as EXIF says")
+        found.notes.append(f"{found.turned.count} images are turned upright according to EXIF")
 
 
 def _judge_groups(found: Survey, usable: ImageIndex, least: int) -> None:

@@ -148,7 +148,7 @@ def _entries(path: Path) -> Iterable[tuple[int, Any]]:
         raise InvDiffError(f"{path} is not valid JSON ({error}).") from None
     if not isinstance(content, list):
         raise InvDiffError(
-            f"{path} holds no JSON array: expected one object an image, "
+            f"{path} holds no JSON array: expected one object per image, "
             '[{"file_name": "1.png", "text": "a dog"}, …], or JSON lines in a .jsonl file.'
         )
     return enumerate(content, start=1)
@@ -158,7 +158,7 @@ def _json_text(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, list | dict):
-        raise TypeError(f"{value!r} is no single value")
+        raise TypeError(f"{value!r} is not a single value")
     return str(value).strip()
 
 

@@ -126,7 +126,7 @@ def refuse(wrong: Any, values: pd.Series, column: str, expected: str, path: Path
     if not marks.any():
         return
     first, others = int(marks.argmax()), int(marks.sum()) - 1
-    more = f" ({others} other row{'s are' if others > 1 else ' is'} wrong, too)" if others else ""
+    more = f" ({others} other row{'s are' if others > 1 else ' is'} also wrong)" if others else ""
     found = repr(str(values.iloc[first])) if values.iloc[first] else "empty"
     raise InvDiffError(
         f"{path}, {place(path, values.index[first])}: {column} is {found}, expected "

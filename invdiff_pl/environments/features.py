@@ -283,8 +283,8 @@ def read_features(file: str | Path, count: int | None = None) -> Tensor:
     path = Path(file)
     if path.suffix not in (".npy", ".safetensors") or not path.is_file():
         raise InvDiffError(
-            f"features={file}: expected block, losses, or an existing file .npy or .safetensors of "
-            "features of your own, [N, D].",
+            f"features={file}: expected block, losses, or an existing file .npy or .safetensors "
+            "of your own features [N, D].",
             "features",
         )
     try:
@@ -319,7 +319,7 @@ def require_features(features: Tensor, count: int | None, told: str, argument: s
     if not right or (count is not None and len(features) != count):
         raise InvDiffError(
             f"{told}: found {str(features.dtype).removeprefix('torch.')} of shape "
-            f"{list(features.shape)}; expected floats [{'N' if count is None else count}, D], a "
-            "row an image.",
+            f"{list(features.shape)}; expected floats [{'N' if count is None else count}, D], "
+            "one row per image.",
             argument,
         )

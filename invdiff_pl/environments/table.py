@@ -61,7 +61,7 @@ class FeatureTable:
             row = int(rows[int((~finite).int().argmax())])
             raise InvDiffError(
                 f"stage environments: features of image {row} of the train split are not finite in "
-                f"float16 (nor of {int((~finite).sum()) - 1} others since some were last written); "
+                f"float16 (nor are {int((~finite).sum()) - 1} others since the last were written); "
                 f"all others are kept in {self.folder}; use trainer.precision=32-true, and run "
                 "again.",
                 "trainer.precision",

@@ -17,11 +17,11 @@ def verdict_on(
     """Return the verdict on a candidate whose prompts can be compared, and the reason."""
     told = f"alignment {each.alignment:.2f}, p = {p_alignment:.2g}"
     if each.gain <= 0:
-        reason = "images fall into groups in few prompts only."
+        reason = "images fall into groups in only a few prompts."
     elif not each.shared:
         reason = "most prompts do not show all of its groups."
     elif each.difference < settings.least_difference:
-        reason = f"shares differ between prompts by {each.difference:.2f} only."
+        reason = f"shares differ between prompts by only {each.difference:.2f}."
     elif p_shares is None:
         return "unaligned", f"what differs between groups is not the same in all prompts ({told})."
     elif p_shares > settings.alpha:

@@ -138,8 +138,8 @@ class CheckedReader:
         absent = (self.confusion.sum(1) == 0).nonzero().squeeze(1).tolist()
         if absent:
             raise InvDiffError(
-                f"labels: there is no picture of {self.classes[absent[0]]!r}, so that errors on "
-                "it cannot be told; give some of every class."
+                f"labels: there is no picture of {self.classes[absent[0]]!r}, so errors on "
+                "it cannot be estimated; give some of every class."
             )
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -223,10 +223,10 @@ def scarcity(
     for prompt, count, few in zip(prompts, counts, rarer, strict=True):
         if few == 0:
             lines.append(
-                f"{prompt!r} draws one group only, in {count} images: there is nothing to balance "
-                f"it with. If it draws another at all, then in less than {3 / count:.2g} of its "
-                f"images (95 %): more than {math.ceil(count * least / 3)} would be needed for "
-                f"{least}. Another wording, or a lower guidance scale, may draw both."
+                f"{prompt!r} shows only one group in {count} images, so there is nothing to "
+                f"balance. If there is another, it is in less than {3 / count:.2g} of the images "
+                f"(95 %): more than {math.ceil(count * least / 3)} images would be needed for "
+                f"{least} of it. Another wording, or a lower guidance scale, may draw both."
             )
         elif few < least:
             lines.append(

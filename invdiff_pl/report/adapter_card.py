@@ -12,9 +12,10 @@ from invdiff_pl.utils.files import read_json
 from invdiff_pl.workflow.records import RECORD
 
 _LIMITS = """\
-- It spreads samples over what the inference found to go along with the prompts, in this data and \
-this backbone. Other biases, other prompts and other data are not touched, or not as measured here.
-- What was found need not be what matters: look at the environments' contact sheets before use.
+- It evens out what the inference found to be associated with the prompts, in this data and this \
+backbone. It mitigates no other biases, and the figures do not carry over to other prompts or data.
+- What was found need not be the bias that matters: look at the contact sheets of the \
+environments before use.
 - Bias 0 means equally many samples of each attribute class, which is not the right target for \
 every use.
 - Figures rest on a classifier's reading of the samples; its held-out accuracy is given above.
@@ -46,8 +47,8 @@ def adapter_card(run_dir: Path, folder: str) -> str:
     text = f"""\
 # InvDiff: {name}
 
-A Stable Diffusion pipeline with an adapter that spreads its samples over an attribute that goes \
-along with the prompts in the training data, found without labels \
+A Stable Diffusion pipeline with an adapter that evens out an attribute which is associated with \
+the prompts in the training data and was found without labels \
 (InvDiff, [arXiv 2412.08480](https://arxiv.org/abs/2412.08480)).
 
 Run in the folder that holds this one:
@@ -72,7 +73,7 @@ pipe({_quoted(prompt)}, {call}, invariant_scale=1.0).images[0]
 | adapter | {adapter["kind"]} {adapter["settings"]}, {adapter["parameters"]:,} parameters, \
 {100 * adapter["share"]:.2f} % of the denoiser's |
 | objective | `{training["objective"]}`, lambda = {training["lambda_"]} |
-| steps | {config["trainer"]["max_steps"]} of {data["batch_size"]} images |
+| steps | {config["trainer"]["max_steps"]} of {data["batch_size"]} images each |
 | seed, revision, hardware | {config["seed_everything"]}, {record["revision"]}, \
 {record["hardware"]} |
 {_untrained(adapter)}
@@ -93,8 +94,8 @@ def _environments(adapter: dict[str, Any], environments: dict[str, Any]) -> str:
     chosen = adapter.get("candidates", [])
     numbers = f"candidate {' and '.join(map(str, chosen))} of " if chosen else ""
     return (
-        f"{numbers}the hidden attributes that go along with the prompts (features: "
-        f"{environments['features']}), without labels"
+        f"{numbers}the hidden attributes associated with the prompts (features: "
+        f"{environments['features']}), found without labels"
     )
 
 
@@ -161,7 +162,7 @@ def _figures(metrics: dict[str, Any] | None) -> str:
     own = metrics["data"]["bias"]
     return (
         f"{table}\n\nInvariant scales {scales[0]} and {scales[-1]}, "
-        f"{metrics['samples_per_prompt']} samples a prompt, 95 % intervals. The training data's "
+        f"{metrics['samples_per_prompt']} samples per prompt, 95 % intervals. The training data's "
         f"own Bias is {_estimate(own)}. The classifier is right on "
         f"{100 * classifier['attribute']:.1f} % (attribute) and {100 * classifier['prompt']:.1f} % "
         "(prompt) of held-out images."

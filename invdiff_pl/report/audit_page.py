@@ -66,7 +66,7 @@ def _facts(audit: AuditCounts) -> list[tuple[str, str]]:
     settings = audit.settings
     seeds = sorted({cell.seed for cell in audit.cells})
     facts = [
-        ("samples of each prompt", f"{settings['per_prompt']} at each guidance scale and seed"),
+        ("samples per prompt", f"{settings['per_prompt']} per guidance scale and seed"),
         ("denoising steps", str(settings["steps"])),
         ("guidance scales", ", ".join(f"{scale:g}" for scale in audit.guidance_scales)),
         ("seeds", ", ".join(map(str, seeds))),
@@ -205,7 +205,7 @@ def _examples(audit: AuditCounts, attribute: str) -> str:
         for number, name in enumerate(audit.classes[attribute])
     }
     target = BytesIO()
-    contact_sheet("what counts as each class", rows, _COLUMNS).save(target, "JPEG", quality=85)
+    contact_sheet("examples of each class", rows, _COLUMNS).save(target, "JPEG", quality=85)
     return _data("jpeg", target)
 
 

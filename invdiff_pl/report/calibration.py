@@ -22,7 +22,7 @@ def calibration_section(told: dict[str, Any] | None) -> list[Block]:
         return []
     title = Heading("Scale")
     if "reason" in told:
-        return [title, Text(f"The adapter stands as trained: {told['reason']}.")]
+        return [title, Text(f"The adapter was not rescaled: {told['reason']}.")]
     rows = []
     for row in told["measured"]:
         groups = list(zip(*row["shares"], strict=True))  # by environment, over prompts
@@ -34,10 +34,10 @@ def calibration_section(told: dict[str, Any] | None) -> list[Block]:
         Table(["scale of the trained adapter", *(f"environment {n}" for n in numbers)], rows),
         Text(
             f"Shares of the inferred environments in {told['samples']} samples at each scale, "
-            f"mean over prompts. The adapter is its trained self times **{told['scale']:.3f}**, "
-            "where the environments are drawn most evenly; that is its scale 1. A reader of the "
-            "frozen denoiser's features counts, which has learned the inferred environments; "
-            "labels are not read. Held-out risks and looks during training are of the adapter as "
-            "trained, before this."
+            "averaged over prompts. The saved adapter is the trained one multiplied by "
+            f"**{told['scale']:.3f}**, at which the environments are drawn most evenly; this is "
+            "its scale 1. Samples are counted by a reader of the frozen denoiser's features that "
+            "was fitted to the inferred environments; labels are not read. Held-out risks, and "
+            "figures during training, are of the adapter before this rescaling."
         ),
     ]

@@ -18,7 +18,7 @@ _NEW = {
     ),
     "SanaPipeline": (
         "`Gemma2Model` with random, frozen weights; a tokenizer that knows the words of the "
-        "prompts; flow matching. Its call needs `height`, `width`, `use_resolution_binning=False`."
+        "prompts; flow matching. Call it with `height`, `width`, `use_resolution_binning=False`."
     ),
 }
 
@@ -66,7 +66,7 @@ def card(metrics: dict[str, Any], records: dict[str, Any], index: dict[str, Any]
     origin = "from scratch" if first else f"from `{start}`,"
     pipeline = index["_class_name"]
     denoiser = next(index[part][1] for part in ("unet", "transformer") if part in index)
-    parts = f"`{denoiser}` trained here, all others as in `{start}`."
+    parts = f"`{denoiser}` trained here; all other parts are those of `{start}`."
     if first:
         parts = f"`{index['vae'][1]}` and `{denoiser}` trained here; {_NEW[pipeline]}"
     family = config["experiment"].get("family", "sd")
@@ -83,14 +83,14 @@ def card(metrics: dict[str, Any], records: dict[str, Any], index: dict[str, Any]
 
 A `{pipeline}` of {config["data"]["init_args"]["resolution"]}-pixel images, trained \
 {origin} on the biased training split of rendered or given pictures, so that the bias can be \
-found and mitigated. It is of no other use.
+found and mitigated. It has no other use.
 
 Load it with `diffusers.{pipeline}.from_pretrained(FOLDER)`. Parts: {parts}
 
 | | |
 | --- | --- |
 {_figures(metrics)}
-| samples a prompt, steps, guidance scale | {metrics["samples_per_prompt"]}, \
+| samples per prompt, steps, guidance scale | {metrics["samples_per_prompt"]}, \
 {records["backbone_samples"]["config"]["model"]["init_args"]["steps"]}, \
 {records["backbone_samples"]["config"]["model"]["init_args"]["guidance_scale"]} |
 | training steps of the denoiser | {steps} |
@@ -98,7 +98,7 @@ Load it with `diffusers.{pipeline}.from_pretrained(FOLDER)`. Parts: {parts}
 | training time | {minutes:.0f} minutes |
 | hardware | {record["hardware"]} |
 
-Made by
+Made with
 
 ```
 make backbone EXP={config["experiment"]["name"]} SCALE={config["experiment"]["scale"]} \

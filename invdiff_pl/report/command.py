@@ -20,7 +20,7 @@ def run_report(command: str, arguments: Sequence[str]) -> None:
     if command == "card":
         write_card(parser.parse_args(arguments).run_dir)
         return
-    parser.add_argument("--seed", type=int, default=0, help="of the run, to be told")
+    parser.add_argument("--seed", type=int, default=0, help="the run's seed, shown in the report")
     options = parser.parse_args(arguments)
     for stage in ("environments", "adapter", "samples"):
         if (options.run_dir / stage / FILES).is_file():  # earlier versions recorded no digests

@@ -64,14 +64,14 @@ def run_compare(arguments: Sequence[str]) -> None:
         prog="python -m invdiff_pl compare", description=__doc__, allow_abbrev=False
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
-    parser.add_argument("--latex", type=Path, metavar="FILE", help="write a LaTeX table, too")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write CSV, too")
+    parser.add_argument("--latex", type=Path, metavar="FILE", help="also write the table as LaTeX")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the figures as CSV")
     options = parser.parse_args(arguments)
     reports = [read_report(folder) for folder in options.runs]
     names = run_names(options.runs)
     columns = compare(reports)
     print(to_markdown([table(names, columns)]))
-    print("bold: the best of its column, where its 95 % interval overlaps with no other one's")
+    print("bold: the best of its column, if its 95 % interval overlaps no other")
     if options.latex is not None:
         write_text(options.latex, latex(names, columns))
     if options.csv is not None:
@@ -87,7 +87,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     file = folder / "report" / "report.json"
     if not file.is_file():
         raise InvDiffError(
-            f"{folder} has no report/report.json: give the folder of a run that is finished, such "
+            f"{folder} has no report/report.json: give the folder of a finished run, such "
             "as runs/waterbirds/mini, or write its report with `python -m invdiff_pl report "
             f"--run-dir {folder}`."
         )

@@ -31,13 +31,14 @@ def report_blocks(report: dict[str, Any], pictures: dict[str, Sequence[str]]) ->
         *_shown(
             "Bias against quality",
             pictures["pareto"],
-            "Every scale that was sampled: the lower and the further left the better.",
+            "Each point is one sampled scale: lower Bias and Fréchet distance are better, as are "
+            "higher prompt accuracy and recall.",
         ),
         *_augmentation(report),
         *_shown(
             "The same seeds before and after",
             pictures["grid"],
-            "Each pair of rows is one prompt: above the backbone, below the adapted model, from "
+            "Each pair of rows is one prompt: the backbone above, the adapted model below, from "
             "the same noise.",
         ),
         *_legend(report["environments"]["prompts"]),
@@ -54,8 +55,8 @@ def report_blocks(report: dict[str, Any], pictures: dict[str, Sequence[str]]) ->
         *_shown(
             "Training",
             pictures["curves"],
-            "From TensorBoard's event files. Bias and distances during training are of few "
-            "samples: they tell a course, the table above tells figures.",
+            "From TensorBoard's event files. During training, Bias and distances are measured on "
+            "few samples and show only the trend; the table above has the figures.",
         ),
         Heading("Time"),
         Table(["stage", "seconds"], [[k, f"{v:.0f}"] for k, v in report["seconds"].items()]),
@@ -63,7 +64,7 @@ def report_blocks(report: dict[str, Any], pictures: dict[str, Sequence[str]]) ->
         *_left_out(report),
         Text(
             f"Hardware: {report['hardware']}. Revision {report['revision']}, {report['created']}. "
-            f"`{report['replay']}` makes the run anew in another folder and compares."
+            f"`{report['replay']}` repeats the run in another folder and compares the results."
         ),
     ]
 
@@ -96,10 +97,10 @@ def _bias_by_prompt(report: dict[str, Any], pictures: Sequence[str]) -> list[Blo
         Heading("Bias by prompt"),
         _per_prompt(report),
         Text(
-            "Bias 0 is balanced, 1 is one attribute class only. "
-            f"{report['bias']['samples_per_prompt']} samples a prompt; 95 % intervals. Balanced "
-            "sampler is the Bias that a perfectly balanced sampler would show at this number of "
-            "samples."
+            "Bias is 0 for even shares, and 2/K if all samples show one of K attribute classes. "
+            f"{report['bias']['samples_per_prompt']} samples per prompt; 95 % intervals. "
+            "“Balanced sampler” is the Bias that a perfectly balanced sampler would show with this "
+            "number of samples."
         ),
         *(Picture(file, "Bias by prompt, with 95 % intervals") for file in pictures),
     ]
@@ -141,9 +142,9 @@ def _augmentation(report: dict[str, Any]) -> list[Block]:
         for name, title in (("real", "real images"), ("augmented", "real and debiased images"))
     ]
     text = (
-        "Prompts read off test images by a classifier trained without attribute labels, on the "
-        "biased training split alone and with debiased samples: accuracy in the worst (prompt, "
-        "attribute) group."
+        "A classifier predicts the prompts of test images. It is trained without attribute labels, "
+        "on the biased training split alone or together with debiased samples. The worst group is "
+        "the (prompt, attribute) pair with the lowest accuracy."
     )
     table = Table(["trained on", "worst group", "which", "mean over groups"], rows)
     return [Heading("A classifier trained on debiased samples"), Text(text), table]
@@ -160,9 +161,13 @@ def _environments(environments: dict[str, Any]) -> list[Block]:
     ]
     trained, default = environments["trained_on"], environments["candidate"]
     if trained and trained != [default]:
-        rows.append(["trained on", f"candidates {', '.join(map(str, trained))}, as a person chose"])
+        rows.append(
+            ["trained on", f"candidates {', '.join(map(str, trained))}, chosen by a person"]
+        )
     if auc is not None:
-        what = "AUC of the inference's choice for bias-conflicting images (labels used here only)"
+        what = (
+            "AUC of the default candidate for bias-conflicting images (labels are only used here)"
+        )
         rows.append([what, f"{auc:.4f}"])
     candidates = [
         [
@@ -175,7 +180,7 @@ def _environments(environments: dict[str, Any]) -> list[Block]:
         ]
         for number, candidate in enumerate(environments["candidates"])
     ]
-    header = ["candidate", "verdict", "evidence (nats an image)", "alignment", "p", "why"]
+    header = ["candidate", "verdict", "evidence (nats per image)", "alignment", "p", "why"]
     return [Table(["", ""], rows), *([Table(header, candidates)] if candidates else [])]
 
 
@@ -203,7 +208,7 @@ def _environments_by_prompt(environments: dict[str, Any]) -> list[Block]:
 def _small_print(report: dict[str, Any]) -> str:
     distance, classifier = report["frechet_distance"], report["classifier"]
     told = (
-        f"Attributes and prompts were read off by a classifier of held-out accuracy "
+        f"Attributes and prompts were predicted by a classifier whose held-out accuracy is "
         f"{100 * classifier['attribute']:.1f} % (attribute) and {100 * classifier['prompt']:.1f} % "
         "(prompt)."
     )

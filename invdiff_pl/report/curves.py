@@ -120,7 +120,7 @@ def plot_pareto(points: list[dict[str, Any]], path: Path) -> None:
         axes.annotate(point["label"], where, (6, 4), textcoords="offset points", fontsize=8)
     front = pareto_front(points)
     edge = [p["distance"] for p in front], [p["bias"] for p in front]
-    axes.plot(*edge, "o-", color="C1", markersize=10, fillstyle="none", label="front")
+    axes.plot(*edge, "o-", color="C1", markersize=10, fillstyle="none", label="Pareto front")
     axes.set_xlabel("Fréchet distance")
     axes.set_ylabel("Bias")
     axes.set_ylim(bottom=0)

@@ -22,15 +22,15 @@ def _bias_rows(bias: dict[str, Any]) -> list[list[str]]:
     rows = [["Bias, mean over prompts", *(_estimate(bias[key]) for key in keys)]]
     if "corrected_mean" in bias["after"]:
         cells = [f"{bias[key]['corrected_mean']:.3f}" for key in keys]
-        rows.append(["— less what few samples add", *cells])
+        rows.append(["— corrected for small samples", *cells])
     corrected = [bias[key].get("classifier_corrected", {}) for key in keys[1:]]
     if all("mean" in found for found in corrected):
-        rows.append(["— classifier's errors taken out", "", *map(_estimate, corrected)])
+        rows.append(["— corrected for classifier errors", "", *map(_estimate, corrected)])
     aim = bias["after"].get("target", "even")
     shares = "even shares" if aim == "even" else "the target shares"
-    for name, title in (("total_variation", "Total variation"), ("kl", "KL divergence, nats,")):
+    for name, title in (("total_variation", "Total variation"), ("kl", "KL divergence (nats)")):
         cells = [f"{_mean(bias[key], name):.3f}" for key in keys]
-        rows.append([f"{title} to {shares}", *cells])
+        rows.append([f"{title} from {shares}", *cells])
     if (both := bias.get("intersection")) is not None:
         title = f"Bias over both attributes at once (second: {', '.join(both['second_attribute'])})"
         rows.append([title, "", *(_estimate(both[key]) for key in keys[1:])])
@@ -84,8 +84,8 @@ def _warnings(report: dict[str, Any]) -> list[str]:
         return []
     return [
         f"**Warning:** on held-out images the classifier is right on only {', '.join(weak)}, so "
-        "figures that rest on it (Bias, prompt accuracy) are not to be trusted: train it on more "
-        "labelled images."
+        "do not trust figures that depend on it (Bias, prompt accuracy); train it on more labelled "
+        "images."
     ]
 
 

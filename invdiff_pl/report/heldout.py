@@ -42,8 +42,9 @@ def held_out_section(held: dict[str, Any]) -> list[Block]:
         Table(header, rows),
         Text(
             "Mean and worst denoising risk of the inferred environments on training images that "
-            "the adapter never saw, and the bound: worst ≤ mean + √((G − 1) Var), Var over the G "
-            f"environments. Step {chosen} is kept of steps {steps}: the last whose held-out "
-            "objective is within one standard error of the lowest; labels are not read."
+            "the adapter was not trained on, with the bound worst ≤ mean + √((G − 1) Var), where "
+            f"Var is the variance over the G environments. Step {chosen} is kept of steps {steps}: "
+            "the last whose held-out objective is within one standard error of the lowest; labels "
+            "are not read."
         ),
     ]

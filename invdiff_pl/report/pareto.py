@@ -92,8 +92,8 @@ def plot_sweep(points: list[dict[str, Any]], path: Path) -> None:
             for point, (x, y) in zip(shown, values, strict=True):
                 text = f"{point['invariant_scale']:g}"
                 axes.annotate(text, (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
-        axes.set_xlabel("Bias (less is better)")
+        axes.set_xlabel("Bias (lower is better)")
         axes.set_ylabel(name)
     panels[0].legend(frameon=False, fontsize=7)
-    figure.suptitle("numbers: invariant scale; 0 is the backbone", fontsize=9)
+    figure.suptitle("labels: invariant scale (0 is the backbone)", fontsize=9)
     save_figure(figure, path)

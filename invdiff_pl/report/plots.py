@@ -62,7 +62,7 @@ def plot_environments(folder: Path, prompts: list[str], path: Path) -> None:
         chosen = scores[assignments == environment]
         axes.hist(chosen, bins, alpha=0.7, label=f"environment {environment} ({len(chosen)})")
     axes.set_yscale("log")
-    axes.set_xlabel("score: high where an image goes against its prompt")
+    axes.set_xlabel("score (high if an image is unusual for its prompt)")
     axes.set_ylabel("images")
     axes.set_title(f"{len(scores)} images of {len(prompts)} prompts", fontsize=10)
     axes.legend(frameon=False)

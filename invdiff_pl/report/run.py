@@ -16,7 +16,7 @@ from invdiff_pl.utils.files import digest_file, read_json, write_json, write_tex
 from invdiff_pl.workflow.provenance import provenance
 from invdiff_pl.workflow.records import RECORD
 
-OLDER = {"reason": "measured by later versions only: remove the samples folder and rerun"}
+OLDER = {"reason": "samples scored by an earlier version: remove the samples folder and rerun"}
 MANIFOLD = ("precision", "recall", "density", "coverage")
 TIMED = ("data", "classifier", "environments", "adapter", "samples", "augmentation")
 

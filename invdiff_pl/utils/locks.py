@@ -91,7 +91,7 @@ def run_lock(run_dir: Path, command: str) -> Iterator[int]:
         marker = run_dir / MARKER
         raise InvDiffError(
             f"{run_dir} is in use by {earlier or 'another process'}: wait for it to end, or give "
-            "another folder with RUN_DIR= (--run-dir). If that process is gone for certain, "
+            "another folder with RUN_DIR= (--run-dir). If that process is certainly gone, "
             f"delete {marker if marker.exists() else path}."
         ) from None
     with held, path.open() as unlocked:
@@ -115,7 +115,7 @@ def _take_after(
     except Timeout:
         if earlier is None or not earlier.is_gone():
             raise
-        print(f"waiting for what is left of {earlier} to end", flush=True)
+        print(f"waiting for the remaining stages of {earlier} to end", flush=True)
         return _take(run_dir, _ORPHAN_SECONDS, lent)
 
 
@@ -143,7 +143,7 @@ def build_lock(folder: Path, what: str) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            print(f"{what}: waiting for another run that is at it", flush=True)
+            print(f"{what}: waiting for another run that is doing the same", flush=True)
             lock.acquire()
     except OSError as error:
         if error.errno not in _NO_LOCKS:

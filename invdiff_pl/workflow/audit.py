@@ -149,8 +149,8 @@ def _inferred(
     found = find_hidden_attributes(features.flatten(0, 1), numbers.flatten(), settings)
     if not found:
         raise InvDiffError(
-            "readers: none were given, and the pipeline's own features show no groups in what it "
-            "draws; give a reader, or more samples with per_prompt."
+            "readers: none were given, and the pipeline's own features show no groups in its "
+            "samples; give a reader, or draw more samples with per_prompt."
         )
     memberships = found[0].memberships
     groups = memberships.shape[1]
@@ -162,10 +162,10 @@ def _inferred(
         read = reader.read(values[FEATURES].flatten(0, 1), ids)
         readings[cell] = read.unflatten(0, (len(prompts), -1))
     learned = assignments.bincount(minlength=groups)
-    notes = [f"Environments were inferred, best candidate: {found[0].verdict}, {found[0].reason}"]
+    notes = [f"Environments were inferred; best candidate: {found[0].verdict}: {found[0].reason}"]
     present = torch.nn.functional.one_hot(assignments.view(numbers.shape), groups).sum(1) > 0
     notes += [
-        f"{prompts[p]!r} draws one environment only before, so another would not be seen in it."
+        f"{prompts[p]!r} shows only one environment before, so no other can be recognised in it."
         for p in (present.sum(1) < 2).nonzero().squeeze(1).tolist()
     ]
     return Audit.of(

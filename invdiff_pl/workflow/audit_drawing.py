@@ -166,6 +166,6 @@ def _classes(reader: AttributeReader, images: Tensor) -> Tensor:
         numbers = f"from {int(read.min())} to {int(read.max())}" if read.numel() else "of none"
         raise InvDiffError(
             f"readers: {reader.name!r} gave {read.numel()} numbers {numbers} for {len(images)} "
-            f"pictures; expected one a picture, from 0 to {classes - 1}."
+            f"pictures; expected one per picture, from 0 to {classes - 1}."
         )
     return read.long()

@@ -65,5 +65,5 @@ class SafeCheckpointIO(TorchCheckpointIO):
             reason = " ".join(str(error).split())
             raise InvDiffError(f"checkpoint {path} cannot be read ({reason}): {remedy}.") from None
         if not isinstance(checkpoint, dict):
-            raise InvDiffError(f"checkpoint {path} is none of Lightning's: {remedy}.")
+            raise InvDiffError(f"checkpoint {path} is not a Lightning checkpoint: {remedy}.")
         return checkpoint

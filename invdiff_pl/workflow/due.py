@@ -160,7 +160,7 @@ def _clear(folder: Path, *, keep: bool) -> None:
         previous.parent.mkdir(exist_ok=True)
         shutil.rmtree(previous, ignore_errors=True)
         folder.rename(previous)
-        print(f"      what it had trained before is kept in {previous}", flush=True)
+        print(f"      what was trained before is kept in {previous}", flush=True)
     else:
         shutil.rmtree(folder)
 

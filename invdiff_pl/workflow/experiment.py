@@ -220,10 +220,12 @@ def _require_form(config: dict[str, Any], last: Path) -> None:
     """
     for group in ("experiment", "scale", "evaluation", "trainer", "model", "data"):
         if not isinstance(config.get(group, {}), dict):
-            raise InvDiffError(f"{last} and the files before it: {group} is no group of settings.")
+            raise InvDiffError(
+                f"{last} and the files before it: {group} is not a group of settings."
+            )
     for key in ("name", "run_dir", "data_root", "backbone", "start"):
         if not isinstance(config.get("experiment", {}).get(key), str):
-            raise InvDiffError(f"{last} and the files before it: experiment.{key} is no text.")
+            raise InvDiffError(f"{last} and the files before it: experiment.{key} is not text.")
     if "seed_everything" not in config:
         raise InvDiffError(f"{last} and the files before it: seed_everything is missing.")
     callbacks = config.get("trainer", {}).get("callbacks", [])
@@ -231,6 +233,6 @@ def _require_form(config: dict[str, Any], last: Path) -> None:
         isinstance(entry, dict) and "class_path" in entry for entry in callbacks
     ):
         raise InvDiffError(
-            f"{last} and the files before it: trainer.callbacks is no list of entries with a "
-            "class_path."
+            f"{last} and the files before it: trainer.callbacks is not a list of entries with "
+            "a class_path."
         )

@@ -127,7 +127,7 @@ def read_listing(folder: Path, record: Mapping[str, Any]) -> Listing | None:
             name: (int(entry["bytes"]), str(entry["digest"])) for name, entry in listing.items()
         }
     except (TypeError, KeyError, ValueError):
-        raise InvDiffError(f"{path} is no list of files: remove {folder} and rerun.") from None
+        raise InvDiffError(f"{path} is not a list of files: remove {folder} and rerun.") from None
     for name in found:
         # A run folder may come from elsewhere, and damaged files are removed by their names.
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:

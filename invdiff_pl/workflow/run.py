@@ -84,7 +84,7 @@ def run_stage(
     if goes_on and (checkpoint := _latest_checkpoint(experiment.folder(stage))):
         arguments += [f"--ckpt_path={checkpoint}", "--weights_only=true"]
     if goes_on:
-        print("      going on from an interrupted run", flush=True)
+        print("      resuming an interrupted run", flush=True)
     print("      python -m invdiff_pl " + shlex.join(arguments), flush=True)
     started = time.monotonic()
     spread = bool(launcher) and stage.command in LIGHTNING and not stage.one_device
@@ -95,7 +95,7 @@ def run_stage(
         raise InvDiffError(f"{command[0]} cannot be started ({error.strerror}).") from None
     if ended.status != 0:
         raise InvDiffError(
-            f"stage {stage.name} failed (status {ended.status}); mend what it says and run the "
+            f"stage {stage.name} failed (status {ended.status}); fix what it reports and run the "
             "same command again: finished stages are kept."
         )
     facts = {
@@ -133,4 +133,4 @@ def _tell_results(experiment: Experiment, last: Stage) -> None:
     logs = shlex.quote(str(run_dir / "tensorboard"))
     print(f"dashboard:           tensorboard --logdir {logs}")
     print(f"check every file:    python -m invdiff_pl verify {shlex.quote(str(run_dir))}")
-    print(f"make it anew:        {replay_command(run_dir)}")
+    print(f"repeat the run:      {replay_command(run_dir)}")

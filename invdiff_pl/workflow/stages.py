@@ -94,7 +94,7 @@ STAGES = {
             "predict",
             ("data", "classifier", "adapter"),
             True,
-            "sample before and after, and measure",
+            "sample before and after, and score the samples",
             (*_DIFFUSION, "metrics"),
         ),
         Stage(
@@ -102,7 +102,7 @@ STAGES = {
             "fit",
             ("data", "samples"),
             False,
-            "train a classifier with debiased samples, and look at its worst group",
+            "train a classifier with debiased samples, and test its worst group",
             ("callbacks/group_accuracy.py", "data", "metrics", "modules"),
         ),
         Stage(
@@ -110,7 +110,7 @@ STAGES = {
             "report",
             ("environments", "samples"),
             False,
-            "tables and pictures",
+            "write tables and pictures",
             ("metrics", "report"),
         ),
     )
@@ -121,7 +121,7 @@ GENERATED = Stage(
     "predict",
     (),
     True,
-    "draw images of the prompts from the frozen model",
+    "draw images of the prompts with the frozen model",
     ("backbones", "callbacks/samples.py", "data", "environments", "modules"),
 )
 PLANS = {

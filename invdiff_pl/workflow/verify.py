@@ -28,14 +28,14 @@ def run_verify(arguments: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m invdiff_pl verify",
-        description="Check every file of a run folder against the digests on record.",
+        description="Check every file of a run folder against the recorded digests.",
         allow_abbrev=False,
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="run folder")
     run_dir = parser.parse_args(arguments).run_dir
     stages = stage_folders(run_dir)
     if not stages:
-        raise InvDiffError(f"{run_dir} holds no stage of a run: give a run folder.")
+        raise InvDiffError(f"{run_dir} holds no stage of a run: expected a run folder.")
     wrong = 0
     for folder in stages:
         told = list(_findings(folder))
@@ -46,7 +46,7 @@ def run_verify(arguments: Sequence[str]) -> int:
             print(f"  {line}")
         if len(told) > _SHOWN:
             print(f"  … and {len(told) - _SHOWN} more")
-    print(f"{wrong} wrong" if wrong else "every recorded file is there and unaltered")
+    print(f"{wrong} wrong" if wrong else "every recorded file is present and unaltered")
     return 1 if wrong else 0
 
 
@@ -72,7 +72,7 @@ def _findings(folder: Path) -> Iterator[str]:
         yield f"altered: {error}"
         return
     if record is None:
-        yield "unfinished: begun and not completed; run the same command again"
+        yield "unfinished: started but not completed; run the same command again"
         return
     if listing is None:
         yield "note: made by an earlier version, which recorded no digests"

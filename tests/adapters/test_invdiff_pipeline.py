@@ -264,7 +264,7 @@ def test_other_folders_are_neither_read_nor_overwritten(tiny_backbone, tmp_path,
     precious.mkdir()
     (precious / "thesis.txt").write_text("all of it")
     assert main(["export", "--run-dir", str(run), "--output", str(precious)]) == 2
-    assert "no earlier export" in capsys.readouterr().err
+    assert "not an earlier export" in capsys.readouterr().err
     assert (precious / "thesis.txt").read_text() == "all of it"
     record = run / "adapter" / "stage.json"
     record.write_text(record.read_text().replace(str(tiny_backbone), "gone/pipeline"))

@@ -115,7 +115,7 @@ def test_other_forms_are_of_loras_only(tmp_path: Path) -> None:
     adapter = build_adapter("small_unet", made("sd").unet, ratio=0.5)
     adapter.save(tmp_path / "small")
     trained = TrainedAdapter(tmp_path / "small")
-    with pytest.raises(InvDiffError, match="form='kohya': a small_unet is no LoRA"):
+    with pytest.raises(InvDiffError, match="form='kohya': a small_unet is not a LoRA"):
         trained.save(tmp_path / "out", form="kohya")
     with pytest.raises(InvDiffError, match="form=comfy"):
         trained.save(tmp_path / "out", form="comfy")  # type: ignore[arg-type]

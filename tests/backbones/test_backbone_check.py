@@ -80,7 +80,7 @@ def test_the_shipped_backbones_are_not_refused(name: str) -> None:
         ("/nowhere", "does not exist"),
         ("./nowhere", "does not exist"),
         ("models/sd/nowhere", "does not exist"),
-        ("nobody/nothing", "is no folder here and cannot be had from the hub"),
+        ("nobody/nothing", "is not a local folder and cannot be loaded from the hub"),
         ("asset:nothing", "no backbone 'nothing' is shipped"),
     ],
 )

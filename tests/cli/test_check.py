@@ -54,7 +54,7 @@ def test_a_sound_data_set_has_nothing_to_mend(pictures, capsys) -> None:
     assert _numbers(text, "readable  ") == [16]
     assert _numbers(text, "a mallard") == [2, 2, 1, 1, 1, 1]
     assert _numbers(text, "all") == [4, 4, 2, 2, 2, 2]
-    assert "nothing to mend" in text
+    assert "nothing to fix" in text
 
 
 def test_every_fault_is_counted_and_named(pictures, tmp_path, capsys) -> None:
@@ -113,7 +113,7 @@ def test_a_table_that_cannot_be_used_is_to_be_mended(pictures, capsys, old, new,
     table.write_text(text.replace(old, new))
     status, text = _check(pictures, capsys, WEATHER, "--data.attribute_names=[cloudy, sunny]")
     assert status == 1
-    assert "to mend:" in text
+    assert "to fix:" in text
     assert told in text
 
 

@@ -79,7 +79,7 @@ def test_what_a_stage_stumbles_over_when_it_runs_is_told_by_its_flag(
 def test_the_drawing_of_pictures_names_its_own_flags(tmp_path, capsys) -> None:
     words = ["render", "--experiment", "waterbirds", "--run-dir", str(tmp_path / "run")]
     assert main([*words, "--size", "8"]) == 2
-    told = "error: --size=8: pictures need at least 16 pixels a side.\n"
+    told = "error: --size=8: pictures need at least 16 pixels per side.\n"
     assert capsys.readouterr().err == told
 
 

@@ -63,7 +63,7 @@ def test_what_was_read_and_how_many_samples_will_be_drawn_is_told(pictures) -> N
     one = _lines(
         pictures, "--data.prompt=it costs $5, (or $6)", "--samples.model.invariant_scales=[1]"
     )
-    assert "one prompt only" in one[-2]
+    assert "only one prompt" in one[-2]
     assert one[-1] == "1 prompts × 512 samples × 1 invariant scales: 512 samples"
 
 

@@ -69,7 +69,7 @@ def test_cmyk_jpegs_are_converted_not_inverted(tmp_path) -> None:
 @pytest.mark.parametrize(("mode", "value"), [("F", 0.5), ("I", 1_000_000)])
 def test_pixels_of_unknown_range_are_refused_not_guessed(mode, value, tmp_path) -> None:
     path = _saved(tmp_path / "image.tiff", mode, value)
-    with pytest.raises(InvDiffError, match="save it with 8 bits a channel"):
+    with pytest.raises(InvDiffError, match="save it with 8 bits per channel"):
         read_image(path, 4)
 
 

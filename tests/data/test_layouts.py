@@ -201,7 +201,7 @@ def several_captions(root: Path) -> None:
             r"give the folder of one snapshot, \S*snapshots/0123, and links=follow",
         ),
         (unknown_columns, r"its columns are 'bild', 'satz'; name .* file_column="),
-        (json_object, "holds no JSON array: expected one object an image"),
+        (json_object, "holds no JSON array: expected one object per image"),
         (
             several_captions,
             r"line 2 and line 3 both name '0\.png': .*captions=first or all",

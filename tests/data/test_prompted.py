@@ -105,7 +105,7 @@ def test_a_folder_with_a_table_is_read_whole(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("images", "prompts", "message"),
     [
-        ([], [], "there is none"),
+        ([], [], "found none"),
         (torch.zeros(2, 3, 4, 4), ["a"], "there are 1 for 2 images"),
         ([torch.zeros(3, 4, 4), torch.full((3, 4, 4), 3.0)], "a", "image 1 .* outside"),
         ([torch.zeros(4, 4)], "a", r"image 0 is a Tensor of shape \[4, 4\]"),

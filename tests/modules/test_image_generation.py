@@ -149,8 +149,8 @@ def test_drawing_more_stops_at_a_bound_and_tells_by_how_much_more_might_help(
 
 def test_a_prompt_of_one_group_is_told_with_the_most_that_the_other_can_be() -> None:
     (line,) = scarcity(("a nurse", "a pilot"), [3000, 500], [0, 40], 32)
-    assert "'a nurse' draws one group only, in 3000 images" in line
-    assert "in less than 0.001 of its images (95 %): more than 32000 would be needed" in line
+    assert "'a nurse' shows only one group in 3000 images" in line
+    assert "in less than 0.001 of the images (95 %): more than 32000 images would be needed" in line
     assert scarcity(("a nurse",), [512], None, 32) == []
 
 
@@ -194,7 +194,9 @@ def test_images_of_other_prompts_and_settings_out_of_range_are_refused(
     other = GeneratedDataModule(
         prompts="a photo of a swan", root=str(tmp_path / "images"), backbone="", resolution=32
     )
-    with pytest.raises(InvDiffError, match="is of other prompts, such as 'a photo of a mallard'"):
+    with pytest.raises(
+        InvDiffError, match="holds images of other prompts, such as 'a photo of a mallard'"
+    ):
         other.read_index()
     with pytest.raises(InvDiffError, match="per_prompt=0"):
         data_of(tiny_backbone, tmp_path, tmp_path, per_prompt=0)

@@ -62,7 +62,9 @@ def test_the_card_of_a_transformer_names_its_pipeline_and_family() -> None:
     assert "SEED=0 FAMILY=sana" in text
     del records["autoencoder"]
     text = card(ONE_SCALE, records, SANA)
-    assert "`SanaTransformer2DModel` trained here, all others as in `/models/sd`" in text
+    assert (
+        "`SanaTransformer2DModel` trained here; all other parts are those of `/models/sd`." in text
+    )
 
 
 def test_settings_of_the_autoencoder_alone_are_told_as_its_own() -> None:

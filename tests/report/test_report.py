@@ -152,7 +152,7 @@ def test_a_weak_classifier_is_warned_of_beside_the_figures(run_dir: Path) -> Non
     (run_dir / "samples" / "metrics.json").write_text(json.dumps(weak))
     write_report(run_dir, seed=3)
     text = (run_dir / "report" / "report.md").read_text()
-    assert "right on only 50.3 % (attribute), so figures" in text
+    assert "right on only 50.3 % (attribute), so do not trust figures" in text
 
 
 def test_without_labels_every_figure_is_null_with_the_reason(run_dir: Path) -> None:
@@ -193,7 +193,7 @@ def test_the_calibrated_scale_and_the_shares_it_rests_on_stand_in_the_report(run
     text = (run_dir / "report" / "report.md").read_text()
     assert "| 1.00 | 0.550 | 0.450 |" in text
     assert "| 1.50 | 0.450 | 0.550 |" in text
-    assert "times **1.250**" in text
+    assert "multiplied by **1.250**" in text
 
 
 def test_held_out_risks_and_their_bound_stand_in_the_report(run_dir: Path) -> None:

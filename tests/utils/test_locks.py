@@ -62,7 +62,7 @@ def test_a_run_waits_for_what_is_left_of_a_killed_one(tmp_path: Path, capsys) ->
     process.kill()
     process.wait()
     with run_lock(tmp_path, "second"):
-        assert "waiting for what is left of process" in capsys.readouterr().out
+        assert "waiting for the remaining stages of process" in capsys.readouterr().out
 
 
 def test_a_folder_is_free_after_a_run_that_failed(tmp_path: Path, capsys) -> None:

@@ -54,7 +54,7 @@ def test_unlabelled_images_run_to_a_report_that_says_what_is_not_scored(
     with stages_in_this_process():
         assert main(words) == 0
     told = capfd.readouterr().out
-    assert "there is one prompt only: a bias is told by how prompts differ" in told
+    assert "there is only one prompt: a bias shows in how prompts differ" in told
     assert "bias not tested" in told
     assert "confidence" not in told
     count = len(list((pictures / "train").glob("*.png"))) - 1

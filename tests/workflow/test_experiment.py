@@ -121,7 +121,7 @@ def test_a_finished_run_is_swept_once_loaded_and_exported(finished, monkeypatch,
     assert "| Bias, mean over prompts |" in (folder / "exported" / "README.md").read_text()
 
     assert main(["sweep", "--runs", "nowhere"]) == 2
-    assert "nowhere is no finished run" in capsys.readouterr().err
+    assert "nowhere is not a finished run" in capsys.readouterr().err
     assert main(["sweep", "--runs", "run", "--invariant-scales", "0.001"]) == 2
     assert "two decimals" in capsys.readouterr().err
 
@@ -178,7 +178,7 @@ def test_peers_run_their_rows_once_and_say_which_cannot_be_run(finished) -> None
 def test_every_file_of_the_finished_run_is_as_recorded(finished, monkeypatch, capsys) -> None:
     monkeypatch.chdir(finished[0])
     assert main(["verify", "run"]) == 0
-    assert "every recorded file is there and unaltered" in capsys.readouterr().out
+    assert "every recorded file is present and unaltered" in capsys.readouterr().out
 
 
 @pytest.mark.slow

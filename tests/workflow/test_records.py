@@ -58,7 +58,7 @@ def _verify(capsys) -> tuple[int, str]:
 
 def test_a_whole_run_is_verified(finished, capsys) -> None:
     status, text = _verify(capsys)
-    assert (status, text.splitlines()[-1]) == (0, "every recorded file is there and unaltered")
+    assert (status, text.splitlines()[-1]) == (0, "every recorded file is present and unaltered")
     assert not list(Path("run").rglob("*.partial-*"))
 
 

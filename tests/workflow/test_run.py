@@ -192,7 +192,7 @@ def test_a_new_backbone_is_of_the_family_that_is_named(workspace: Path) -> None:
     with pytest.raises(InvDiffError, match="--family=flux: expected one of sd, sana"):
         experiment_of("backbone", [*given[:3], "flux"])
     for command, more in (("train", []), ("backbone", ["--backbone", "pipeline"])):
-        with pytest.raises(InvDiffError, match="--family=sana: expected with `backbone` alone"):
+        with pytest.raises(InvDiffError, match="--family=sana: expected only with `backbone`"):
             experiment_of(command, [*given, *more])
 
 

@@ -56,7 +56,7 @@ class RenderedWaterbirds:
     def __post_init__(self) -> None:
         if self.size < 16:
             raise InvDiffError(
-                f"size={self.size}: pictures need at least 16 pixels a side.", "size"
+                f"size={self.size}: pictures need at least 16 pixels per side.", "size"
             )
         for name in ("correlation", "evaluation_correlation", "tint_correlation"):
             value = getattr(self, name)
