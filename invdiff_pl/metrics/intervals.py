@@ -231,7 +231,8 @@ def _invert(counts: Tensor, measure: Measure, confidence: float, target: Tensor)
     ramp = torch.linspace(0, 0.01, counts.shape[-1], dtype=counts.dtype)
     lower = reach(upper_tail, _unit_spread(_shrink(logits, counts, n * target)))
     upper = reach(lower_tail, _unit_spread(_unit_spread(logits) + ramp))
-    return (measure.sign * torch.stack([lower, upper], dim=-1)).sort(dim=-1).values
+    # Adding 0 turns -0 into 0.
+    return (measure.sign * torch.stack([lower, upper], dim=-1)).sort(dim=-1).values + 0.0
 
 
 def _shrink(logits: Tensor, counts: Tensor, expected: Tensor) -> Tensor:

@@ -114,6 +114,11 @@ def _divergence_gradient(shares: Tensor, target: Tensor) -> Tensor:
     return (shares / target).clamp(min=torch.finfo(shares.dtype).tiny).log()
 
 
+def _entropy(shares: Tensor, target: Tensor) -> Tensor:
+    # Rounding of a divergence that is the largest possible would go below 0.
+    return (1 + _divergence(shares, target) / target.amin(-1).log()).clamp(min=0)
+
+
 BIAS = Measure(
     "bias", "Bias", lambda shares, target: pairwise_bias(shares - target), _bias_gradient
 )
@@ -134,7 +139,7 @@ KL_DIVERGENCE = Measure("kl", "KL, nats", _divergence, _divergence_gradient)
 NORMALIZED_ENTROPY = Measure(
     "normalized_entropy",
     "Normalised entropy",
-    lambda shares, target: 1 + _divergence(shares, target) / target.amin(-1).log(),
+    _entropy,
     lambda shares, target: _divergence_gradient(shares, target) / target.amin(-1, True).log(),
     at_target=1.0,
 )

@@ -126,6 +126,14 @@ def test_intervals_of_two_classes_are_that_of_bias_in_other_units() -> None:
     torch.testing.assert_close(entropy, 1 - divergence.flip(-1) / math.log(2))
 
 
+@pytest.mark.parametrize("classes", range(2, 12))
+def test_no_measure_or_interval_of_one_class_only_is_below_zero(classes: int) -> None:
+    counts = 24 * torch.eye(classes, dtype=torch.long)
+    for measure in MEASURES:
+        assert not measure(counts.double() / 24).signbit().any()
+        assert not share_interval(counts, measure=measure).signbit().any()
+
+
 @pytest.mark.parametrize("measure", BY_NAME)
 @pytest.mark.parametrize("target", [None, [0.4, 0.3, 0.2, 0.1]])
 def test_intervals_of_four_classes_hold_the_truth(
