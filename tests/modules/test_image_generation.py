@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from trainers import quiet_trainer
@@ -42,15 +41,7 @@ def generate(
         batch_size=4,
     )  # fmt: skip
     module = ImageGeneration(str(backbone), steps=1, batch_size=4, **settings)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-        callbacks=[SaveSamples(str(images))],
-    )
+    trainer = quiet_trainer(folder, callbacks=[SaveSamples(str(images))])
     trainer.predict(module, datamodule=data, return_predictions=False)
     return data_of(backbone, images, folder / "cache")
 

@@ -2,15 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.strategies import DDPStrategy
 from safetensors.torch import load_file
+from trainers import quiet_trainer
 
 from invdiff_pl.adapters import build_adapter, load_adapter
 from invdiff_pl.backbones.noising import predict
@@ -25,18 +24,6 @@ from invdiff_pl.callbacks.max_micro_batch import micro_batches
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
 from invdiff_pl.modules import Backbone, InvariantAdapter
 from invdiff_pl.utils.errors import InvDiffError
-
-
-def _trainer(folder: Path, **settings: Any) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu",
-        default_root_dir=folder,
-        logger=False,
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **{"devices": 1, "max_steps": 2, "enable_checkpointing": False, **settings},
-    )
 
 
 class _Watch(pl.Callback):
@@ -59,7 +46,8 @@ def test_under_mixed_precision_frozen_weights_are_half_and_trained_ones_whole(
     module = InvariantAdapter(str(tiny_backbone), kind, settings, learning_rate=0.01)
     data, watch = module_of(environments=str(environments), batch_size=8), _Watch()
     callbacks = [watch, SaveAdapter(str(tmp_path))]
-    _trainer(tmp_path, precision="bf16-mixed", callbacks=callbacks).fit(module, datamodule=data)
+    trainer = quiet_trainer(tmp_path, max_steps=2, precision="bf16-mixed", callbacks=callbacks)
+    trainer.fit(module, datamodule=data)
     assert (watch.frozen, watch.trained) == ({torch.bfloat16}, {torch.float32})
     assert {value.dtype for value in module.pipeline.vae.parameters()} == {torch.bfloat16}
     if kind == "small_unet":
@@ -88,7 +76,7 @@ def test_pictures_are_drawn_during_training_in_half_precision(
     module = InvariantAdapter(str(tiny_backbone))
     data = module_of(environments=str(environments), batch_size=8)
     grid = SampleGrid(every_n_steps=2, columns=3, prompts=2, steps=1, batch_size=4)
-    trainer = _trainer(
+    trainer = quiet_trainer(
         tmp_path,
         precision="bf16-mixed",
         callbacks=[grid],
@@ -121,9 +109,8 @@ def test_ddp_sends_trained_parameters_only(
 ) -> None:
     module = InvariantAdapter(str(tiny_backbone))
     data = module_of(environments=str(environments), batch_size=8)
-    strategy = DDPStrategy(process_group_backend="gloo", start_method="fork")
     watch = _Broadcasts(tmp_path / "sent.json")
-    trainer = _trainer(tmp_path, devices=2, strategy=strategy, callbacks=[watch], max_steps=1)
+    trainer = quiet_trainer(tmp_path, ranks=2, callbacks=[watch], max_steps=1)
     trainer.fit(module, datamodule=data)
     sent, trained, buffers = json.loads(watch.file.read_text())
     assert sent == trained
@@ -142,8 +129,9 @@ def test_low_rank_fine_tuning_writes_a_folder_that_stock_diffusers_loads(
         gradient_checkpointing=True,
     )
     checkpoints = ModelCheckpoint(tmp_path, every_n_train_steps=2, save_last=True, save_top_k=0)
-    trainer = _trainer(
+    trainer = quiet_trainer(
         tmp_path,
+        max_steps=2,
         precision=precision,
         callbacks=[SavePipeline(str(tmp_path)), checkpoints],
         enable_checkpointing=True,
@@ -206,7 +194,7 @@ def test_a_run_resumed_at_another_local_batch_goes_on_with_the_same_gradients(
         data = module_of(environments=str(environments), batch_size=12)
         gradients = _Gradients(last)
         checkpoints = ModelCheckpoint(folder, "step", every_n_train_steps=2, save_top_k=-1)
-        trainer = _trainer(
+        trainer = quiet_trainer(
             folder,
             max_steps=4,
             enable_checkpointing=True,
