@@ -1,7 +1,9 @@
 """``make evidence``: its rows are commands that parse, and its tables what their folders hold."""
 
+import argparse
 import json
 import shlex
+from collections import defaultdict
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +11,6 @@ from types import ModuleType
 import pytest
 from run_folder import write_run
 
-from invdiff_pl.cli.audit import _parser
 from invdiff_pl.cli.experiment import experiment_of
 from invdiff_pl.cli.lightning import check
 from invdiff_pl.report.run import write_report
@@ -35,12 +36,27 @@ def _finish(folder: Path, revision: str = "abc") -> None:
     write_report(folder, seed=0)
 
 
+def _check_flags(script: ModuleType, commands: list[tuple[str, ...]], monkeypatch) -> None:
+    read = argparse.ArgumentParser.parse_args
+
+    def parse_args(*given, **named):
+        read(*given, **named)
+        raise SystemExit("read")  # what a script does next is not run here
+
+    with monkeypatch.context() as patched:
+        patched.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+        for command in commands:
+            patched.setattr("sys.argv", [script.__name__, *command])
+            with pytest.raises(SystemExit, match="read"):
+                script.main()
+
+
 def test_every_command_is_one_that_the_command_line_takes(evidence, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(REPOSITORY)
-    parsed = set()
+    parsed, scripts = set(), defaultdict(list)
     for row in evidence.rows(tmp_path).values():
-        _, _, command, *words = row.command
         if row.kind in PLANS:
+            _, _, command, *words = row.command
             experiment = experiment_of(command, words)
             key = (experiment.files, bool(experiment.overrides))
             if key not in parsed:  # seeds differ in nothing that is parsed
@@ -48,20 +64,24 @@ def test_every_command_is_one_that_the_command_line_takes(evidence, tmp_path, mo
                     if STAGES[name].command in LIGHTNING and experiment.overrides.get(name):
                         check(experiment.arguments(STAGES[name]))
             parsed.add(key)
-        elif row.kind == "audit":
-            assert _parser().parse_args(words).output == tmp_path / row.name
         else:
-            assert (REPOSITORY / row.command[0]).is_file()
+            scripts[Path(row.command[0])].append(row.command[1:])
     assert parsed
+    for script, commands in scripts.items():
+        monkeypatch.syspath_prepend(str(REPOSITORY / script.parent))
+        _check_flags(import_module(script.stem), commands, monkeypatch)
 
 
 def test_three_seeds_of_every_set_and_ratio_have_a_row(evidence, tmp_path) -> None:
     names = list(evidence.rows(tmp_path))
-    for start in ("waterbirds", "celeba-1_2_2_1", "fairface-8_4_1_1", "prompts-celeba"):
+    starts = ("waterbirds", "celeba-1_2_2_1", "fairface-8_4_1_1", "transformer", "prompts-celeba")
+    for start in starts:
         assert {f"{start}-{seed}" for seed in (0, 1, 2)} <= set(names)
     # What a row reads of another comes before it.
     assert names.index("celeba-1_2_2_1-backbone") < names.index("celeba-1_2_2_1-0")
-    assert names.index("waterbirds-0") < names.index("prompts-waterbirds-0-audit")
+    for earlier in ("waterbirds-0", "prompts-waterbirds-0"):
+        assert names.index(earlier) < names.index("prompts-waterbirds-0-peers")
+    assert names.index("packages") < names.index("birds-0.95-50") < names.index("photographs")
 
 
 def test_tables_tell_figures_digests_and_revisions_of_what_is_there(evidence, tmp_path) -> None:
@@ -80,23 +100,42 @@ def test_tables_tell_figures_digests_and_revisions_of_what_is_there(evidence, tm
     assert "| environment AUC |" in text  # what compare tells of them
 
 
-def test_an_audit_and_a_grid_are_read_from_what_they_wrote(evidence, tmp_path, monkeypatch) -> None:
+def test_a_table_is_read_from_what_its_row_wrote_or_printed(
+    evidence, tmp_path, monkeypatch
+) -> None:
     def ran(words, **_):
-        bias = {"mean": 0.1, "interval": [0.05, 0.15]}
-        figure = {"attribute": "gender", "when": "after", "measures": {"bias": bias}}
-        if "audit" in words:
+        if "--output" in words:
             folder = Path(words[words.index("--output") + 1])
             folder.mkdir()
-            (folder / "audit.json").write_text(json.dumps({"figures": [figure]}))
+            (folder / "peers.md").write_text("| method |\n| --- |\n| ours |\n")
             return evidence.subprocess.CompletedProcess(words, 0)
         return evidence.subprocess.CompletedProcess(words, 0, b"| data set |\n| --- |\n| birds |\n")
 
     monkeypatch.setattr(evidence.subprocess, "run", ran)
     monkeypatch.setattr(evidence, "provenance", lambda: {"revision": "abc"})
-    evidence.main(["--output", str(tmp_path), "--only", "prompts-celeba-0-audit", "discovery"])
+    evidence.main(["--output", str(tmp_path), "--only", "prompts-celeba-0-peers", "two-biases"])
+    found = json.loads((tmp_path / "evidence.json").read_text())
+    assert found["prompts-celeba-0-peers"]["revisions"] == ["abc"]
     text = (tmp_path / "tables.md").read_text()
-    assert "| gender | after | 0.100 [0.050, 0.150] |" in text
-    assert "| data set |\n| --- |\n| birds |" in text
+    digest = found["two-biases"]["digest"]
+    told = f"### two-biases\n\nDigest {digest}.\n\n| data set |\n| --- |\n| birds |"
+    assert "| method |\n| --- |\n| ours |" in text
+    assert told in text
+
+
+def test_pictures_that_are_there_are_not_built_again(evidence, tmp_path, monkeypatch) -> None:
+    ran = []
+
+    def run(words, **_):
+        ran.append(words)
+        return evidence.subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(evidence.subprocess, "run", run)
+    (tmp_path / "birds-0.95-50").mkdir()
+    (tmp_path / "birds-0.95-50" / "metadata.csv").touch()
+    evidence.main(["--output", str(tmp_path), "--only", "birds-0.95"])
+    (words,) = ran
+    assert words[words.index("--output") + 1] == str(tmp_path / "birds-0.95-51")
 
 
 def test_a_failed_row_is_named_and_so_is_an_unknown_one(
@@ -107,8 +146,8 @@ def test_a_failed_row_is_named_and_so_is_an_unknown_one(
     with pytest.raises(SystemExit, match="waterbirds-0: exit status 2"):
         evidence.main(["--output", str(tmp_path), "--only", "waterbirds-0"])
     with pytest.raises(SystemExit):
-        evidence.main(["--only", "birds"])
-    assert "no row begins with 'birds'" in capsys.readouterr().err
+        evidence.main(["--only", "bicycles"])
+    assert "no row begins with 'bicycles'" in capsys.readouterr().err
 
 
 def test_the_list_tells_each_row_and_its_command(evidence, capsys) -> None:
