@@ -11,6 +11,7 @@ from invdiff_pl.adapters.lora import WEIGHTS_FILE, activate_adapters, active_ada
 from invdiff_pl.adapters.trained import TrainedAdapter
 from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import is_file, is_folder
 
 SAFE = ".safetensors"
 Without = Callable[[], AbstractContextManager[None]]
@@ -26,9 +27,9 @@ def lora_file(source: TrainedAdapter | str | Path) -> Path:
         InvDiffError: if there is no such file, or it is not a safetensors file.
     """
     path = Path(source.folder if isinstance(source, TrainedAdapter) else source)
-    if (path / "adapter" / "adapter").is_dir():  # of a run
+    if is_folder(path / "adapter" / "adapter"):  # of a run
         path = path / "adapter" / "adapter"
-    if path.is_dir():
+    if is_folder(path):
         files = sorted(each for each in path.iterdir() if each.suffix == SAFE)
         named = [each for each in files if each.name == WEIGHTS_FILE] or files
         if len(named) == 1:
@@ -37,7 +38,7 @@ def lora_file(source: TrainedAdapter | str | Path) -> Path:
         raise InvDiffError(
             f"lora={str(path)!r}: expected one {SAFE} file in it, found {found}.", "lora"
         )
-    if not path.is_file():
+    if not is_file(path):
         raise InvDiffError(f"lora={str(path)!r}: there is no such file or folder.", "lora")
     if path.suffix != SAFE:
         raise InvDiffError(

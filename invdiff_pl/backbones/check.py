@@ -12,7 +12,7 @@ from typing import Any
 
 from invdiff_pl.backbones.assets import resolve_backbone
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.utils.files import read_object
+from invdiff_pl.utils.files import is_file, is_folder, read_object
 
 _CLIP, _PROJECTED = "CLIPTextModel", "CLIPTextModelWithProjection"
 _FLOW, _DIFFUSION = "flow matching", "diffusion"
@@ -171,9 +171,9 @@ _EXPECTED = (
 def _reader(source: str) -> Reader:
     """Return a reader of a backbone's JSON files, which gives ``None`` for a file it lacks."""
     path = Path(source).expanduser()
-    if path.is_file():
+    if is_file(path):
         raise InvDiffError(_conversion(path))
-    if path.is_dir():
+    if is_folder(path):
         return lambda name: read_object(path / name) if (path / name).is_file() else None
     if path.is_absolute() or source.startswith(("./", "../", "~")) or source.count("/") > 1:
         raise InvDiffError(

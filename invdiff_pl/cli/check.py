@@ -9,6 +9,7 @@ from invdiff_pl.cli.lightning import data_module
 from invdiff_pl.data.index import SPLITS
 from invdiff_pl.data.survey import KINDS, Survey, survey
 from invdiff_pl.utils.errors import InvDiffError, in_flags
+from invdiff_pl.utils.files import is_folder
 from invdiff_pl.workflow.experiment import find_file, scale_files
 
 _PROMPTS_SHOWN = 20
@@ -47,7 +48,7 @@ def run_check(arguments: Sequence[str]) -> int:
     files = [f"{options.experiment}.yaml", "base.yaml", *scale]
     configs = [f"--config={find_file(name, options.experiments)}" for name in files]
     data = data_module([*configs, f"--experiment.data_root={options.data}", *overrides])
-    if not data.root.is_dir():
+    if not is_folder(data.root):
         raise InvDiffError(f"data folder {data.root} does not exist: give it with DATA=.")
     flags = data_flags(type(data))
     try:

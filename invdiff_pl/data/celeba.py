@@ -11,6 +11,7 @@ from invdiff_pl.data.layouts.find import probe
 from invdiff_pl.data.ratios import LabelledImages, RatioDataModule
 from invdiff_pl.data.tables import check_codes, encode, read_table, refuse_repeated
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import is_file
 
 HAIR = ("Black_Hair", "Blond_Hair")
 PROMPTS = ("a photo of a person with black hair", "a photo of a person with blond hair")
@@ -95,7 +96,7 @@ class CelebADataModule(RatioDataModule):
         for folder in folders:
             for ending in dict.fromkeys((own, *_ENDINGS)):
                 paths = [self.root / folder / f"{stem}{ending}" for stem in probed]
-                found[folder, ending] = sum(path.is_file() for path in paths)
+                found[folder, ending] = sum(is_file(path) for path in paths)
         folder, ending = max(found, key=lambda place: found[place])
         if found[folder, ending] > 0:
             return (folder + "/" + stems + ending).to_numpy()

@@ -17,6 +17,7 @@ from invdiff_pl.data.index import ImageIndex, index_images, join_indices
 from invdiff_pl.data.layouts import Listing, Reading, read_listings
 from invdiff_pl.data.tables import encode, read_table
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import is_file
 
 # If 8 images are all alike, the share of others may still be 31 % (95 %), about the least
 # difference between prompts that can be told from none.
@@ -202,7 +203,7 @@ class TableDataModule(BiasedDataModule):
 def prompt_map_path(root: Path, name: str) -> Path:
     """Return the path of a mapping of captions: in the data folder, else as the name says."""
     inside = root / name
-    return inside if inside.is_file() else Path(name)
+    return inside if is_file(inside) else Path(name)
 
 
 def deal_splits(files: Sequence[str], val_share: float, test_share: float) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from invdiff_pl.data.layouts.find import probe
 from invdiff_pl.data.ratios import LabelledImages, RatioDataModule
 from invdiff_pl.data.tables import encode, read_table, refuse_repeated
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import is_file
 
 PROMPTS = ("a photo of a man", "a photo of a woman")
 _GENDERS = {"Male": 0, "Female": 1}
@@ -85,7 +86,7 @@ class FairFaceDataModule(RatioDataModule):
 
     def _prefix(self, names: list[str]) -> str:
         probed = probe(names)
-        hits = {f: sum((self.root / f / name).is_file() for name in probed) for f in _FOLDERS}
+        hits = {f: sum(is_file(self.root / f / name) for name in probed) for f in _FOLDERS}
         folder = max(hits, key=lambda each: hits[each])
         if hits[folder] > 0:
             return "" if folder == "." else f"{folder}/"

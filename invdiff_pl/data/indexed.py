@@ -14,6 +14,7 @@ from invdiff_pl.data.index import ImageIndex
 from invdiff_pl.data.scarce import without_rare_prompts
 from invdiff_pl.data.training import LatentDataModule
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import is_folder
 
 Split = Literal["train", "val", "test"]
 
@@ -79,7 +80,7 @@ class IndexedDataModule(LatentDataModule, ABC):
     def index(self) -> ImageIndex:
         """The index, read once."""
         if self._index is None:
-            if not self.root.is_dir():
+            if not is_folder(self.root):
                 raise InvDiffError(
                     f"data folder {self.root} does not exist: give the data set's folder with "
                     "root= (or, of make, DATA=).",

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from invdiff_pl.data.images import read_image, read_images, to_rgb
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import is_folder
 
 ImageLike = str | Path | Image.Image | Tensor | np.ndarray
 _FORMS = "a path, a PIL image, a tensor [3, H, W] or an array [H, W, 3]"
@@ -93,7 +94,7 @@ class PromptedImages(Dataset[tuple[Image.Image, str]]):
         """
         from invdiff_pl.data.custom import TableDataModule  # noqa: PLC0415 - Lightning takes seconds
 
-        if not Path(folder).is_dir():
+        if not is_folder(Path(folder)):
             raise InvDiffError(f"folder={str(folder)!r}: there is no such folder.")
         index = TableDataModule(
             root=str(folder), backbone="", resolution=1, **settings

@@ -1,12 +1,13 @@
 """Files of a run, written aside and renamed, so that a reader never meets half of one."""
 
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,25 @@ def remove_leftovers(folder: Path, *, older_than: float = 0.0) -> None:
 def is_leftover(path: Path) -> bool:
     """Return whether a path has a name that killed writers leave behind."""
     return any(path.match(pattern) for pattern in _LEFTOVERS)
+
+
+def is_file(path: Path) -> bool:
+    """Return whether there is such a file; there is none of a name that no system takes."""
+    return _is_there(path, Path.is_file)
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether there is such a folder; there is none of a name that no system takes."""
+    return _is_there(path, Path.is_dir)
+
+
+def _is_there(path: Path, kind: Callable[[Path], bool]) -> bool:
+    try:
+        return kind(path)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,7 +10,15 @@ from typing import Any
 
 from invdiff_pl.backbones.assets import resolve_backbone
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.utils.files import digest_file, digest_folder, digest_json, remove_leftovers, walk
+from invdiff_pl.utils.files import (
+    digest_file,
+    digest_folder,
+    digest_json,
+    is_file,
+    is_folder,
+    remove_leftovers,
+    walk,
+)
 from invdiff_pl.workflow.causes import flags_that_count, settings_that_count, source_digest
 from invdiff_pl.workflow.experiment import Experiment
 from invdiff_pl.workflow.records import (
@@ -67,7 +75,7 @@ def inputs(experiment: Experiment, stage: Stage) -> dict[str, Any]:
 
 def _pipeline_digest(backbone: str) -> str:
     folder = Path(resolve_backbone(backbone))
-    return digest_folder(folder) if folder.is_dir() else backbone
+    return digest_folder(folder) if is_folder(folder) else backbone
 
 
 def _input_digest(experiment: Experiment, stage: Stage) -> str:
@@ -85,12 +93,12 @@ def _data_digest(config: dict[str, Any]) -> str:
     chosen = {**data.get("init_args", {}), **data}
     listing = _listing_digest(root, follow_links=chosen.get("links") == "follow")
     named = [Path(chosen[key]) for key in ("table", "prompt_map") if chosen.get(key)]
-    elsewhere = [digest_file(path) for path in named if path.is_file()]
+    elsewhere = [digest_file(path) for path in named if is_file(path)]
     return digest_json([listing, *elsewhere]) if elsewhere else listing
 
 
 def _listing_digest(root: Path, *, follow_links: bool) -> str:
-    if not root.is_dir():
+    if not is_folder(root):
         raise InvDiffError(
             f"data folder {root} does not exist: give the data set's folder with DATA=."
         )

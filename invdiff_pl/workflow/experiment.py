@@ -218,21 +218,24 @@ def _require_form(config: dict[str, Any], last: Path) -> None:
     Raises:
         InvDiffError: naming the key that is wrong.
     """
+    where = f"{last} and the files before it"
     for group in ("experiment", "scale", "evaluation", "trainer", "model", "data"):
         if not isinstance(config.get(group, {}), dict):
-            raise InvDiffError(
-                f"{last} and the files before it: {group} is not a group of settings."
-            )
+            raise InvDiffError(f"{where}: {group} is not a group of settings.")
     for key in ("name", "run_dir", "data_root", "backbone", "start"):
         if not isinstance(config.get("experiment", {}).get(key), str):
-            raise InvDiffError(f"{last} and the files before it: experiment.{key} is not text.")
+            raise InvDiffError(f"{where}: experiment.{key} is not text.")
+    for part in ("model", "data"):
+        if not isinstance(config.get(part, {}).get("init_args", {}), dict):
+            raise InvDiffError(f"{where}: {part}.init_args is not a group of settings.")
+        if not isinstance(config.get(part, {}).get("class_path", ""), str):
+            raise InvDiffError(f"{where}: {part}.class_path is not text.")
     if "seed_everything" not in config:
-        raise InvDiffError(f"{last} and the files before it: seed_everything is missing.")
+        raise InvDiffError(f"{where}: seed_everything is missing.")
     callbacks = config.get("trainer", {}).get("callbacks", [])
     if not isinstance(callbacks, list) or not all(
-        isinstance(entry, dict) and "class_path" in entry for entry in callbacks
+        isinstance(entry, dict) and isinstance(entry.get("class_path"), str) for entry in callbacks
     ):
         raise InvDiffError(
-            f"{last} and the files before it: trainer.callbacks is not a list of entries with "
-            "a class_path."
+            f"{where}: trainer.callbacks is not a list of entries with a class_path."
         )

@@ -98,6 +98,11 @@ def test_prompts_are_read_from_a_file_line_by_line(tmp_path) -> None:
         read_prompts(str(file))
 
 
+def test_a_single_prompt_longer_than_a_file_name_is_not_taken_for_a_file() -> None:
+    prompt = "a photo of a nurse in a very long corridor " * 10
+    assert read_prompts(prompt) == (prompt.strip(),)
+
+
 @pytest.mark.parametrize("text", ["", "gender", "gender: a; a", ": a; b", "gender: a=; b", "g: a;"])
 def test_attributes_that_are_not_of_the_form_are_refused(text: str) -> None:
     with pytest.raises(InvDiffError, match="each class once"):

@@ -274,3 +274,13 @@ def test_attributes_follow_the_rows_that_are_kept(tmp_path) -> None:
         "blue",
         "grey",
     ]
+
+
+def test_a_file_name_that_no_system_takes_is_a_broken_image(tmp_path, capsys) -> None:
+    root = tmp_path / "pictures"
+    _pictures(root, "a.png", "b.png")
+    names = ("x" * 300 + ".png", "a.png", "b.png")
+    _lines(root / "metadata.jsonl", *({"file_name": name, "text": DOG} for name in names))
+    index = _module(root, val_share=0.0, test_share=0.0, broken="skip").index
+    assert list(index.files) == ["a.png", "b.png"]
+    assert names[0] in capsys.readouterr().out

@@ -33,22 +33,29 @@ _PRELOADED = [
     "torch.utils.tensorboard",
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
 ]
-TINY = (
-    "--render.fraction=0.02",
-    "--scale.classifier_steps=4",
+_FEW = (
     "--scale.sampling_steps=2",
     "--scale.samples_per_prompt=4",
     "--scale.sampling_batch=4",
     "--evaluation.resolution=32",
     "--experiment.cache_dir=cache",
 )
-TRAIN = (
-    *TINY,
+_RENDERED = (*_FEW, "--render.fraction=0.02", "--scale.classifier_steps=4")
+_ADAPTER = (
     "--scale.adapter_steps=18",
     "--scale.calibration_samples=12",
     "--scale.calibration_steps=2",
     "--scale.adapter_batch=12",
     "--scale.scoring_batch=16",
+)
+TRAIN = (*_RENDERED, *_ADAPTER)
+PROMPTS = (
+    *_FEW,
+    *_ADAPTER,
+    "--data.per_prompt=24",
+    "--generate.model.least_rare=4",
+    "--generate.model.most_per_prompt=32",
+    "--model.train_without_bias=true",
 )
 _ARCHITECTURE = {
     "vae_channels": "[8,8]",
@@ -58,7 +65,7 @@ _ARCHITECTURE = {
     "text_width": "16",
 }
 BACKBONE = (
-    *TINY,
+    *_RENDERED,
     "--scale.autoencoder_steps=12",
     "--scale.autoencoder_batch=8",
     "--scale.backbone_steps=18",
@@ -80,6 +87,8 @@ def _live(
     os.chdir(folder)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    # The server's streams may have been those of a file, in which they could seek.
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     if file_limit is not None:
@@ -223,11 +232,12 @@ class Subject:
 
 
 def words_of(plan: str, experiments: Path, backbone: Path, changes: Sequence[str]) -> list[str]:
-    """The command line of a plan."""
-    words = [plan, "--experiment", "waterbirds", "--experiments", str(experiments)]
-    if plan == "train":
-        words += ["--backbone", str(backbone)]
-    return [*words, "--run-dir", "run", *changes]
+    """The command line of a plan: ``train``, ``backbone``, or ``prompts``, without a data set."""
+    experiment = "prompts" if plan == "prompts" else "waterbirds"
+    words = ["--experiment", experiment, "--experiments", str(experiments), "--run-dir", "run"]
+    if plan == "backbone":
+        return [plan, *words, *changes]
+    return ["train", *words, "--backbone", str(backbone), *changes]
 
 
 def frequent_checkpoints(target: Path) -> Path:

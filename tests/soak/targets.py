@@ -198,7 +198,7 @@ TARGETS = [
     Target("cache shards", _make_shards, _read_shards, "*.safetensors", _TENSORS),
     Target("cache shards", _make_shards, _read_shards, "*.json", _JSON),
     Target("environments", _make_environments, _read_environments, "environments/*", _TENSORS),
-    Target("features", _make_features, _read_features, "*.safetensors", _TENSORS),
+    Target("features", _make_features, _read_features, "*.safetensors", _TENSORS, writes=True),
     Target("manifest", _make_manifest, read_manifest, "*.jsonl", _LINES),
     Target("run records", _make_run, _read_run, "**/*.json", _JSON),
     Target("lock", _make_lock, _read_lock, "*.json", _JSON, writes=True),

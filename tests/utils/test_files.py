@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from invdiff_pl.utils.files import sort_safetensors_header
+from invdiff_pl.utils.files import is_file, is_folder, sort_safetensors_header
 
 
 def test_a_sorted_header_keeps_tensors_and_metadata_and_forgets_their_order(tmp_path: Path) -> None:
@@ -31,3 +31,12 @@ def test_a_sorted_header_keeps_tensors_and_metadata_and_forgets_their_order(tmp_
         assert {n: stored.get_tensor(n).tolist() for n in tensors} == {
             n: value.tolist() for n, value in tensors.items()
         }
+
+
+def test_there_is_no_file_or_folder_of_a_name_that_is_too_long(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert is_file(tmp_path / "file")
+    assert is_folder(tmp_path)
+    for name in ("x" * 300, "x/" * 5000):
+        assert not is_file(tmp_path / name)
+        assert not is_folder(tmp_path / name)

@@ -12,6 +12,7 @@ import yaml
 
 from invdiff_pl import callbacks
 from invdiff_pl.cli.experiment import experiment_of
+from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.workflow import causes
 from invdiff_pl.workflow.due import begin, fingerprint, finish, is_current
 from invdiff_pl.workflow.experiment import Experiment
@@ -249,3 +250,23 @@ def test_a_stages_rooms_hold_all_that_its_module_imports(name: str) -> None:
 def test_what_is_due_is_told_without_torch() -> None:
     script = "import sys, invdiff_pl.workflow.due; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong", "told"),
+    [
+        ("trainer", "null", "trainer is not a group of settings"),
+        ("model", "{init_args: text}", "model.init_args is not a group of settings"),
+        ("data", "{init_args: null}", "data.init_args is not a group of settings"),
+        ("model", "{class_path: [a]}", "model.class_path is not text"),
+        ("trainer", "{callbacks: [{class_path: 3}]}", "trainer.callbacks is not a list of entries"),
+    ],
+)
+def test_settings_of_a_wrong_form_are_told(part, wrong, told, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(REPOSITORY / "experiments", "experiments")
+    stage = Path("experiments/stages/environments.yaml")
+    stage.write_text(f"{part}: {wrong}\n")
+    experiment = _experiment(folder=Path("experiments"))
+    with pytest.raises(InvDiffError, match=f"environments.yaml and the files before it: {told}"):
+        fingerprint(experiment, STAGES["environments"])

@@ -8,6 +8,7 @@ import numpy as np
 from invdiff_pl.data.index import SPLITS
 from invdiff_pl.data.table_formats import SUFFIXES
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import is_file
 
 # Names of the splits in tables and folders.
 SPLIT_NAMES = {
@@ -71,7 +72,7 @@ def base_of(names: Sequence[str], table: Path, root: Path) -> Path:
     best, most = own, 0
     for parent in dict.fromkeys((own, root)):
         for folder in (parent, *_folders_in(parent)):
-            hits = sum((folder / name).is_file() for name in probed)
+            hits = sum(is_file(folder / name) for name in probed)
             if hits > most:
                 best, most = folder, hits
             if hits == len(probed):

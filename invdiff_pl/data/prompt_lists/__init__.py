@@ -4,6 +4,7 @@ from importlib import resources
 from pathlib import Path
 
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import is_file
 
 _COMMENT = "#"
 
@@ -42,7 +43,7 @@ def read_prompts(given: str) -> tuple[str, ...]:
     if text in shipped():
         content = (resources.files(__name__) / f"{text}.txt").read_text(encoding="utf-8")
         lines = content.splitlines()
-    elif ";" not in text and (path := Path(text)).is_file():
+    elif ";" not in text and is_file(path := Path(text)):
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
