@@ -69,6 +69,7 @@ def card(metrics: dict[str, Any], records: dict[str, Any], index: dict[str, Any]
     parts = f"`{denoiser}` trained here; all other parts are those of `{start}`."
     if first:
         parts = f"`{index['vae'][1]}` and `{denoiser}` trained here; {_NEW[pipeline]}"
+    known = "It knows only the words of its prompts. " if first else ""
     family = config["experiment"].get("family", "sd")
     given = f" FAMILY={family}" if family != "sd" else ""
     given += "" if first else f" BACKBONE={start}"
@@ -104,6 +105,12 @@ Made with
 make backbone EXP={config["experiment"]["name"]} SCALE={config["experiment"]["scale"]} \
 SEED={config["seed_everything"]}{given}
 ```
+
+## Limits
+
+It is meant for trying methods against bias, not for drawing or judging people. {known}Bias and \
+prompt accuracy are read by a classifier that was trained on the labels of the same data set and \
+makes mistakes of its own.
 """
 
 
