@@ -18,6 +18,13 @@ from invdiff_pl.workflow.records import write_record
 from invdiff_pl.workflow.stages import LIGHTNING, PLANS, STAGES
 
 REPOSITORY = Path(__file__).parents[2]
+FIGURES = {
+    "bias": {"mean": 0.1, "interval": [0.05, 0.15]},
+    "prompt_accuracy": {"mean": 0.98},
+    "frechet_distance": 420.0,
+    "manifold": {"precision": 0.7},
+}
+METHODS = dict.fromkeys(("nothing", "ours_prompts", "clusters_0.2"), FIGURES)
 
 
 @pytest.fixture
@@ -96,8 +103,17 @@ def test_tables_tell_figures_digests_and_revisions_of_what_is_there(evidence, tm
     text = (tmp_path / "tables.md").read_text()
     assert "at revision abc, def." in text
     row = f"| waterbirds-0 | {digest} | 0.900 | 0.940 [0.900, 0.980] | 0.080 [0.040, 0.120] | "
-    assert f"{row}99.0 → 98.0 % | 450.0 → 420.0 | 0.988 / – | 1.06 | bias |" in text
-    assert "| environment AUC |" in text  # what compare tells of them
+    assert f"{row}99.0 → 98.0 % | 450.0 → 420.0 | " in text
+    assert " | 0.988 / – | 1.06 | bias |" in text
+
+
+def test_the_tables_of_what_is_there_are_written_without_running_anything(
+    evidence, tmp_path, monkeypatch, capsys
+) -> None:
+    _finish(tmp_path / "waterbirds-0")
+    monkeypatch.setattr(evidence.subprocess, "run", lambda *_, **__: pytest.fail("ran"))
+    evidence.main(["--output", str(tmp_path), "--tables"])
+    assert "| waterbirds-0 | " in capsys.readouterr().out
 
 
 def test_a_table_is_read_from_what_its_row_wrote_or_printed(
@@ -108,6 +124,7 @@ def test_a_table_is_read_from_what_its_row_wrote_or_printed(
             folder = Path(words[words.index("--output") + 1])
             folder.mkdir()
             (folder / "peers.md").write_text("| method |\n| --- |\n| ours |\n")
+            (folder / "peers.json").write_text(json.dumps(METHODS))
             return evidence.subprocess.CompletedProcess(words, 0)
         return evidence.subprocess.CompletedProcess(words, 0, b"| data set |\n| --- |\n| birds |\n")
 
@@ -119,7 +136,10 @@ def test_a_table_is_read_from_what_its_row_wrote_or_printed(
     text = (tmp_path / "tables.md").read_text()
     digest = found["two-biases"]["digest"]
     told = f"### two-biases\n\nDigest {digest}.\n\n| data set |\n| --- |\n| birds |"
-    assert "| method |\n| --- |\n| ours |" in text
+    peers = found["prompts-celeba-0-peers"]["digest"]
+    row = f"| prompts-celeba-0-peers | {peers} | debiased | 0.100 [0.050, 0.150] | 98.0 % | 420.0 |"
+    assert f"{row} 0.700 |" in text
+    assert "| method |\n| --- |\n| ours |" in text  # it compares more methods than these two
     assert told in text
 
 
