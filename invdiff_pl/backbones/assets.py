@@ -1,9 +1,10 @@
-"""Finding the backbones that are shipped with the package."""
+"""What a setting means by a backbone: a folder, a hub id or a shipped one."""
 
 from importlib import resources
 from pathlib import Path
 
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import digest_folder, digest_json, is_folder
 
 ASSET_PREFIX = "asset:"
 
@@ -24,3 +25,14 @@ def resolve_backbone(backbone: str) -> str:
             "folder with BACKBONE=, or train one with `make backbone`."
         )
     return str(folder)
+
+
+def backbone_digest(backbone: str, part: str = ".") -> str:
+    """Compute the digest of a backbone or of a part of it, less its cards and hidden files.
+
+    It is that of the content, or of the name for a hub id.
+    """
+    source = Path(resolve_backbone(backbone))
+    if is_folder(source):
+        return digest_folder(source / part, notes=False)
+    return digest_json([backbone, part])

@@ -19,7 +19,6 @@ from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.folders import make_portable, weights_variant
 from invdiff_pl.backbones.quantized import QUANTIZED, dtype_of, quantize
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.utils.files import digest_folder, digest_json
 from invdiff_pl.utils.names import FROZEN_WEIGHTS, require_name
 
 
@@ -160,12 +159,6 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> None:
     """Write a pipeline folder that loads with no more arguments (see ``make_portable``)."""
     pipeline.save_pretrained(folder)
     make_portable(folder)
-
-
-def backbone_digest(backbone: str, part: str = ".") -> str:
-    """Compute the digest of a part of a backbone: of its content, or of its name for a hub id."""
-    source = Path(resolve_backbone(backbone))
-    return digest_folder(source / part) if source.is_dir() else digest_json([backbone, part])
 
 
 def tokens_cut(pipeline: Any, prompts: Sequence[str]) -> dict[str, int]:

@@ -6,11 +6,11 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import DataLoader
 
+from invdiff_pl.backbones.assets import backbone_digest
 from invdiff_pl.backbones.check import text_parts
 from invdiff_pl.backbones.denoiser import in_precision
 from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.pipeline import (
-    backbone_digest,
     load_autoencoder,
     load_pipeline,
     tokens_cut,

@@ -8,11 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from invdiff_pl.backbones.assets import resolve_backbone
+from invdiff_pl.backbones.assets import backbone_digest
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import (
     digest_file,
-    digest_folder,
     digest_json,
     is_file,
     is_folder,
@@ -69,20 +68,15 @@ def inputs(experiment: Experiment, stage: Stage) -> dict[str, Any]:
         extra = run_dir / "augmentation" / "augmentation.json"
         found["augmentation"] = digest_file(extra) if extra.is_file() else None
     if stage.reads_backbone:
-        found["backbone"] = _pipeline_digest(experiment.settings["experiment"]["backbone"])
+        found["backbone"] = backbone_digest(experiment.settings["experiment"]["backbone"])
     return found
-
-
-def _pipeline_digest(backbone: str) -> str:
-    folder = Path(resolve_backbone(backbone))
-    return digest_folder(folder) if is_folder(folder) else backbone
 
 
 def _input_digest(experiment: Experiment, stage: Stage) -> str:
     if stage.name == "data" and not experiment.rendered:
         return _data_digest(experiment.settings)
     if stage.name == "autoencoder" and experiment.fine_tunes:
-        return _pipeline_digest(experiment.settings["experiment"]["start"])
+        return backbone_digest(experiment.settings["experiment"]["start"])
     return fingerprint(experiment, stage)
 
 

@@ -270,3 +270,18 @@ def test_settings_of_a_wrong_form_are_told(part, wrong, told, tmp_path, monkeypa
     experiment = _experiment(folder=Path("experiments"))
     with pytest.raises(InvDiffError, match=f"environments.yaml and the files before it: {told}"):
         fingerprint(experiment, STAGES["environments"])
+
+
+def test_a_backbones_weights_count_and_its_card_and_hidden_files_do_not(package: Path) -> None:
+    experiment = _experiment()
+    weights = Path("backbone") / "unet" / "weights.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"1")
+    before = _marks(experiment)
+    (Path("backbone") / "README.md").write_text("a card")
+    hidden = Path("backbone") / ".cache" / "huggingface"
+    hidden.mkdir(parents=True)
+    (hidden / "download.metadata").write_text("now")
+    assert _marks(experiment) == before
+    weights.write_bytes(b"2")
+    assert "environments" in _stale(before, _marks(experiment))
