@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -294,7 +295,7 @@ def read_features(file: str | Path, count: int | None = None) -> Tensor:
             with safe_open(path, framework="pt") as tensors:
                 (name,) = tensors.keys()
                 found = tensors.get_tensor(name)
-    except (OSError, ValueError, TypeError, EOFError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, EOFError, TokenError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise InvDiffError(
             f"features={file}: cannot be read as one array of numbers ({reason}).", "features"

@@ -166,6 +166,8 @@ def test_features_of_ones_own_are_read_from_either_kind_of_file(tmp_path: Path) 
 def test_a_file_that_holds_something_else_is_told(tmp_path: Path) -> None:
     np.save(tmp_path / "long.npy", np.zeros((4, 3), np.float32))
     np.save(tmp_path / "whole.npy", np.zeros((5, 3), np.int64))
+    header = (tmp_path / "whole.npy").read_bytes().replace(b"}", b"(")
+    (tmp_path / "header.npy").write_bytes(header)
     np.save(tmp_path / "objects.npy", np.array([{}, []], dtype=object), allow_pickle=True)
     (tmp_path / "cut.safetensors").write_bytes(b"12")
     save_file({"a": torch.zeros(1), "b": torch.zeros(1)}, tmp_path / "two.safetensors")
@@ -173,6 +175,7 @@ def test_a_file_that_holds_something_else_is_told(tmp_path: Path) -> None:
         ("long.npy", r"found float32 of shape \[4, 3\]; expected floats \[5, D\]"),
         ("whole.npy", r"found int64 of shape \[5, 3\]"),
         ("objects.npy", "cannot be read"),
+        ("header.npy", "cannot be read"),
         ("cut.safetensors", "cannot be read"),
         ("two.safetensors", "cannot be read"),
         ("none.npy", "expected block, losses, or an existing file"),

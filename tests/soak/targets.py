@@ -7,6 +7,7 @@ from pathlib import Path
 
 import lives
 import mutations
+import numpy as np
 import torch
 from data_files import (
     images,
@@ -30,12 +31,16 @@ from feeding import Target
 from safetensors.torch import save_file
 
 from invdiff_pl.adapters import build_adapter, load_adapter
+from invdiff_pl.adapters.lora import active_adapters
+from invdiff_pl.adapters.stack import carrying
 from invdiff_pl.backbones.pipeline import load_pipeline
 from invdiff_pl.cli import replay
 from invdiff_pl.cli.experiment import experiment_of
 from invdiff_pl.data.cache import ShardedTensor, build_shards
+from invdiff_pl.data.prompt_lists import read_prompts
 from invdiff_pl.data.samples import Sample, manifest_text, read_manifest
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
+from invdiff_pl.environments.features import read_features
 from invdiff_pl.environments.table import FeatureTable
 from invdiff_pl.metrics.classifier import SampleClassifier
 from invdiff_pl.utils.locks import run_lock
@@ -79,6 +84,24 @@ def _make_features(folder: Path) -> None:
 
 def _read_features(folder: Path) -> None:
     FeatureTable(folder).read(folder / "features.npy")
+
+
+def _make_own_features(folder: Path) -> None:
+    np.save(folder / "mine.npy", np.ones((10, 6), dtype=np.float32))
+    save_file({"mine": torch.rand(10, 6)}, folder / "mine.safetensors")
+
+
+def _read_own_features(folder: Path) -> None:
+    for suffix in (".npy", ".safetensors"):
+        assert read_features(folder / f"mine{suffix}", 10).shape == (10, 6)
+
+
+def _make_prompts(folder: Path) -> None:
+    (folder / "prompts.txt").write_text("# 鳥\na photo of 鳥\n a dog; in rain\n", encoding="utf-8")
+
+
+def _read_prompts(folder: Path) -> None:
+    assert read_prompts(str(folder / "prompts.txt"))
 
 
 def _make_manifest(folder: Path) -> None:
@@ -169,11 +192,19 @@ def pipeline_targets(backbone: Path) -> list[Target]:
     def read_adapter(folder: Path) -> None:
         load_adapter(folder, copy.deepcopy(unet))
 
+    pipeline = load_pipeline(str(backbone))
+
+    def audit_adapter(folder: Path) -> None:
+        with carrying(pipeline, [folder]):
+            pass
+        assert not active_adapters(pipeline.unet)
+
     config = (mutations.at_random, mutations.in_json, mutations.in_json, mutations.in_json)
     tensors = (mutations.at_random, mutations.in_safetensors)
     return [
         Target("adapter", make_adapter, read_adapter, "*.json", config, cost=4),
         Target("adapter", make_adapter, read_adapter, "*.safetensors", tensors, cost=4),
+        Target("audited LoRA", make_adapter, audit_adapter, "*.safetensors", tensors, cost=4),
         Target("pipeline", make_pipeline, _read_pipeline, "**/*.json", config, cost=20),
         Target("pipeline", make_pipeline, _read_pipeline, "**/*.safetensors", tensors, cost=20),
     ]
@@ -199,6 +230,9 @@ TARGETS = [
     Target("cache shards", _make_shards, _read_shards, "*.json", _JSON),
     Target("environments", _make_environments, _read_environments, "environments/*", _TENSORS),
     Target("features", _make_features, _read_features, "*.safetensors", _TENSORS, writes=True),
+    Target("own features", _make_own_features, _read_own_features, "mine.npy"),
+    Target("own features", _make_own_features, _read_own_features, "mine.safetensors", _TENSORS),
+    Target("prompt lists", _make_prompts, _read_prompts, "*.txt"),
     Target("manifest", _make_manifest, read_manifest, "*.jsonl", _LINES),
     Target("run records", _make_run, _read_run, "**/*.json", _JSON),
     Target("lock", _make_lock, _read_lock, "*.json", _JSON, writes=True),
