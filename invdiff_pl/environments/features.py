@@ -16,6 +16,7 @@ from invdiff_pl.backbones.draws import generator, on_device, stratified_timestep
 from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.noising import sample_losses, timestep_at
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.tensors import first_not_finite
 
 # Levels of noise, as logarithms of the signal-to-noise ratio: with less noise details are seen,
 # with more the layout. In Stable Diffusion's schedule they are about 0.3 and 0.7 of all timesteps.
@@ -314,7 +315,7 @@ def require_features(features: Tensor, count: int | None, told: str, argument: s
         argument: name of the argument they were given as.
 
     Raises:
-        InvDiffError: naming the shape or type that was found.
+        InvDiffError: naming the shape or type that was found, or the row that is not finite.
     """
     right = features.ndim == 2 and features.is_floating_point()
     if not right or (count is not None and len(features) != count):
@@ -322,5 +323,11 @@ def require_features(features: Tensor, count: int | None, told: str, argument: s
             f"{told}: found {str(features.dtype).removeprefix('torch.')} of shape "
             f"{list(features.shape)}; expected floats [{'N' if count is None else count}, D], "
             "one row per image.",
+            argument,
+        )
+    if (bad := first_not_finite(features)) is not None:
+        raise InvDiffError(
+            f"{told}: the row of image {bad} (counted from 0) holds NaN or infinity; expected "
+            "numbers alone.",
             argument,
         )

@@ -100,6 +100,7 @@ from invdiff_pl.environments.settings import HiddenAttributeSettings
 from invdiff_pl.environments.shared_values import memberships_of
 from invdiff_pl.environments.space import Space, prompt_means, whiten
 from invdiff_pl.environments.verdict import Verdict, verdict_on
+from invdiff_pl.utils.tensors import first_not_finite
 
 __all__ = ["HiddenAttribute", "HiddenAttributeSettings", "Verdict", "find_hidden_attributes"]
 
@@ -238,9 +239,7 @@ def _check(features: Tensor, prompts: Tensor) -> None:
             f"expected features [N, F] and prompts [N], found {list(features.shape)} and "
             f"{list(prompts.shape)}"
         )
-    finite = torch.cat([part.isfinite().all(1) for part in features.split(16384)])
-    if not finite.all():
-        bad = int((~finite).nonzero()[0])
+    if (bad := first_not_finite(features)) is not None:
         raise ValueError(f"features of image {bad} are not finite")
 
 

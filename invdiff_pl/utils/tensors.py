@@ -1,4 +1,4 @@
-"""Tensors in safetensors files, written whole or not at all, and checked when they are read."""
+"""Tensors: files of them, written whole or not at all, and checks of what is read."""
 
 import os
 import re
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import atomic_path
+
+# Number of rows that are checked at a time.
+_PART = 16384
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -90,3 +93,16 @@ def require_range(
     if not inside:
         limit = f"from {low} on" if high is None else f"from {low} to {high - 1}"
         raise InvDiffError(f"{path}: expected whole numbers {limit} in {name!r}: {remedy}.")
+
+
+def first_not_finite(values: Tensor) -> int | None:
+    """Return the number of the first row with NaN or infinity, ``None`` if there is none.
+
+    Rows are read in parts: they may be mapped from a file larger than memory.
+
+    Example:
+        >>> first_not_finite(torch.tensor([[1.0, 2.0], [1.0, torch.nan]]))
+        1
+    """
+    finite = torch.cat([part.isfinite().all(dim=1) for part in values.split(_PART)])
+    return None if finite.all() else int((~finite).nonzero()[0])

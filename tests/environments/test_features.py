@@ -168,6 +168,7 @@ def test_a_file_that_holds_something_else_is_told(tmp_path: Path) -> None:
     np.save(tmp_path / "whole.npy", np.zeros((5, 3), np.int64))
     header = (tmp_path / "whole.npy").read_bytes().replace(b"}", b"(")
     (tmp_path / "header.npy").write_bytes(header)
+    np.save(tmp_path / "nan.npy", np.diag([1, 1, 1, np.nan, 1]))
     np.save(tmp_path / "objects.npy", np.array([{}, []], dtype=object), allow_pickle=True)
     (tmp_path / "cut.safetensors").write_bytes(b"12")
     save_file({"a": torch.zeros(1), "b": torch.zeros(1)}, tmp_path / "two.safetensors")
@@ -176,6 +177,7 @@ def test_a_file_that_holds_something_else_is_told(tmp_path: Path) -> None:
         ("whole.npy", r"found int64 of shape \[5, 3\]"),
         ("objects.npy", "cannot be read"),
         ("header.npy", "cannot be read"),
+        ("nan.npy", "the row of image 3 .counted from 0. holds NaN or infinity"),
         ("cut.safetensors", "cannot be read"),
         ("two.safetensors", "cannot be read"),
         ("none.npy", "expected block, losses, or an existing file"),
