@@ -15,6 +15,7 @@ from invdiff_pl.backbones.denoiser import Condition, FrozenDenoiser, repeated, w
 from invdiff_pl.backbones.draws import generator, on_device, stratified_timesteps
 from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.noising import sample_losses, timestep_at
+from invdiff_pl.environments.space import require_finite
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.tensors import first_not_finite
 
@@ -40,16 +41,17 @@ def middle_block(denoiser: nn.Module) -> str:
             2210.10960) or a transformer with ``transformer_blocks`` or ``layers``.
 
     Raises:
-        ValueError: if the denoiser has none of them.
+        InvDiffError: if the denoiser has none of them.
     """
     if getattr(denoiser, "mid_block", None) is not None:
         return "mid_block"
     for name in ("transformer_blocks", "layers"):
         if blocks := getattr(denoiser, name, None):
             return f"{name}.{len(blocks) // 2}"
-    raise ValueError(
+    raise InvDiffError(
         f"{type(denoiser).__name__} has neither mid_block nor transformer_blocks nor "
-        "layers: name a block, one of its named_modules()"
+        "layers: name a `block`, one of its named_modules().",
+        "block",
     )
 
 
@@ -69,7 +71,7 @@ class BlockFeatures:
         network: network used instead of the pipeline's own, such as the one beneath an adapter.
 
     Raises:
-        ValueError: if there is no such block or level.
+        InvDiffError: if there is no such block or level.
     """
 
     def __init__(
@@ -81,19 +83,17 @@ class BlockFeatures:
         seed: int = 0,
         network: Any = None,
     ) -> None:
-        if not levels or not all(math.isfinite(level) for level in levels):
-            raise ValueError(
-                f"levels={list(levels)}: expected logarithms of the signal-to-noise ratio"
-            )
+        require_levels(levels)
         self._network = denoiser.network if network is None else network
         name = middle_block(self._network) if block is None else block
         try:
             self._block = self._network.get_submodule(name)
         except AttributeError:
             close = [each for each, _ in self._network.named_children()]
-            raise ValueError(
+            raise InvDiffError(
                 f"block={name!r}: {type(self._network).__name__} has no such module; its parts are "
-                f"{', '.join(close)}"
+                f"{', '.join(close)}.",
+                "block",
             ) from None
         self._denoiser, self._null, self._seed = denoiser, without_padding(null), seed
         self._timesteps = [timestep_at(denoiser.process, level) for level in levels]
@@ -156,7 +156,7 @@ def block_output(block: nn.Module, predict: Callable[[], object]) -> Any:
     finally:
         handle.remove()
     if not kept:
-        raise ValueError("the block takes no part in the denoiser's forward pass")
+        raise InvDiffError("`block` takes no part in the denoiser's forward pass.", "block")
     return kept[0]
 
 
@@ -181,8 +181,9 @@ def _as_grid(output: Any, latents: Sequence[int]) -> Tensor:
                     continue
                 if each.shape[1] == (height // patch) * (width // patch):
                     return each.transpose(1, 2).unflatten(2, (height // patch, width // patch))
-    raise ValueError(
-        "the block's output holds neither a grid [B, M, h, w] nor image tokens [B, h w, M]"
+    raise InvDiffError(
+        "the output of `block` holds neither a grid [B, M, h, w] nor image tokens [B, h w, M].",
+        "block",
     )
 
 
@@ -212,20 +213,32 @@ def image_features(
         float16 ``[N, D]``.
 
     Raises:
-        ValueError: if there are no images, features are not finite in float16, or block or levels
-            are wrong (see :class:`BlockFeatures`).
+        InvDiffError: if there are no images, features are not finite in float16, or block or
+            levels are wrong (see :class:`BlockFeatures`).
     """
     denoiser = frozen_denoiser(pipeline, resolution)
     reader = BlockFeatures(denoiser, denoiser.condition([""]), block, levels, seed)
     batches = latents.split(batch_size) if isinstance(latents, Tensor) else latents
     found = [reader(batch.to(denoiser.network.device)).half().cpu() for batch in batches]
     if not found:
-        raise ValueError("latents: expected at least one image, found none")
+        raise InvDiffError("`latents`: expected at least one image, found none.", "latents")
     features = torch.cat(found)
-    if not features.isfinite().all():
-        row = int((~features.isfinite().all(1)).nonzero()[0])
-        raise ValueError(f"features of image {row} are not finite in float16")
+    require_finite(features)
     return features
+
+
+def require_levels(levels: Sequence[float]) -> None:
+    """Check that there are levels of noise, all of them finite.
+
+    Raises:
+        InvDiffError: if not.
+    """
+    if not levels or not all(math.isfinite(level) for level in levels):
+        raise InvDiffError(
+            f"levels={list(levels)}: expected logarithms of the signal-to-noise ratio, at least "
+            "one.",
+            "levels",
+        )
 
 
 class DenoisingLosses:

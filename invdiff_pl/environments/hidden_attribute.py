@@ -98,9 +98,9 @@ from invdiff_pl.environments.judging import (
 )
 from invdiff_pl.environments.settings import HiddenAttributeSettings
 from invdiff_pl.environments.shared_values import memberships_of
-from invdiff_pl.environments.space import Space, prompt_means, whiten
+from invdiff_pl.environments.space import Space, prompt_means, require_finite, whiten
 from invdiff_pl.environments.verdict import Verdict, verdict_on
-from invdiff_pl.utils.tensors import first_not_finite
+from invdiff_pl.utils.errors import InvDiffError
 
 __all__ = ["HiddenAttribute", "HiddenAttributeSettings", "Verdict", "find_hidden_attributes"]
 
@@ -157,7 +157,7 @@ def find_hidden_attributes(
         explain. Empty if features do not vary within prompts.
 
     Raises:
-        ValueError: if shapes do not match, or features are not finite.
+        InvDiffError: if shapes do not match, or features are not finite.
 
     Example:
         >>> import torch
@@ -235,12 +235,11 @@ def ranked(judged: list[Judged], level: float, settings: HiddenAttributeSettings
 
 def _check(features: Tensor, prompts: Tensor) -> None:
     if features.dim() != 2 or prompts.shape != features.shape[:1]:
-        raise ValueError(
+        raise InvDiffError(
             f"expected features [N, F] and prompts [N], found {list(features.shape)} and "
-            f"{list(prompts.shape)}"
+            f"{list(prompts.shape)}."
         )
-    if (bad := first_not_finite(features)) is not None:
-        raise ValueError(f"features of image {bad} are not finite")
+    require_finite(features)
 
 
 def _candidate(

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from invdiff_pl.backbones.draws import generator
+from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.tensors import first_not_finite
 
 # Images per chunk when all images are projected onto components.
 CHUNK = 16384
@@ -22,6 +24,19 @@ def prompt_means(values: Tensor, prompts: Tensor, count: int | None = None) -> T
     rows = values.reshape(len(values), -1)
     sums = values.new_zeros(count, rows.shape[1]).index_add_(0, prompts, rows)
     return (sums / sizes[:, None]).reshape(count, *values.shape[1:])
+
+
+def require_finite(features: Tensor) -> None:
+    """Check that features are finite.
+
+    Raises:
+        InvDiffError: naming the first image whose features are not.
+    """
+    if (bad := first_not_finite(features)) is not None:
+        raise InvDiffError(
+            f"features of image {bad} are not finite: a model in float16 may overflow, where one "
+            "in bfloat16 or float32 does not."
+        )
 
 
 @dataclass(frozen=True)

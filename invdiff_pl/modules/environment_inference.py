@@ -14,6 +14,7 @@ from invdiff_pl.environments.features import (
     BlockFeatures,
     DenoisingLosses,
     read_features,
+    require_levels,
 )
 from invdiff_pl.environments.hidden_attribute import (
     HiddenAttribute,
@@ -129,6 +130,7 @@ class EnvironmentInference(OnPipeline):
         except InvDiffError as error:
             inside = {name: f"settings.{name}" for name in error.arguments}
             raise InvDiffError(str(error.in_flags(inside)), *inside.values()) from None
+        require_levels(settings["levels"])
         if settings["features"] not in ("block", "losses"):
             read_features(settings["features"])
 

@@ -129,6 +129,7 @@ def test_wrong_flags_are_told_in_one_line(flag: str, named: str, capsys) -> None
         ("adapter", "--seed_everything=-1", "2^32"),
         ("environments", "--model.inference=x", "--model.inference=x: expected one of mixture"),
         ("environments", "--model.features=x", "--model.features=x: expected block, losses"),
+        ("environments", "--model.levels=[]", "--model.levels=[]: expected logarithms"),
         ("samples", "--model.scheduler=x", "--model.scheduler=x: diffusers has no"),
         ("classifier", "--model.trunk=x", "--model.trunk=x: torchvision has no"),
     ],

@@ -89,9 +89,9 @@ def test_the_pass_ends_at_the_block(pipeline: Any, latents: Tensor) -> None:
 def test_any_block_may_be_named(pipeline: Any, latents: Tensor) -> None:
     found = image_features(pipeline, latents, block="conv_in", levels=[0.5])
     assert found.shape == (7, 5 * pipeline.unet.conv_in.out_channels)
-    with pytest.raises(ValueError, match=r"block='middle'.*mid_block"):
+    with pytest.raises(InvDiffError, match=r"block='middle'.*mid_block"):
         image_features(pipeline, latents, block="middle")
-    with pytest.raises(ValueError, match=r"levels=\[nan\]"):
+    with pytest.raises(InvDiffError, match=r"levels=\[nan\]"):
         image_features(pipeline, latents, levels=[float("nan")])
 
 
@@ -132,7 +132,7 @@ def test_a_level_means_as_much_noise_under_every_schedule() -> None:
 def test_features_beyond_half_precision_are_refused(pipeline: Any, latents: Tensor) -> None:
     broken = latents.clone()
     broken[2] = torch.inf
-    with pytest.raises(ValueError, match="image 2 are not finite"):
+    with pytest.raises(InvDiffError, match="image 2 are not finite"):
         image_features(pipeline, broken)
 
 

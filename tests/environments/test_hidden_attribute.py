@@ -183,11 +183,11 @@ def test_features_that_do_not_vary_hold_no_attribute() -> None:
 
 
 def test_wrong_shapes_and_values_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"expected features \[N, F\]"):
+    with pytest.raises(InvDiffError, match=r"expected features \[N, F\]"):
         find_hidden_attributes(torch.ones(5, 3), torch.zeros(4, dtype=torch.long))
     broken = torch.ones(5, 3)
     broken[2, 1] = torch.nan
-    with pytest.raises(ValueError, match="image 2"):
+    with pytest.raises(InvDiffError, match="image 2"):
         find_hidden_attributes(broken, torch.zeros(5, dtype=torch.long))
 
 

@@ -114,6 +114,11 @@ def test_features_that_do_not_vary_make_one_environment(pipe, latents, tmp_path)
     assert load_file(tmp_path / "out" / "environments.safetensors")["assignments"].unique() == 0
 
 
+def test_a_block_that_is_not_there_is_told(pipe, latents) -> None:
+    with pytest.raises(InvDiffError, match="block='middle'.*mid_block"):
+        _predict(pipe, latents, (), block="middle")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -121,6 +126,7 @@ def test_features_that_do_not_vary_make_one_environment(pipe, latents, tmp_path)
         ({"settings": {"strats": 3}}, "settings=strats: expected one of components, starts"),
         ({"inference": "guess"}, "inference=guess: expected one of mixture, partition"),
         ({"features": "block.npy"}, "features=block.npy: expected block, losses"),
+        ({"levels": []}, r"levels=\[\]: expected logarithms"),
     ],
 )
 def test_a_wrong_setting_is_told_before_a_network_is_loaded(settings, message) -> None:
