@@ -24,17 +24,20 @@ Rows = dict[str, dict[str, Any]]
 
 
 def tables(found: Rows, kinds: dict[str, str]) -> str:
-    """Format all finished rows as Markdown.
+    """Format all finished rows as Markdown, and list the others.
 
     Args:
         found: what is known of each finished row, by name.
-        kinds: kind of each row, by name.
+        kinds: kind of each row, finished or not, by name.
     """
     revisions = sorted({each for row in found.values() for each in row["revisions"]})
     parts: list[Block] = [
         Heading("Evidence", 1),
         Text(f"Made by `make evidence` at revision {', '.join(revisions) or 'none'}."),
     ]
+    missing = [name for name, kind in kinds.items() if kind in TITLES and name not in found]
+    if missing:
+        parts.append(Text(f"Rows that have not been run: {', '.join(missing)}."))
     for kind, title in TITLES.items():
         rows = {name: row for name, row in found.items() if kinds[name] == kind}
         blocks = [*_BLOCKS[kind](rows)] if rows else []

@@ -105,6 +105,7 @@ def test_tables_tell_figures_digests_and_revisions_of_what_is_there(evidence, tm
     row = f"| waterbirds-0 | {digest} | 0.900 | 0.940 [0.900, 0.980] | 0.080 [0.040, 0.120] | "
     assert f"{row}99.0 → 98.0 % | 450.0 → 420.0 | " in text
     assert " | 0.988 / – | 1.06 | bias |" in text
+    assert "Rows that have not been run: waterbirds-2, celeba-1_4_4_1-0, " in text
 
 
 def test_the_tables_of_what_is_there_are_written_without_running_anything(
