@@ -115,7 +115,7 @@ def test_features_that_do_not_vary_make_one_environment(pipe, latents, tmp_path)
 
 
 def test_a_block_that_is_not_there_is_told(pipe, latents) -> None:
-    with pytest.raises(InvDiffError, match="block='middle'.*mid_block"):
+    with pytest.raises(InvDiffError, match=r"block='middle'.*mid_block"):
         _predict(pipe, latents, (), block="middle")
 
 
