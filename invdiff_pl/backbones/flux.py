@@ -26,6 +26,7 @@ class Flux(FrozenDenoiser):
         "pooled_prompt_embeds",
         "_text_ids",
     )
+    packing = 2
 
     @property
     def own_resolution(self) -> int:
@@ -37,11 +38,6 @@ class Flux(FrozenDenoiser):
         """``(C, h, w)`` of an image's latents before packing."""
         side = 2 * (self.resolution // (2 * self.pipe.vae_scale_factor))
         return int(self.network.config.in_channels) // 4, side, side
-
-    @property
-    def tokens(self) -> int:
-        """Number of image tokens, one per four pixels of the latents."""
-        return self.latent_shape[1] * self.latent_shape[2] // 4
 
     def _encode_nothing(self) -> dict[str, Tensor]:
         return self._encode_prompts([""])

@@ -82,16 +82,12 @@ class ZImage(Masked):
 
     pipelines = ("ZImagePipeline",)
     architecture = "z-image"
+    packing = 2
 
     @property
     def own_resolution(self) -> int:
         """Side in pixels of the images that the pipeline draws by default."""
         return 1024
-
-    @property
-    def tokens(self) -> int:
-        """Number of image tokens, one per four pixels of the latents."""
-        return self.latent_shape[1] * self.latent_shape[2] // 4
 
     def image_tokens(self, output: Any) -> Any:
         """Return the first tokens of a sequence, which are the image's."""
