@@ -13,9 +13,9 @@ from invdiff_pl.environments.features import (
     LEVELS,
     BlockFeatures,
     DenoisingLosses,
-    read_features,
     require_levels,
 )
+from invdiff_pl.environments.given_features import read_features
 from invdiff_pl.environments.hidden_attribute import (
     HiddenAttribute,
     HiddenAttributeSettings,
@@ -42,7 +42,7 @@ class EnvironmentInference(OnPipeline):
         backbone: a loaded pipeline, or a pipeline folder, hub id or ``asset:NAME``.
         features: ``block``, the output of a block of the denoiser; ``losses``, denoising losses as
             in the InvDiff paper, 32 passes per image; or a file of your own features, see
-            :func:`~invdiff_pl.environments.features.read_features`.
+            :func:`~invdiff_pl.environments.given_features.read_features`.
         block: name of the block, as in ``named_modules()``; the middle one if not given.
         levels: levels of noise at which ``block`` features are taken, as logarithms of the
             signal-to-noise ratio.

@@ -13,7 +13,8 @@ from invdiff_pl.data.images import to_float
 from invdiff_pl.data.latents import pixel_batches
 from invdiff_pl.data.prompted import PromptedImages
 from invdiff_pl.environments.discovery import Candidate, Discovery
-from invdiff_pl.environments.features import image_features, read_features, require_features
+from invdiff_pl.environments.features import image_features
+from invdiff_pl.environments.given_features import read_features, require_features
 from invdiff_pl.environments.hidden_attribute import (
     HiddenAttributeSettings,
     find_hidden_attributes,
@@ -45,7 +46,7 @@ def discover(
         pipe: a loaded pipeline, on any device; it is left as it is.
         images: N images of P prompts.
         embeddings: features of your own, such as a CLIP model's: a tensor ``[N, D]``, a file that
-            :func:`~invdiff_pl.environments.features.read_features` reads, or a function from
+            :func:`~invdiff_pl.environments.given_features.read_features` reads, or a function from
             images uint8 ``[B, 3, H, H]`` to ``[B, D]``. The denoiser is not used then.
         resolution: side of the images in pixels; the pipeline's own if not given.
         settings: settings of the inference.

@@ -40,7 +40,7 @@ from invdiff_pl.data.cache import ShardedTensor, build_shards
 from invdiff_pl.data.prompt_lists import read_prompts
 from invdiff_pl.data.samples import Sample, manifest_text, read_manifest
 from invdiff_pl.data.waterbirds import WaterbirdsDataModule
-from invdiff_pl.environments.features import read_features
+from invdiff_pl.environments.given_features import read_features
 from invdiff_pl.environments.table import FeatureTable
 from invdiff_pl.metrics.classifier import SampleClassifier
 from invdiff_pl.utils.locks import run_lock
