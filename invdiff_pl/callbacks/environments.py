@@ -12,7 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from invdiff_pl.data.base import BiasedDataModule
 from invdiff_pl.data.images import read_images
-from invdiff_pl.environments.discovery import SHEETS, SHOWN, Discovery, Pictures, most_frequent
+from invdiff_pl.environments.candidate import SHEETS, Pictures, most_frequent
+from invdiff_pl.environments.discovery import SHOWN, Discovery
 from invdiff_pl.environments.naming import WORDS
 from invdiff_pl.environments.quality import environment_report
 from invdiff_pl.metrics.clip import ClipEncoder

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from invdiff_pl.environments.discovery import SHOWN, Candidate, Discovery, most_frequent
+from invdiff_pl.environments.candidate import Candidate, most_frequent
+from invdiff_pl.environments.discovery import SHOWN, Discovery
 from invdiff_pl.utils.sheets import TILE
 from invdiff_pl.utils.templates import data_uri, render
 

@@ -12,7 +12,8 @@ from invdiff_pl.backbones.latents import encoded_moments
 from invdiff_pl.data.images import to_float
 from invdiff_pl.data.latents import pixel_batches
 from invdiff_pl.data.prompted import PromptedImages
-from invdiff_pl.environments.discovery import Candidate, Discovery
+from invdiff_pl.environments.candidate import Candidate
+from invdiff_pl.environments.discovery import Discovery
 from invdiff_pl.environments.features import image_features
 from invdiff_pl.environments.given_features import read_features, require_features
 from invdiff_pl.environments.hidden_attribute import (
