@@ -47,7 +47,10 @@ def facts(row: Row, folder: Path) -> dict[str, Any] | None:
         return known
     if row.kind in MARKDOWN and done.is_file():
         result = folder / MARKDOWN[row.kind]
-        told = {"digest": digest_file(result)[:12], "figures": result.read_text(encoding="utf-8")}
+        lines = result.read_text(encoding="utf-8").splitlines()
+        if row.kind == "discovery":  # progress is printed between the rows of its table
+            lines = [line for line in lines if line.startswith("|")]
+        told = {"digest": digest_file(result)[:12], "figures": "\n".join(lines)}
         if row.kind == "peers":
             told["methods"] = read_json(result.with_suffix(".json"))
         return {**known, **read_json(done), **told}

@@ -127,7 +127,8 @@ def test_a_table_is_read_from_what_its_row_wrote_or_printed(
             (folder / "peers.md").write_text("| method |\n| --- |\n| ours |\n")
             (folder / "peers.json").write_text(json.dumps(METHODS))
             return evidence.subprocess.CompletedProcess(words, 0)
-        return evidence.subprocess.CompletedProcess(words, 0, b"| data set |\n| --- |\n| birds |\n")
+        printed = b"| data set |\n| --- |\ndrawing birds: image 5 of 9\n| birds |\n"
+        return evidence.subprocess.CompletedProcess(words, 0, printed)
 
     monkeypatch.setattr(evidence.subprocess, "run", ran)
     monkeypatch.setattr(evidence, "provenance", lambda: {"revision": "abc"})
