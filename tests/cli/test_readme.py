@@ -50,6 +50,16 @@ def test_the_readme_and_the_method_are_short() -> None:
     assert sum(bool(re.search(r"\w", word)) for word in words) <= 2000
 
 
+def test_the_figures_of_the_readme_are_those_of_the_evidence() -> None:
+    text = PAGES[0].read_text(encoding="utf-8")
+    shown = text[text.index("## What comes out") : text.index("## Where to go on")]
+    evidence = (REPOSITORY / "docs" / "evidence.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"\d\.\d{3}|\d+\.\d → \d+\.\d", shown)
+    assert len(quoted) > 20
+    for figure in quoted:
+        assert figure in evidence, figure
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_files_and_headings_that_there_are(page: Path) -> None:
     for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
