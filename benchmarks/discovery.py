@@ -103,7 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for strength in options.two_biases:
                 two_biases(strength, seed, options.cache)
         return
-    print("| data set | strength | seed |", " | ".join(COLUMNS), "| alarms |")
+    first = ("data set", "strength", "seed")
+    if options.photographs is not None:
+        first = ("folder", "backbone", "seed of the search")
+    print("|", " | ".join((*first, *COLUMNS)), "| alarms |")
     print("| --- " * (len(COLUMNS) + 4) + "|")
     if options.photographs is not None:
         for root in options.photographs:

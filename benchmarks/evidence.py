@@ -6,13 +6,16 @@ These are the figures of the rows that ``--list`` prints, and take many hours.
     python benchmarks/evidence.py --list
     python benchmarks/evidence.py --tables
 
-A row is one folder in the output folder, with the command that makes it and skips what is finished.
+A row is one folder in the output folder, with the command that makes it. What is on disk is not
+computed anew, but for photographs and two biases. A row that reads another's folder needs that one
+first, and of the rows that discovery.py makes, which share a folder, run one at a time.
 Each word after ``--only`` is a row's name, or the beginning of several. After each row
 ``tables.md`` and ``evidence.json`` are written for all finished rows, with the revision of the code
 that made each row and a digest of its records.
 """
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -47,10 +50,7 @@ def facts(row: Row, folder: Path) -> dict[str, Any] | None:
         return known
     if row.kind in MARKDOWN and done.is_file():
         result = folder / MARKDOWN[row.kind]
-        lines = result.read_text(encoding="utf-8").splitlines()
-        if row.kind == "discovery":  # progress is printed between the rows of its table
-            lines = [line for line in lines if line.startswith("|")]
-        told = {"digest": digest_file(result)[:12], "figures": "\n".join(lines)}
+        told = {"digest": digest_file(result)[:12], "figures": result.read_text(encoding="utf-8")}
         if row.kind == "peers":
             told["methods"] = read_json(result.with_suffix(".json"))
         return {**known, **read_json(done), **told}
@@ -67,7 +67,10 @@ def write(output: Path) -> None:
 
 
 def run(row: Row, output: Path) -> None:
-    """Run a row's command; for rows without stages the revision is kept beside the result.
+    """Run a row's command, on one thread unless ``OMP_NUM_THREADS`` says otherwise.
+
+    For rows without stages the revision is kept beside the result: those of all calls that changed
+    it, since a command does not compute anew what is on disk.
 
     Raises:
         SystemExit: if it fails.
@@ -76,14 +79,21 @@ def run(row: Row, output: Path) -> None:
     if row.kind == "pictures" and (folder / "metadata.csv").is_file():
         return  # their scripts refuse a folder that is there
     print(f"{row.name}: {_line(row)}", flush=True)
+    result = folder / MARKDOWN.get(row.kind, "")
+    before = digest_file(result) if result.is_file() else None
     printed = subprocess.PIPE if row.kind == "discovery" else None
-    ended = subprocess.run([sys.executable, *row.command], check=False, stdout=printed)
+    threads = {"OMP_NUM_THREADS": "1", **os.environ}
+    command = [sys.executable, *row.command]
+    ended = subprocess.run(command, check=False, stdout=printed, env=threads)
     if ended.returncode:
         raise SystemExit(f"{row.name}: exit status {ended.returncode}; mend it and run it again.")
-    if ended.stdout is not None:
-        write_text(folder / MARKDOWN[row.kind], ended.stdout.decode())
-    if row.kind in MARKDOWN:
-        write_json(folder / "done.json", {"revisions": [provenance()["revision"]]})
+    if ended.stdout is not None:  # progress is printed between the rows of the table
+        lines = [each for each in ended.stdout.decode().splitlines() if each.startswith("|")]
+        write_text(result, "\n".join(lines) + "\n")
+    if row.kind in MARKDOWN and digest_file(result) != before:
+        done = folder / "done.json"
+        earlier = set() if before is None else set(read_json(done)["revisions"])
+        write_json(done, {"revisions": sorted({*earlier, str(provenance()["revision"])})})
 
 
 def _line(row: Row) -> str:
@@ -95,11 +105,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--output", type=Path, default=Path("evidence"), metavar="FOLDER")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="names, or beginnings of names")
-    parser.add_argument("--list", action="store_true", help="tell rows and commands, run nothing")
-    parser.add_argument(
-        "--tables", action="store_true", help="only write the tables of what is there anew"
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--list", action="store_true", help="tell rows and commands, run nothing")
+    instead.add_argument(
+        "--tables", action="store_true", help="write the tables of what is there, run nothing"
     )
     options = parser.parse_args(arguments)
+    if options.tables and options.only:
+        parser.error("--tables: the tables hold all rows that are there; leave out --only.")
     try:
         found = chosen(rows(options.output), options.only or ("",))
     except ValueError as error:
@@ -108,11 +121,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for row in found:
             print(row.name, _line(row), sep="\n  ")
         return
-    for row in () if options.tables else found:
-        run(row, options.output)
-        write(options.output)
     if options.tables:
         write(options.output)
+    else:
+        for row in found:
+            run(row, options.output)
+            write(options.output)
     print((options.output / "tables.md").read_text(encoding="utf-8"))
 
 

@@ -19,11 +19,11 @@ TRANSFORMER = (
     *("--scale.autoencoder_steps=1200", "--scale.backbone_batch=32"),
     *("--scale.backbone_steps=4500",),
 )
-# Script of each kind of photographs, and the flags that name the unpacked packages.
+# Script of each kind of photographs, and the flags that name folders of unpacked packages.
 PICTURES = {
-    "birds": ("build_waterbirds.py", ("--birds", "--scenes")),
-    "things": ("build_things.py", ("--folders",)),
-    "digits": ("build_digits.py", ("--folders",)),
+    "birds": ("build_waterbirds.py", {"--birds": "tuxpaint-stamps-default", "--scenes": ""}),
+    "things": ("build_things.py", {"--folders": ""}),
+    "digits": ("build_digits.py", {"--folders": ""}),
 }
 # Strengths of the balanced split of each data set, of which halves are drawn.
 BALANCED = ("0.5", "1:1:1:1")
@@ -35,8 +35,8 @@ class Row:
 
     Attributes:
         name: name of the row and of its folder.
-        kind: ``train``, ``backbone``, ``packages``, ``pictures``, ``peers``, ``ablation`` or
-            ``discovery``: what is read from its folder.
+        kind: ``train``, ``backbone``, ``peers``, ``ablation`` or ``discovery``, which have figures,
+            or ``packages`` or ``pictures``, which others read.
         command: words after the interpreter; the command goes on where it was stopped.
     """
 
@@ -113,7 +113,8 @@ def _inference(output: Path) -> Iterator[Row]:
             for strength in ("0.95", "0.5"):
                 built.append(f"{kind}-{strength}-{seed}")
                 words = [f"docs/real_photos/{script}", "--output", str(output / built[-1])]
-                words += [word for flag in flags for word in (flag, str(packages))]
+                for flag, part in flags.items():
+                    words += [flag, str(packages / part)]
                 words += ["--seed", str(seed), "--correlation", strength]
                 yield Row(built[-1], "pictures", tuple(words))
     folders = [str(output / name) for name in built]

@@ -1,24 +1,27 @@
 """Tables of the evidence, in Markdown."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from invdiff_pl.report.blocks import Block, Heading, Table, Text, to_markdown
 
-TITLES = {
-    "train": "Debiased with a data set",
-    "peers": "Debiased from prompts alone",
-    "ablation": "What each part is worth",
-    "discovery": "What the inference finds",
-}
 # Methods of which every row of peers has figures; a row with more has a table of its own, too.
 ALWAYS = {"nothing": "the backbone", "ours_prompts": "debiased"}
-RUNS = (
+RUN_COLUMNS = (
     *("row", "digest", "Bias, training data", "before", "after", "prompt accuracy"),
     *("Fréchet distance", "precision", "recall", "environments: AUC / worst recall", "scale"),
     "verdict",
 )
-PROMPTS = ("row", "digest", "", "Bias", "prompt accuracy", "Fréchet distance", "precision")
+PEER_COLUMNS = (
+    *("row", "digest", "model", "Bias", "prompt accuracy", "Fréchet distance"),
+    *("precision", "recall"),
+)
+NOTE = """\
+Each row is a folder of `make evidence`, see [usage](usage.md#evidence), and its digest is that of
+the folder's records. Bias is given with its 95 % interval; the scale is the calibrated one. Of the
+inference, `auc`, `recall` (in the prompt where it is lowest), `values`, `evidence`, `alignment` and
+`p_value` are those of the first candidate; `rank` is the place of the candidate that matches the
+attribute best; alarms are biases reported in random halves of a set without one."""
 
 Rows = dict[str, dict[str, Any]]
 
@@ -34,13 +37,15 @@ def tables(found: Rows, kinds: dict[str, str]) -> str:
     parts: list[Block] = [
         Heading("Evidence", 1),
         Text(f"Made by `make evidence` at revision {', '.join(revisions) or 'none'}."),
+        Text(" ".join(NOTE.split())),
     ]
-    missing = [name for name, kind in kinds.items() if kind in TITLES and name not in found]
+    missing = [name for name, kind in kinds.items() if kind in SECTIONS and name not in found]
+    missing = [name for name in missing if f"{name}-peers" not in kinds]  # scored there
     if missing:
         parts.append(Text(f"Rows that have not been run: {', '.join(missing)}."))
-    for kind, title in TITLES.items():
+    for kind, (title, blocks_of) in SECTIONS.items():
         rows = {name: row for name, row in found.items() if kinds[name] == kind}
-        blocks = [*_BLOCKS[kind](rows)] if rows else []
+        blocks = [*blocks_of(rows)] if rows else []
         parts += [Heading(title), *blocks] if blocks else []
     return to_markdown(parts)
 
@@ -49,7 +54,7 @@ def _runs(rows: Rows) -> Iterator[Block]:
     """Yield a table of the runs that are scored by labels."""
     scored = [name for name, row in rows.items() if row["report"]["bias"]["after"] is not None]
     if scored:
-        yield Table(RUNS, [_run(name, rows[name]) for name in scored])
+        yield Table(RUN_COLUMNS, [_run(name, rows[name]) for name in scored])
 
 
 def _run(name: str, row: dict[str, Any]) -> list[str]:
@@ -68,7 +73,9 @@ def _run(name: str, row: dict[str, Any]) -> list[str]:
 
 def _peers(rows: Rows) -> Iterator[Block]:
     """Yield a table of the backbones and of what is made of them, and the larger tables."""
-    yield Table(PROMPTS, [cells for name, row in rows.items() for cells in _methods(name, row)])
+    yield Table(
+        PEER_COLUMNS, [cells for name, row in rows.items() for cells in _methods(name, row)]
+    )
     for name, row in rows.items():
         if row["methods"].keys() - ALWAYS.keys():
             yield from _text({name: row})
@@ -76,10 +83,14 @@ def _peers(rows: Rows) -> Iterator[Block]:
 
 def _methods(name: str, row: dict[str, Any]) -> Iterator[list[str]]:
     for method, what in ALWAYS.items():
-        found = row["methods"][method]
-        accuracy, precision = found["prompt_accuracy"]["mean"], found["manifold"]["precision"]
-        cells = [name, row["digest"], what, _interval(found["bias"]), f"{100 * accuracy:.1f} %"]
-        yield [*cells, f"{found['frechet_distance']:.1f}", f"{precision:.3f}"]
+        cells, found = [name, row["digest"], what], row["methods"][method]
+        if "reason" in found:  # it could not be run
+            yield [*cells, *["–"] * (len(PEER_COLUMNS) - len(cells))]
+            continue
+        distance, manifold = found["frechet_distance"], found["manifold"]
+        cells += [_interval(found["bias"]), f"{100 * found['prompt_accuracy']['mean']:.1f} %"]
+        cells.append("–" if distance is None else f"{distance:.1f}")
+        yield [*cells, *(f"{manifold[measure]:.3f}" for measure in ("precision", "recall"))]
 
 
 def _text(rows: Rows) -> Iterator[Block]:
@@ -100,4 +111,9 @@ def _change(figure: dict[str, Any], digits: int) -> str:
     return "–" if after is None else f"{before:.{digits}f} → {after:.{digits}f}"
 
 
-_BLOCKS = {"train": _runs, "peers": _peers, "ablation": _text, "discovery": _text}
+SECTIONS: dict[str, tuple[str, Callable[[Rows], Iterator[Block]]]] = {
+    "train": ("Debiased with a data set", _runs),
+    "peers": ("Debiased from prompts alone", _peers),
+    "ablation": ("What each part is worth", _text),
+    "discovery": ("What the inference finds", _text),
+}

@@ -22,9 +22,9 @@ FIGURES = {
     "bias": {"mean": 0.1, "interval": [0.05, 0.15]},
     "prompt_accuracy": {"mean": 0.98},
     "frechet_distance": 420.0,
-    "manifold": {"precision": 0.7},
+    "manifold": {"precision": 0.7, "recall": 0.6},
 }
-METHODS = dict.fromkeys(("nothing", "ours_prompts", "clusters_0.2"), FIGURES)
+METHODS = {"nothing": {"reason": "by hand"}, "ours_prompts": FIGURES, "clusters_0.2": FIGURES}
 
 
 @pytest.fixture
@@ -103,8 +103,10 @@ def test_tables_tell_figures_digests_and_revisions_of_what_is_there(evidence, tm
     text = (tmp_path / "tables.md").read_text()
     assert "at revision abc, def." in text
     row = f"| waterbirds-0 | {digest} | 0.900 | 0.940 [0.900, 0.980] | 0.080 [0.040, 0.120] | "
-    assert f"{row}99.0 → 98.0 % | 450.0 → 420.0 | " in text
-    assert " | 0.988 / – | 1.06 | bias |" in text
+    row += (
+        "99.0 → 98.0 % | 450.0 → 420.0 | 0.700 → 0.700 | 0.940 → 0.080 | 0.988 / – | 1.06 | bias |"
+    )
+    assert row in text
     assert "Rows that have not been run: waterbirds-2, celeba-1_4_4_1-0, " in text
 
 
@@ -123,7 +125,7 @@ def test_a_table_is_read_from_what_its_row_wrote_or_printed(
     def ran(words, **_):
         if "--output" in words:
             folder = Path(words[words.index("--output") + 1])
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
             (folder / "peers.md").write_text("| method |\n| --- |\n| ours |\n")
             (folder / "peers.json").write_text(json.dumps(METHODS))
             return evidence.subprocess.CompletedProcess(words, 0)
@@ -131,16 +133,19 @@ def test_a_table_is_read_from_what_its_row_wrote_or_printed(
         return evidence.subprocess.CompletedProcess(words, 0, printed)
 
     monkeypatch.setattr(evidence.subprocess, "run", ran)
-    monkeypatch.setattr(evidence, "provenance", lambda: {"revision": "abc"})
-    evidence.main(["--output", str(tmp_path), "--only", "prompts-celeba-0-peers", "two-biases"])
+    for revision in ("abc", "def"):  # the second call changes nothing
+        monkeypatch.setattr(evidence, "provenance", lambda now=revision: {"revision": now})
+        evidence.main(["--output", str(tmp_path), "--only", "prompts-celeba-0-peers", "two-bias"])
     found = json.loads((tmp_path / "evidence.json").read_text())
-    assert found["prompts-celeba-0-peers"]["revisions"] == ["abc"]
+    assert found["prompts-celeba-0-peers"]["revisions"] == found["two-biases"]["revisions"]
+    assert found["two-biases"]["revisions"] == ["abc"]
     text = (tmp_path / "tables.md").read_text()
     digest = found["two-biases"]["digest"]
     told = f"### two-biases\n\nDigest {digest}.\n\n| data set |\n| --- |\n| birds |"
     peers = found["prompts-celeba-0-peers"]["digest"]
     row = f"| prompts-celeba-0-peers | {peers} | debiased | 0.100 [0.050, 0.150] | 98.0 % | 420.0 |"
-    assert f"{row} 0.700 |" in text
+    assert f"{row} 0.700 | 0.600 |" in text
+    assert f"| prompts-celeba-0-peers | {peers} | the backbone | – | – | – | – | – |" in text
     assert "| method |\n| --- |\n| ours |" in text  # it compares more methods than these two
     assert told in text
 
