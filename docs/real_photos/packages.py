@@ -63,8 +63,8 @@ def _run(command: list[str], folder: Path) -> None:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
     except FileNotFoundError:
         raise UserError(
-            f"--fetch needs {command[0]}, which is not here: use it on Debian, or unpack the "
-            "packages elsewhere and name their folders."
+            f"fetching packages needs {command[0]}, which is not here: do it on Debian, or unpack "
+            "the packages elsewhere and name their folders."
         ) from None
     except subprocess.CalledProcessError as error:
         reason = " ".join(error.stderr.split())

@@ -18,7 +18,7 @@ from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.folders import load_in_one_dtype, pipeline_variant
 from invdiff_pl.backbones.pipeline import frozen, limit_tokens
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.utils.files import read_json
+from invdiff_pl.utils.files import is_file, is_folder, read_object
 
 # Name of the adapter's folder, beside the backbone's parts, in an exported folder.
 ADAPTER_FOLDER = "adapter"
@@ -104,7 +104,7 @@ class CarriesAdapter:
             if made.adapter is not None or NAME in getattr(denoiser.network, "peft_config", {}):
                 raise InvDiffError("lora=: the pipeline carries an invariant adapter already.")
             folder = lora.folder if isinstance(lora, TrainedAdapter) else Path(lora)
-            made._carry(folder if (folder / CONFIG_FILE).is_file() else locate(folder)[1])
+            made._carry(folder if is_file(folder / CONFIG_FILE) else locate(folder)[1])
         return made
 
     def _carry(self, folder: Path) -> None:
@@ -229,19 +229,23 @@ def locate(folder: Path) -> tuple[str, Path]:
         InvDiffError: if the folder is neither, or the run's record cannot be read.
     """
     exported = folder / ADAPTER_FOLDER
-    if (exported / CONFIG_FILE).is_file() and (folder / "model_index.json").is_file():
+    if is_file(exported / CONFIG_FILE) and is_file(folder / "model_index.json"):
         return str(folder), exported
     adapter = folder / "adapter" / "adapter"
-    if not (adapter / CONFIG_FILE).is_file():
+    if not is_file(adapter / CONFIG_FILE):
         raise InvDiffError(
             f"{folder} is neither a run folder with a trained adapter nor an exported one: "
             f"expected {adapter / CONFIG_FILE}, or {exported / CONFIG_FILE} beside "
             "model_index.json."
         )
-    record = read_json(folder / "adapter" / "stage.json")
-    return str(record["config"]["model"]["init_args"]["backbone"]), adapter
+    record = folder / "adapter" / "stage.json"
+    try:
+        backbone = read_object(record, config=dict)["config"]["model"]["init_args"]["backbone"]
+    except (KeyError, TypeError):
+        raise InvDiffError(f"{record} does not name the backbone: run the stage again.") from None
+    return str(backbone), adapter
 
 
 def is_local(backbone: str) -> bool:
     """Whether a backbone is a folder on this machine, rather than a hub id."""
-    return backbone.startswith(ASSET_PREFIX) or Path(backbone).is_dir()
+    return backbone.startswith(ASSET_PREFIX) or is_folder(Path(backbone))

@@ -9,7 +9,7 @@ from invdiff_pl.adapters.base import CONFIG_FILE
 from invdiff_pl.adapters.forms import FORMS, Form, write_form
 from invdiff_pl.adapters.lora import WEIGHTS_FILE
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.utils.files import atomic_path, read_object
+from invdiff_pl.utils.files import atomic_path, is_file, read_object
 from invdiff_pl.utils.names import require_name
 
 
@@ -43,7 +43,7 @@ class TrainedAdapter:
         keep: "tempfile.TemporaryDirectory[str] | None" = None,
     ) -> None:
         self.folder = Path(folder)
-        if not (self.folder / CONFIG_FILE).is_file():
+        if not is_file(self.folder / CONFIG_FILE):
             raise InvDiffError(f"{self.folder} holds no adapter: there is no {CONFIG_FILE} in it.")
         self.facts = read_object(self.folder / CONFIG_FILE, kind=str, settings=dict)
         self.reports = reports or {}

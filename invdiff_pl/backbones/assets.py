@@ -4,7 +4,7 @@ from importlib import resources
 from pathlib import Path
 
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.utils.files import digest_folder, digest_json, is_folder
+from invdiff_pl.utils.files import digest_folder, digest_json, is_file, is_folder
 
 ASSET_PREFIX = "asset:"
 
@@ -19,7 +19,7 @@ def resolve_backbone(backbone: str) -> str:
         return backbone
     name = backbone.removeprefix(ASSET_PREFIX)
     folder = Path(str(resources.files("invdiff_pl") / "assets" / name))
-    if not (folder / "model_index.json").is_file():
+    if not is_file(folder / "model_index.json"):
         raise InvDiffError(
             f"no backbone {name!r} is shipped: {folder} holds no model_index.json; give a pipeline "
             "folder with BACKBONE=, or train one with `make backbone`."
@@ -28,11 +28,13 @@ def resolve_backbone(backbone: str) -> str:
 
 
 def backbone_digest(backbone: str, part: str = ".") -> str:
-    """Compute the digest of a backbone or of a part of it, less its cards and hidden files.
+    """Compute the digest of a folder's content, without Markdown and hidden files, or of a hub id.
 
-    It is that of the content, or of the name for a hub id.
+    Args:
+        backbone: pipeline folder, hub id or ``asset:NAME``.
+        part: folder of the pipeline that the digest is of, such as ``vae``; all if not given.
     """
     source = Path(resolve_backbone(backbone))
     if is_folder(source):
-        return digest_folder(source / part, notes=False)
+        return digest_folder(source / part, documents=False)
     return digest_json([backbone, part])

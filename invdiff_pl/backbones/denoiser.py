@@ -67,8 +67,8 @@ class FrozenDenoiser(ABC):
     architecture: ClassVar[str]
     # Names of what `encode_prompt` returns, in order.
     encoded: ClassVar[tuple[str, ...]]
-    # Side of the squares of latents that are packed into one before they are cut into patches.
-    packing: ClassVar[int] = 1
+    # Side of a token in pixels of the latents, beside the patch_size of the network's config.
+    token_side: ClassVar[int] = 1
 
     def __init__(self, pipe: Any, resolution: int | None = None) -> None:
         self.pipe = pipe
@@ -123,7 +123,7 @@ class FrozenDenoiser(ABC):
     def tokens(self) -> int:
         """Number of a transformer's image tokens, or of pixels of a UNet's latents."""
         _, height, width = self.latent_shape
-        patch = self.packing * (self.network.config.get("patch_size") or 1)
+        patch = self.token_side * (self.network.config.get("patch_size") or 1)
         return int(height // patch * (width // patch))
 
     def image_tokens(self, output: Any) -> Any:

@@ -26,7 +26,7 @@ class Flux(FrozenDenoiser):
         "pooled_prompt_embeds",
         "_text_ids",
     )
-    packing = 2
+    token_side = 2
 
     @property
     def own_resolution(self) -> int:

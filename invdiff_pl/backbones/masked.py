@@ -82,7 +82,7 @@ class ZImage(Masked):
 
     pipelines = ("ZImagePipeline",)
     architecture = "z-image"
-    packing = 2
+    token_side = 2
 
     @property
     def own_resolution(self) -> int:

@@ -48,7 +48,8 @@ class ScaleCalibration(pl.Callback):
 
     The aim is even shares of the environments, whatever shares samples are scored against. If
     shares cannot be counted, or do not change with the scale, the adapter is left as trained and
-    the ``reason`` is reported.
+    the ``reason`` is reported. If even shares lie beyond the scales that are tried, the nearest is
+    taken, with a ``warning``: environments that mix several attributes are one cause.
 
     This callback must come after those that choose the weights. The reference's ``unet_copy`` is
     left as it is.
@@ -123,6 +124,8 @@ class ScaleCalibration(pl.Callback):
                 f"scale {told['scale']:.3f} of the trained adapter becomes its scale 1{why}",
                 flush=True,
             )
+            if "warning" in told:
+                print(f"warning: {told['warning']}", flush=True)
 
     def _calibrate(self, trainer: pl.Trainer, module: InvariantAdapter) -> dict[str, Any]:
         data = training_data(trainer)
@@ -158,6 +161,12 @@ class ScaleCalibration(pl.Callback):
             if scale is None:
                 raise ValueError("the environments' shares do not change with the scale")
             told["scale"] = round(scale, 3)
+            if scale in BEYOND.values():
+                told["warning"] = (
+                    f"even shares lie beyond scale {scale:g}, the last that is tried: the "
+                    "environments may mix several attributes; look at the candidates before you "
+                    "use the adapter"
+                )
         except ValueError as error:
             told["reason"] = str(error)
         return told

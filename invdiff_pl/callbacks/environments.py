@@ -18,6 +18,7 @@ from invdiff_pl.environments.naming import WORDS
 from invdiff_pl.environments.quality import environment_report
 from invdiff_pl.metrics.clip import ClipEncoder
 from invdiff_pl.modules.environment_inference import EnvironmentInference
+from invdiff_pl.utils.errors import InvDiffError
 
 _PROMPTS_TOLD = 20
 
@@ -80,8 +81,10 @@ class SaveEnvironments(pl.Callback):
             images = images or TrainImages(data)
             attributes = data.labels("train")[1]
         if images is None:
-            raise ValueError(
-                "images: expected those of the loader's latents; pass them to SaveEnvironments"
+            raise InvDiffError(
+                "images=None: expected those of the loader's latents; pass them to "
+                "SaveEnvironments.",
+                "images",
             )
         found = Discovery(pl_module.found, images)
         if self.clip is not None:

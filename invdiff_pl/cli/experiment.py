@@ -9,6 +9,7 @@ from pathlib import Path
 from invdiff_pl.cli.preflight import check_arguments, check_backbones, check_data
 from invdiff_pl.data.prompt_lists import read_prompts
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import is_file, is_folder
 from invdiff_pl.utils.names import NEW_FAMILIES, require_name
 from invdiff_pl.workflow.due import is_current
 from invdiff_pl.workflow.experiment import (
@@ -138,7 +139,7 @@ def _experiment(command: str, options: argparse.Namespace, overrides: Sequence[s
     }
     *extended, files["scale"] = scale_files(options.scale, folder)
     for kind in ("experiment", "scale"):
-        if not find_file(files[kind], folder).is_file():
+        if not is_file(find_file(files[kind], folder)):
             pattern = str(Path(files[kind]).with_name("*.yaml"))
             known = [Path(name).stem for name in find_names(pattern, folder)]
             raise InvDiffError(
@@ -155,7 +156,7 @@ def _experiment(command: str, options: argparse.Namespace, overrides: Sequence[s
     if options.backbone:
         setting = "start" if command == "backbone" else "backbone"
         flags.append(f"--experiment.{setting}={options.backbone}")
-    elif command in ("train", "augment") and own_backbone.is_dir():
+    elif command in ("train", "augment") and is_folder(own_backbone):
         flags.append(f"--experiment.backbone={own_backbone}")
     if options.family:
         _require_family(command, options)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from invdiff_pl.cli.experiment import run_experiment
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.utils.files import read_object
+from invdiff_pl.utils.files import is_file, read_object
 from invdiff_pl.workflow.records import RECORD, Listing, read_listing, read_record
 from invdiff_pl.workflow.run import EXPERIMENTS, RUN_RECORD
 from invdiff_pl.workflow.stages import PLANS
@@ -62,7 +62,7 @@ def command_of(run_dir: Path, chosen: str | None = None) -> tuple[str, list[str]
         InvDiffError: if none is on record.
     """
     path = run_dir / RUN_RECORD
-    if not path.is_file():
+    if not is_file(path):
         raise InvDiffError(f"{path} is missing, so the command of that run is not known.")
     known = read_object(path)
     command = chosen or ("train" if "train" in known else next(iter(known), ""))

@@ -9,7 +9,14 @@ from typing import Any
 from invdiff_pl.cli.lightning import build
 from invdiff_pl.report.pareto import mark_pareto, plot_sweep, sweep_markdown
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.utils.files import digest_folder, digest_json, read_json, write_json, write_text
+from invdiff_pl.utils.files import (
+    digest_folder,
+    digest_json,
+    is_file,
+    read_json,
+    write_json,
+    write_text,
+)
 
 INVARIANT_SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 GUIDANCE_SCALES = (1.0, 1.5, 2.0, 3.0)
@@ -88,7 +95,7 @@ def sweep_run(
         one entry per pair of scales, JSON-serialisable.
     """
     config = run_dir / "samples" / "config.yaml"
-    if not config.is_file() or not (run_dir / "samples" / "stage.json").is_file():
+    if not is_file(config) or not is_file(run_dir / "samples" / "stage.json"):
         raise InvDiffError(
             f"--runs: {run_dir} is not a finished run: run `make train RUN_DIR={run_dir}` first."
         )

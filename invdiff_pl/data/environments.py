@@ -11,7 +11,7 @@ from torch.nn.functional import one_hot
 
 from invdiff_pl.backbones.draws import generator
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.utils.files import read_json
+from invdiff_pl.utils.files import is_file, read_json
 from invdiff_pl.utils.tensors import read_tensors, require_range
 
 
@@ -135,7 +135,7 @@ def read_environments(
         InvDiffError: if the stage has not run, was run on other images, has no such candidate, or
             did not write the soft memberships that are asked for.
     """
-    if not (folder / "environments.safetensors").is_file():
+    if not is_file(folder / "environments.safetensors"):
         raise InvDiffError(
             f"{folder / 'environments.safetensors'} is missing: run the environments stage first."
         )

@@ -110,7 +110,7 @@ class Candidate:
             prompt: number or text of the prompt.
 
         Raises:
-            ValueError: if there is no such prompt.
+            InvDiffError: if there is no such prompt.
         """
         prompts = self.images.prompts
         number = prompts.index(prompt) if prompt in prompts else prompt

@@ -11,8 +11,8 @@ from invdiff_pl.backbones.denoiser import Condition, FrozenDenoiser, repeated, w
 from invdiff_pl.backbones.draws import generator, on_device, stratified_timesteps
 from invdiff_pl.backbones.families import frozen_denoiser
 from invdiff_pl.backbones.noising import sample_losses, timestep_at
-from invdiff_pl.environments.space import require_finite
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.tensors import first_not_finite
 
 # Levels of noise, as logarithms of the signal-to-noise ratio: with less noise details are seen,
 # with more the layout. In Stable Diffusion's schedule they are about 0.3 and 0.7 of all timesteps.
@@ -105,7 +105,7 @@ class BlockFeatures:
             An image's features do not depend on the rest of the batch, up to rounding.
 
         Raises:
-            ValueError: if the block's output is neither a grid nor image tokens.
+            InvDiffError: if the block's output is neither a grid nor image tokens.
         """
         noise = torch.randn(latents.shape[1:], generator=generator(self._seed, "feature noise"))
         noise = on_device(noise, latents.device).expand_as(latents)
@@ -133,7 +133,7 @@ def block_output(block: nn.Module, predict: Callable[[], object]) -> Any:
         predict: runs the forward pass.
 
     Raises:
-        ValueError: if the pass does not reach the block.
+        InvDiffError: if the pass does not reach the block.
     """
     kept: list[Any] = []
 
@@ -218,7 +218,12 @@ def image_features(
     if not found:
         raise InvDiffError("`latents`: expected at least one image, found none.", "latents")
     features = torch.cat(found)
-    require_finite(features)
+    if (bad := first_not_finite(features)) is not None:
+        raise InvDiffError(
+            f"features of image {bad} (counted from 0) are not finite in float16: load the "
+            "pipeline in float32 or bfloat16, or name a `block` whose outputs are smaller.",
+            "block",
+        )
     return features
 
 

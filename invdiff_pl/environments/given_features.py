@@ -1,23 +1,31 @@
 """Features that a user gives in place of the denoiser's, such as embeddings of CLIP or DINO."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from tokenize import TokenError
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.utils.tensors import first_not_finite
+from invdiff_pl.utils.files import is_file
 
 
-def read_features(file: str | Path, count: int | None = None) -> Tensor:
+def read_features(
+    file: str | Path,
+    count: int | None = None,
+    *,
+    argument: str = "features",
+    instead: Sequence[str] = (),
+) -> Tensor:
     """Read the user's own features from a file, such as embeddings of CLIP or DINO.
 
     Args:
-        file: ``.npy``, which is read lazily, or ``.safetensors`` with one tensor.
+        file: ``.npy``, which is mapped rather than loaded, or ``.safetensors`` with one tensor.
         count: N, if known.
+        argument: name of the argument that the file was given as.
+        instead: what that argument takes besides files.
 
     Returns:
         ``[N, D]`` of the file's float type.
@@ -26,11 +34,12 @@ def read_features(file: str | Path, count: int | None = None) -> Tensor:
         InvDiffError: if the file cannot be read, or holds something else.
     """
     path = Path(file)
-    if path.suffix not in (".npy", ".safetensors") or not path.is_file():
+    if path.suffix not in (".npy", ".safetensors") or not is_file(path):
+        others = "".join(f"{each}, " for each in instead) + "or " * bool(instead)
         raise InvDiffError(
-            f"features={file}: expected block, losses, or an existing file .npy or .safetensors "
-            "of your own features [N, D].",
-            "features",
+            f"{argument}={file}: expected {others}an existing file .npy or .safetensors of your "
+            "own features [N, D].",
+            argument,
         )
     try:
         if path.suffix == ".npy":
@@ -39,12 +48,12 @@ def read_features(file: str | Path, count: int | None = None) -> Tensor:
             with safe_open(path, framework="pt") as tensors:
                 (name,) = tensors.keys()
                 found = tensors.get_tensor(name)
-    except (OSError, ValueError, TypeError, EOFError, TokenError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # numpy and safetensors raise anything on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise InvDiffError(
-            f"features={file}: cannot be read as one array of numbers ({reason}).", "features"
+            f"{argument}={file}: cannot be read as one array of numbers ({reason}).", argument
         ) from None
-    require_features(found, count, f"features={file}", "features")
+    require_features(found, count, f"{argument}={file}", argument)
     return found
 
 
@@ -58,7 +67,7 @@ def require_features(features: Tensor, count: int | None, told: str, argument: s
         argument: name of the argument they were given as.
 
     Raises:
-        InvDiffError: naming the shape or type that was found, or the row that is not finite.
+        InvDiffError: naming the shape or type that was found.
     """
     right = features.ndim == 2 and features.is_floating_point()
     if not right or (count is not None and len(features) != count):
@@ -66,11 +75,5 @@ def require_features(features: Tensor, count: int | None, told: str, argument: s
             f"{told}: found {str(features.dtype).removeprefix('torch.')} of shape "
             f"{list(features.shape)}; expected floats [{'N' if count is None else count}, D], "
             "one row per image.",
-            argument,
-        )
-    if (bad := first_not_finite(features)) is not None:
-        raise InvDiffError(
-            f"{told}: the row of image {bad} (counted from 0) holds NaN or infinity; expected "
-            "numbers alone.",
             argument,
         )

@@ -33,10 +33,7 @@ def require_finite(features: Tensor) -> None:
         InvDiffError: naming the first image whose features are not.
     """
     if (bad := first_not_finite(features)) is not None:
-        raise InvDiffError(
-            f"features of image {bad} are not finite: a model in float16 may overflow, where one "
-            "in bfloat16 or float32 does not."
-        )
+        raise InvDiffError(f"features of image {bad} (counted from 0) are not finite.")
 
 
 @dataclass(frozen=True)

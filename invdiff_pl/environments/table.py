@@ -62,8 +62,8 @@ class FeatureTable:
             raise InvDiffError(
                 f"stage environments: features of image {row} of the train split are not finite in "
                 f"float16 (nor are {int((~finite).sum()) - 1} others since the last were written); "
-                f"all others are kept in {self.folder}; use trainer.precision=32-true, and run "
-                "again.",
+                f"all others are kept in {self.folder}; use trainer.precision=32-true, or a "
+                "model.block whose outputs are smaller, and run again.",
                 "trainer.precision",
             )
 

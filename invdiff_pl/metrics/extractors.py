@@ -18,6 +18,7 @@ from torchmetrics.image.fid import NoTrainInceptionV3
 from transformers import Dinov2Model
 
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import is_file, is_folder
 from invdiff_pl.utils.names import require_name
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -260,7 +261,7 @@ def _build_dinov2(weights: Path | None, input_size: int | None) -> FeatureExtrac
 
 
 def _existing(weights: Path, name: str) -> Path:
-    if not weights.exists():
+    if not (is_file(weights) or is_folder(weights)):
         raise MissingWeightsError(
             f"weights file {weights} cannot be read (there is no such file), which {name} needs"
         )

@@ -28,6 +28,9 @@ from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import remove
 from invdiff_pl.utils.names import INFERENCES, require_name
 
+# Names of the features that are computed here; others are read from a file.
+_OWN = ("block", "losses")
+
 
 class EnvironmentInference(OnPipeline):
     """Computes every image's features in one pass, and finds hidden attributes; use ``predict``.
@@ -58,7 +61,7 @@ class EnvironmentInference(OnPipeline):
         seed: seed of the noise that all images get, and of the search unless ``settings`` has one.
 
     Raises:
-        ValueError: if a setting is wrong, or the backbone cannot be loaded.
+        InvDiffError: if a setting is wrong, or the backbone cannot be loaded.
 
     Example:
         >>> import pytorch_lightning as pl
@@ -131,8 +134,8 @@ class EnvironmentInference(OnPipeline):
             inside = {name: f"settings.{name}" for name in error.arguments}
             raise InvDiffError(str(error.in_flags(inside)), *inside.values()) from None
         require_levels(settings["levels"])
-        if settings["features"] not in ("block", "losses"):
-            read_features(settings["features"])
+        if settings["features"] not in _OWN:
+            read_features(settings["features"], instead=_OWN)
 
     def setup(self, stage: str) -> None:
         """Find what an interrupted run left."""
@@ -181,7 +184,7 @@ class EnvironmentInference(OnPipeline):
             batch: batch that holds ``latents`` or ``moments``.
             prompts: numbers of the prompts, int64 ``[B]``.
         """
-        if self.kind not in ("block", "losses"):
+        if self.kind not in _OWN:
             return torch.zeros((len(prompts), 0))
         latents = self.latents_of(batch)
         if self.kind == "block":
@@ -207,6 +210,6 @@ class EnvironmentInference(OnPipeline):
             remove(self.table.folder)
 
     def _all_features(self, count: int) -> Tensor:
-        if self.kind in ("block", "losses"):
+        if self.kind in _OWN:
             return self.table.read(self.table.folder.parent / "features.npy")
-        return read_features(self.kind, count)
+        return read_features(self.kind, count, instead=_OWN)

@@ -29,8 +29,10 @@ def calibration_section(told: dict[str, Any] | None) -> list[Block]:
         means = [sum(group) / len(group) for group in groups]
         rows.append([f"{row['scale']:.2f}", *(f"{mean:.3f}" for mean in means)])
     numbers = range(len(rows[0]) - 1)
+    warning = [Text(f"**Warning**: {told['warning']}.")] if "warning" in told else []
     return [
         title,
+        *warning,
         Table(["scale of the trained adapter", *(f"environment {n}" for n in numbers)], rows),
         Text(
             f"Shares of the inferred environments in {told['samples']} samples at each scale, "

@@ -108,9 +108,9 @@ SEED={config["seed_everything"]}{given}
 
 ## Limits
 
-It is meant for trying methods against bias, not for drawing or judging people. {known}Bias and \
-prompt accuracy are read by a classifier that was trained on the labels of the same data set and \
-makes mistakes of its own.
+It is meant for trying methods against bias, not for making pictures for use, nor for judging \
+people. {known}Bias and prompt accuracy are read by a classifier that was trained on the labels of \
+the same data set and makes mistakes of its own.
 """
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from invdiff_pl.report.blocks import Strong, Table, to_markdown
 from invdiff_pl.report.figures import TITLES
 from invdiff_pl.utils.errors import InvDiffError
-from invdiff_pl.utils.files import read_json, write_text
+from invdiff_pl.utils.files import is_file, read_json, write_text
 
 Interval = tuple[float, float]
 _LATEX = {
@@ -85,7 +85,7 @@ def read_report(folder: Path) -> dict[str, Any]:
         InvDiffError: if there is none.
     """
     file = folder / "report" / "report.json"
-    if not file.is_file():
+    if not is_file(file):
         raise InvDiffError(
             f"{folder} has no report/report.json: give the folder of a finished run, such "
             "as runs/waterbirds/mini, or write its report with `python -m invdiff_pl report "

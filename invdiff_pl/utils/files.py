@@ -222,19 +222,19 @@ def digest_file(path: Path) -> str:
     return hasher.hexdigest()
 
 
-def digest_folder(folder: Path, *, notes: bool = True) -> str:
+def digest_folder(folder: Path, *, documents: bool = True) -> str:
     """Compute the digest of the names and contents of all files below ``folder``.
 
     Args:
         folder: the folder.
-        notes: whether Markdown and hidden files count, which nothing but people and hubs reads.
+        documents: whether Markdown and hidden files count, which no loader reads.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     named = [(path.relative_to(folder), path) for path in files]
-    if not notes:
-        named = [(name, path) for name, path in named if not _is_note(name)]
+    if not documents:
+        named = [(name, path) for name, path in named if not _is_document(name)]
     return digest_json([(name.as_posix(), digest_file(path)) for name, path in named])
 
 
-def _is_note(name: Path) -> bool:
+def _is_document(name: Path) -> bool:
     return name.suffix.lower() == ".md" or any(part.startswith(".") for part in name.parts)

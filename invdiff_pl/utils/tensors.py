@@ -1,4 +1,4 @@
-"""Tensors: files of them, written whole or not at all, and checks of what is read."""
+"""Safetensors files, written whole or not at all, and checks of tensors that were read."""
 
 import os
 import re

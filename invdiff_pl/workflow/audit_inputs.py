@@ -12,6 +12,7 @@ from invdiff_pl.metrics.classifier import CONFIG_FILE
 from invdiff_pl.metrics.network_readers import ClipReader, ImageClassifierReader, VqaReader
 from invdiff_pl.metrics.readers import AttributeReader, CheckedReader, ClassifierReader
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import is_file
 
 _FORM = '"NAME: CLASS; CLASS", where CLASS may be NAME=TEXT'
 
@@ -94,7 +95,7 @@ def make_readers(
 def _classifier(folder: str, text: str = "attribute", *more: str) -> AttributeReader:
     if more:
         raise InvDiffError(f"classifier {folder!r}: expected at most {_FORM} after its folder.")
-    if (Path(folder) / CONFIG_FILE).is_file():
+    if is_file(Path(folder) / CONFIG_FILE):
         return ClassifierReader(folder, text)
     if ":" not in text:
         return ImageClassifierReader(folder, name=text)

@@ -109,9 +109,10 @@ def _changing(callbacks: Any) -> list[dict[str, Any]]:
     for entry in callbacks if isinstance(callbacks, list) else []:
         told: dict[str, Any] = entry if isinstance(entry, dict) else {"class_path": str(entry)}
         if changes_result(str(told.get("class_path"))):
-            arguments: dict[str, Any] = told.get("init_args") or {}
-            kept = {name: value for name, value in arguments.items() if name != "batch_size"}
-            found.append({**told, "init_args": kept})
+            arguments = told.get("init_args") or {}
+            if isinstance(arguments, dict):  # the stage refuses anything else
+                arguments = {name: arguments[name] for name in arguments if name != "batch_size"}
+            found.append({**told, "init_args": arguments})
     return found
 
 

@@ -92,18 +92,24 @@ def discover(
         latents = (denoiser.latents(part) for part in moments)
         features = image_features(pipe, latents, seed=seed, resolution=denoiser.resolution)
     else:
-        features = _embedded(embeddings, batches)
-        require_features(features, len(images), "embeddings", "embeddings")
+        features = _embedded(embeddings, batches, len(images))
     return Discovery(find_hidden_attributes(features, images.prompt_ids, settings), images)
 
 
-def _embedded(embeddings: Tensor | str | Path | Embed, batches: Iterable[Tensor]) -> Tensor:
+def _embedded(
+    embeddings: Tensor | str | Path | Embed, batches: Iterable[Tensor], count: int
+) -> Tensor:
     """Return the user's own features, ``[N, D]``, in whatever form they are given."""
-    if isinstance(embeddings, Tensor):
-        return embeddings
     if isinstance(embeddings, str | Path):
-        return read_features(embeddings)
-    found = [embeddings(pixels) for pixels in batches]
+        return read_features(embeddings, count, argument="embeddings")
+    if not isinstance(embeddings, Tensor):
+        embeddings = _computed(embeddings, batches)
+    require_features(embeddings, count, "embeddings", "embeddings")
+    return embeddings
+
+
+def _computed(embed: Embed, batches: Iterable[Tensor]) -> Tensor:
+    found = [embed(pixels) for pixels in batches]
     if not all(isinstance(part, Tensor) for part in found):
         raise InvDiffError("embeddings: expected a function that returns tensors [B, D].")
     return torch.cat([part.detach().cpu() for part in found])

@@ -86,7 +86,8 @@ def _data_digest(config: dict[str, Any]) -> str:
     data = config.get("data", {})
     chosen = {**data.get("init_args", {}), **data}
     listing = _listing_digest(root, follow_links=chosen.get("links") == "follow")
-    named = [Path(chosen[key]) for key in ("table", "prompt_map") if chosen.get(key)]
+    given = [chosen.get(key) for key in ("table", "prompt_map")]
+    named = [Path(each) for each in given if isinstance(each, str) and each]
     elsewhere = [digest_file(path) for path in named if is_file(path)]
     return digest_json([listing, *elsewhere]) if elsewhere else listing
 

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import invdiff_pl
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import is_file
 from invdiff_pl.workflow.settings import ScaleSettings
 from invdiff_pl.workflow.stages import (
     GENERATED,
@@ -50,7 +51,7 @@ def find_file(name: str, folder: Path) -> Path:
         the file's path, in ``folder`` if it does not exist anywhere.
     """
     packaged = PACKAGED / name
-    return packaged if packaged.is_file() and not (folder / name).is_file() else folder / name
+    return packaged if is_file(packaged) and not is_file(folder / name) else folder / name
 
 
 def find_names(pattern: str, folder: Path) -> list[str]:
@@ -71,10 +72,10 @@ def scale_files(scale: str, folder: Path) -> list[str]:
     """
     name = f"scales/{scale}.yaml"
     path = find_file(name, folder)
-    group = _merged(DictConfig({}), path).get("experiment") if path.is_file() else None
+    group = _merged(DictConfig({}), path).get("experiment") if is_file(path) else None
     if not isinstance(group, DictConfig) or (extended := group.get("extends")) is None:
         return [name]
-    if not find_file(f"scales/{extended}.yaml", folder).is_file():
+    if not is_file(find_file(f"scales/{extended}.yaml", folder)):
         raise InvDiffError(f"{path}: there is no scales/{extended}.yaml that it extends.")
     return [f"scales/{extended}.yaml", name]
 
@@ -149,7 +150,7 @@ class Experiment:
         if stage is not None and stage.command in LIGHTNING:
             files = self.stage_files(stage)
         # A missing path is reported when it is read.
-        states = tuple((p, p.stat().st_mtime_ns if p.exists() else 0) for p in files)
+        states = tuple((p, p.stat().st_mtime_ns if is_file(p) else 0) for p in files)
         return deepcopy(_resolved(states, self.flags))
 
     @property

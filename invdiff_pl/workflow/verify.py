@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from invdiff_pl.utils.errors import InvDiffError
+from invdiff_pl.utils.files import is_folder
 from invdiff_pl.workflow.records import (
     RECORD,
     STARTED,
@@ -52,7 +53,7 @@ def run_verify(arguments: Sequence[str]) -> int:
 
 def stage_folders(run_dir: Path) -> list[Path]:
     """Return the stages' folders in a run folder, finished or begun, in order of their records."""
-    if not run_dir.is_dir():
+    if not is_folder(run_dir):
         return []
     records = {
         folder: [path for name in (RECORD, STARTED) if (path := folder / name).is_file()]

@@ -104,6 +104,15 @@ def test_where_environments_cannot_be_read_the_adapter_stays_as_it_is(trained) -
         assert torch.equal(weights[name], value)
 
 
+def test_even_shares_beyond_the_scales_that_are_tried_bring_a_warning(trained, monkeypatch) -> None:
+    plain = trained("32-true").told
+    assert ("warning" in plain) == (plain["scale"] in (0.5, 2.0))
+    monkeypatch.setattr("invdiff_pl.callbacks.calibration.even_scale", max)
+    told = trained("32-true", samples=14).told
+    assert told["scale"] == 2.0
+    assert told["warning"].startswith("even shares lie beyond scale 2, the last that is tried")
+
+
 def test_two_ranks_tell_the_same_scale_as_one(trained) -> None:
     one, two = trained("32-true").told, trained("32-true", ranks=2).told
     assert one["measured"] == two["measured"]

@@ -22,9 +22,11 @@ def test_features_of_ones_own_are_read_from_either_kind_of_file(tmp_path: Path) 
 def test_a_file_that_holds_something_else_is_told(tmp_path: Path) -> None:
     np.save(tmp_path / "long.npy", np.zeros((4, 3), np.float32))
     np.save(tmp_path / "whole.npy", np.zeros((5, 3), np.int64))
-    header = (tmp_path / "whole.npy").read_bytes().replace(b"}", b"(")
-    (tmp_path / "header.npy").write_bytes(header)
-    np.save(tmp_path / "nan.npy", np.diag([1, 1, 1, np.nan, 1]))
+    healthy = (tmp_path / "whole.npy").read_bytes()
+    damages = {"open": (b"}", b"("), "negative": (b"(5, 3)", b"(-5,3)"), "type": (b"<i8'", b"()  ")}
+    for name, (old, new) in damages.items():
+        (tmp_path / f"{name}.npy").write_bytes(healthy.replace(old, new))
+    (tmp_path / "archive.npy").write_bytes(b"PK\x03\x04 and no more")
     np.save(tmp_path / "objects.npy", np.array([{}, []], dtype=object), allow_pickle=True)
     (tmp_path / "cut.safetensors").write_bytes(b"12")
     save_file({"a": torch.zeros(1), "b": torch.zeros(1)}, tmp_path / "two.safetensors")
@@ -32,12 +34,15 @@ def test_a_file_that_holds_something_else_is_told(tmp_path: Path) -> None:
         ("long.npy", r"found float32 of shape \[4, 3\]; expected floats \[5, D\]"),
         ("whole.npy", r"found int64 of shape \[5, 3\]"),
         ("objects.npy", "cannot be read"),
-        ("header.npy", "cannot be read"),
-        ("nan.npy", "the row of image 3 .counted from 0. holds NaN or infinity"),
+        ("open.npy", "cannot be read"),
+        ("negative.npy", "cannot be read"),
+        ("type.npy", "cannot be read"),
+        ("archive.npy", "cannot be read"),
         ("cut.safetensors", "cannot be read"),
         ("two.safetensors", "cannot be read"),
-        ("none.npy", "expected block, losses, or an existing file"),
-        ("blocks", "expected block, losses, or an existing file"),
+        ("none.npy", "expected block, or an existing file"),
+        ("x" * 300 + ".npy", "expected block, or an existing file"),
+        ("blocks", "expected block, or an existing file"),
     ):
         with pytest.raises(InvDiffError, match=message):
-            read_features(tmp_path / name, 5)
+            read_features(tmp_path / name, 5, instead=["block"])

@@ -43,7 +43,7 @@ def test_the_card_tells_limits() -> None:
     records = dict.fromkeys(("autoencoder", "backbone", "backbone_samples"), RECORD)
     assert "It knows only the words of its prompts." in card(ONE_SCALE, records, INDEX)
     del records["autoencoder"]  # the tokenizer is that of the pipeline it started from
-    assert "not for drawing or judging people. Bias and" in card(ONE_SCALE, records, INDEX)
+    assert "nor for judging people. Bias and" in card(ONE_SCALE, records, INDEX)
 
 
 def test_the_card_of_a_fine_tuned_backbone_names_what_it_started_from() -> None:

@@ -194,6 +194,10 @@ def test_the_calibrated_scale_and_the_shares_it_rests_on_stand_in_the_report(run
     assert "| 1.00 | 0.550 | 0.450 |" in text
     assert "| 1.50 | 0.450 | 0.550 |" in text
     assert "multiplied by **1.250**" in text
+    assert "Warning" not in text
+    (run_dir / "adapter" / "calibration.json").write_text(json.dumps({**told, "warning": "look"}))
+    write_report(run_dir, seed=3)
+    assert "**Warning**: look." in (run_dir / "report" / "report.md").read_text()
 
 
 def test_held_out_risks_and_their_bound_stand_in_the_report(run_dir: Path) -> None:

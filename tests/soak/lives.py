@@ -87,7 +87,7 @@ def _live(
     os.chdir(folder)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    # The server's streams may have been those of a file, in which they could seek.
+    # The server's streams may be seekable files; a pipe needs new ones.
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

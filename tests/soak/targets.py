@@ -195,9 +195,11 @@ def pipeline_targets(backbone: Path) -> list[Target]:
     pipeline = load_pipeline(str(backbone))
 
     def audit_adapter(folder: Path) -> None:
-        with carrying(pipeline, [folder]):
-            pass
-        assert not active_adapters(pipeline.unet)
+        try:
+            with carrying(pipeline, [folder]):
+                pass
+        finally:
+            assert not active_adapters(pipeline.unet)
 
     config = (mutations.at_random, mutations.in_json, mutations.in_json, mutations.in_json)
     tensors = (mutations.at_random, mutations.in_safetensors)

@@ -17,7 +17,7 @@ from invdiff_pl.utils.files import is_leftover, read_json
 from invdiff_pl.workflow.stages import PLANS
 
 CHANGES = {"train": lives.TRAIN, "backbone": lives.BACKBONE, "prompts": lives.PROMPTS}
-STAGES = {**PLANS, "prompts": PLANS["train"]}
+PLANNED = {**PLANS, "prompts": PLANS["train"]}
 METRICS = {"train": "samples", "backbone": "backbone_samples", "prompts": "samples"}
 
 
@@ -43,7 +43,7 @@ def undisturbed(
 
 def _check(run: Path, expected: Path, plan: str) -> None:
     """A run folder holds the results of the undisturbed one, and nothing is left over."""
-    same, different = compare(expected, run, STAGES[plan])
+    same, different = compare(expected, run, PLANNED[plan])
     assert not different
     assert same > 100
     metrics = Path(METRICS[plan]) / "metrics.json"
@@ -55,7 +55,7 @@ def _check(run: Path, expected: Path, plan: str) -> None:
 
 
 def _survive(subject: lives.Subject, undisturbed: lives.Subject, plan: str, seed: int) -> None:
-    records = {name: read_json(undisturbed.run / name / "stage.json") for name in STAGES[plan]}
+    records = {name: read_json(undisturbed.run / name / "stage.json") for name in PLANNED[plan]}
     seconds = {name: record["seconds"] for name, record in records.items()}
     lives.disturb(subject, 15, seconds, undisturbed.size(), random.Random(seed))
     subject.finish()
@@ -120,4 +120,4 @@ def test_a_slurm_job_that_is_queued_again_goes_on_from_the_checkpoint_of_its_las
     (checkpoint,) = adapter.glob("hpc_ckpt_*.ckpt")
     subject.finish()
     assert f"--ckpt_path=run/adapter/{checkpoint.name}" in subject.log.read_text()
-    assert len(compare(undisturbed["train"].run, subject.run, STAGES["train"])[1]) == 0
+    assert len(compare(undisturbed["train"].run, subject.run, PLANNED["train"])[1]) == 0

@@ -272,6 +272,22 @@ def test_settings_of_a_wrong_form_are_told(part, wrong, told, tmp_path, monkeypa
         fingerprint(experiment, STAGES["environments"])
 
 
+def test_a_callback_of_a_wrong_form_is_left_to_the_stage_to_refuse(package: Path) -> None:
+    entry = '{"class_path": "invdiff_pl.callbacks.ScaleCalibration", "init_args": 3}'
+    before = _marks(_experiment())
+    assert _marks(_experiment(f"--trainer.callbacks+=[{entry}]")) != before
+
+
+@pytest.mark.parametrize("name", ["table", "prompt_map"])
+def test_a_table_that_is_no_text_is_left_to_the_stage_to_refuse(name: str, package: Path) -> None:
+    Path("pictures").mkdir()
+    words = ["--experiment", "custom", "--experiments", str(REPOSITORY / "experiments")]
+    words += ["--run-dir", "run", "--backbone", "backbone", "--data", "pictures"]
+    Path("backbone").mkdir()
+    experiment = experiment_of("train", [*words, f"--data.{name}={{a: b}}"])
+    assert fingerprint(experiment, STAGES["classifier"])
+
+
 def test_a_backbones_weights_count_and_its_card_and_hidden_files_do_not(package: Path) -> None:
     experiment = _experiment()
     weights = Path("backbone") / "unet" / "weights.safetensors"

@@ -20,6 +20,7 @@ from invdiff_pl.data.environments import Environments, read_environments
 from invdiff_pl.data.latents import encoded
 from invdiff_pl.environments.hidden_attribute import HiddenAttributeSettings
 from invdiff_pl.environments.page import discovery_page
+from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import read_json
 from invdiff_pl.utils.progress import Lines
 
@@ -304,6 +305,14 @@ def test_discover_takes_features_of_ones_own(pipe) -> None:
     assert _auc(found[0].conflict, against) > 0.95
     with pytest.raises(ValueError, match=r"found float32 of shape \[3, 5\]; expected floats \[160"):
         inv.discover(pipe, images, embeddings=features[:3], progress=False)
+    with pytest.raises(
+        InvDiffError, match=r"embeddings=none.npy: expected an existing file"
+    ) as told:
+        inv.discover(pipe, images, embeddings="none.npy", progress=False)
+    assert told.value.arguments == ("embeddings",)
+    features[7, 1] = torch.nan
+    with pytest.raises(InvDiffError, match=r"image 7 .counted from 0. are not finite"):
+        inv.discover(pipe, images, embeddings=features, progress=False)
 
 
 def test_discover_takes_a_function_that_makes_features_of_pictures(pipe) -> None:
