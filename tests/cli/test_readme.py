@@ -56,6 +56,7 @@ README_ROWS = {
     "CelebA 1:4:4:1": "celeba-1_4_4_1",
     "CelebA 1:2:2:1": "celeba-1_2_2_1",
     "FairFace 3:2:1:1": "fairface-3_2_1_1",
+    "FairFace 8:4:1:1": "fairface-8_4_1_1",
 }
 
 
