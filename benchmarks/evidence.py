@@ -59,9 +59,10 @@ def facts(row: Row, folder: Path) -> dict[str, Any] | None:
 
 def write(output: Path) -> None:
     """Write ``tables.md`` and ``evidence.json`` for all finished rows."""
-    told = {name: facts(row, output / name) for name, row in rows(output).items()}
+    known = rows(output)
+    told = {name: facts(row, output / name) for name, row in known.items()}
     found = {name: each for name, each in told.items() if each is not None}
-    kinds = {name: row.kind for name, row in rows(output).items()}
+    kinds = {name: row.kind for name, row in known.items()}
     write_json(output / "evidence.json", found)
     write_text(output / "tables.md", tables(found, kinds))
 
@@ -90,9 +91,9 @@ def run(row: Row, output: Path) -> None:
     if ended.stdout is not None:  # progress is printed between the rows of the table
         lines = [each for each in ended.stdout.decode().splitlines() if each.startswith("|")]
         write_text(result, "\n".join(lines) + "\n")
-    if row.kind in MARKDOWN and digest_file(result) != before:
-        done = folder / "done.json"
-        earlier = set() if before is None else set(read_json(done)["revisions"])
+    done = folder / "done.json"
+    earlier = read_json(done)["revisions"] if done.is_file() else []
+    if row.kind in MARKDOWN and (not earlier or digest_file(result) != before):
         write_json(done, {"revisions": sorted({*earlier, str(provenance()["revision"])})})
 
 

@@ -137,6 +137,10 @@ def test_a_table_is_read_from_what_its_row_wrote_or_printed(
         monkeypatch.setattr(evidence, "provenance", lambda now=revision: {"revision": now})
         evidence.main(["--output", str(tmp_path), "--only", "prompts-celeba-0-peers", "two-bias"])
     found = json.loads((tmp_path / "evidence.json").read_text())
+    (tmp_path / "two-biases" / "done.json").unlink()  # as if it had been stopped before
+    evidence.main(["--output", str(tmp_path), "--only", "two-biases"])
+    again = json.loads((tmp_path / "evidence.json").read_text())
+    assert again["two-biases"]["revisions"] == ["def"]
     assert found["prompts-celeba-0-peers"]["revisions"] == found["two-biases"]["revisions"]
     assert found["two-biases"]["revisions"] == ["abc"]
     text = (tmp_path / "tables.md").read_text()
