@@ -32,6 +32,7 @@ from invdiff_pl.callbacks import (
 )
 from invdiff_pl.cli.lightning import build
 from invdiff_pl.cli.sweep import point_figures, score_samples
+from invdiff_pl.report.figures import interval_text
 from invdiff_pl.utils.errors import InvDiffError
 from invdiff_pl.utils.files import digest_file, digest_json, read_json, write_json, write_text
 from invdiff_pl.utils.quiet import silence
@@ -223,7 +224,6 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def _cells(result: dict[str, Any]) -> tuple[str, ...]:
-    low, high = result["bias_interval"]
     adapter = result.get("adapter")
     recall = result["recall"]
     return (
@@ -233,7 +233,7 @@ def _cells(result: dict[str, Any]) -> tuple[str, ...]:
         f"{100 * adapter['share']:.2f} %" if adapter else "",
         f"{result['seconds']:.0f}" if adapter else "",
         f"{result['scale']:.2f}" if adapter else "",
-        f"{result['bias']:.3f} [{low:.3f}, {high:.3f}]",
+        f"{result['bias']:.3f} {interval_text(result['bias_interval'])}",
         f"{100 * result['prompt_accuracy']:.1f} %",
         f"{result['frechet_distance']:.1f}" if result["frechet_distance"] is not None else "–",
         f"{recall:.3f}" if recall is not None else "–",

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from invdiff_pl.report.blocks import Block, Heading, Table, Text, to_markdown
+from invdiff_pl.report.figures import estimate_text
 
 # Methods of which every row of peers has figures; a row with more has a table of its own, too.
 ALWAYS = {"nothing": "the backbone", "ours_prompts": "debiased"}
@@ -62,7 +63,7 @@ def _run(name: str, row: dict[str, Any]) -> list[str]:
     bias, accuracy, distance = (report[n] for n in ("bias", "prompt_accuracy", "frechet_distance"))
     found, scale = report["environments"], (report["calibration"] or {}).get("scale")
     cells = [name, row["digest"], f"{bias['data']['mean']:.3f}"]
-    cells += [_interval(bias["before"]), _interval(bias["after"])]
+    cells += [estimate_text(bias["before"]), estimate_text(bias["after"])]
     cells.append(f"{100 * accuracy['before']:.1f} → {100 * accuracy['after']:.1f} %")
     cells.append(f"{distance['before']:.1f} → {distance['after']:.1f}")
     cells += [_change(report[measure], 3) for measure in ("precision", "recall")]
@@ -88,7 +89,7 @@ def _methods(name: str, row: dict[str, Any]) -> Iterator[list[str]]:
             yield [*cells, *["–"] * (len(PEER_COLUMNS) - len(cells))]
             continue
         distance, manifold = found["frechet_distance"], found["manifold"]
-        cells += [_interval(found["bias"]), f"{100 * found['prompt_accuracy']['mean']:.1f} %"]
+        cells += [estimate_text(found["bias"]), f"{100 * found['prompt_accuracy']['mean']:.1f} %"]
         cells.append("–" if distance is None else f"{distance:.1f}")
         yield [*cells, *(f"{manifold[measure]:.3f}" for measure in ("precision", "recall"))]
 
@@ -99,11 +100,6 @@ def _text(rows: Rows) -> Iterator[Block]:
         yield Heading(name, 3)
         yield Text(f"Digest {row['digest']}.")
         yield Text(row["figures"].strip())
-
-
-def _interval(bias: dict[str, Any]) -> str:
-    low, high = bias["interval"]
-    return f"{bias['mean']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _change(figure: dict[str, Any], digits: int) -> str:

@@ -24,6 +24,7 @@ from peers_rows import PEERS, Made, Peer, nothing
 
 from invdiff_pl.cli.sweep import score_samples
 from invdiff_pl.data.samples import sample_file
+from invdiff_pl.report.figures import estimate_text, interval_text
 from invdiff_pl.utils.files import digest_json, read_json, write_json, write_text
 from invdiff_pl.utils.images import ImageWriter
 from invdiff_pl.utils.progress import track
@@ -162,16 +163,15 @@ def _cells(result: dict[str, Any]) -> tuple[str, ...]:
     first = result["says"], result["needs"]
     if "reason" in result:
         return (*first, *("–",) * (len(HEADER) - 2))
-    bias, accuracy = result["bias"], result["prompt_accuracy"]
-    low, high = (100 * end for end in accuracy["interval"])
+    accuracy = result["prompt_accuracy"]
     distance = result["frechet_distance"]
     return (
         *first,
         f"{result['parameters']:,}" if "parameters" in result else "–",
         _seconds(result),
         f"{result['cost']:.2f}",
-        f"{bias['mean']:.3f} [{bias['interval'][0]:.3f}, {bias['interval'][1]:.3f}]",
-        f"{100 * accuracy['mean']:.1f} % [{low:.1f}, {high:.1f}]",
+        estimate_text(result["bias"]),
+        f"{100 * accuracy['mean']:.1f} % {interval_text(accuracy['interval'], 100, 1)}",
         f"{distance:.1f}" if isinstance(distance, float) else "–",
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from invdiff_pl.modules import InvariantAdapter
 from invdiff_pl.report.blocks import cell
+from invdiff_pl.report.figures import estimate_text
 from invdiff_pl.report.metadata import with_metadata
 from invdiff_pl.utils.files import read_json
 from invdiff_pl.workflow.records import RECORD
@@ -144,11 +145,11 @@ def _figures(metrics: dict[str, Any] | None) -> str:
     rows = [
         ("", "before", "after"),
         ("---", "---", "---"),
-        ("Bias, mean over prompts", *(_estimate(f["bias"]) for f in (before, after))),
+        ("Bias, mean over prompts", *(estimate_text(f["bias"]) for f in (before, after))),
         *(
             (
                 f"Bias of “{cell(prompt)}”",
-                *(_estimate(f["bias"]["per_prompt"][prompt], "bias") for f in (before, after)),
+                *(estimate_text(f["bias"]["per_prompt"][prompt], "bias") for f in (before, after)),
             )
             for prompt in after["bias"]["per_prompt"]
         ),
@@ -163,15 +164,10 @@ def _figures(metrics: dict[str, Any] | None) -> str:
     return (
         f"{table}\n\nInvariant scales {scales[0]} and {scales[-1]}, "
         f"{metrics['samples_per_prompt']} samples per prompt, 95 % intervals. The training data's "
-        f"own Bias is {_estimate(own)}. The classifier is right on "
+        f"own Bias is {estimate_text(own)}. The classifier is right on "
         f"{100 * classifier['attribute']:.1f} % (attribute) and {100 * classifier['prompt']:.1f} % "
         "(prompt) of held-out images."
     )
-
-
-def _estimate(figure: dict[str, Any], name: str = "mean") -> str:
-    low, high = figure["interval"]
-    return f"{figure[name]:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _percent(figure: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from invdiff_pl.metrics.audit_counts import AuditCounts
 from invdiff_pl.metrics.intervals import wilson_interval
 from invdiff_pl.metrics.measures import MEASURES
+from invdiff_pl.report.figures import estimate_text
 from invdiff_pl.utils.labels import plain, prompt_label
 from invdiff_pl.utils.sheets import contact_sheet
 from invdiff_pl.utils.templates import render
@@ -56,9 +57,7 @@ def _summary(audit: AuditCounts, attribute: str, figures: Sequence[dict[str, Any
     told = []
     for each in _of(figures, attribute):
         if each["guidance_scale"] == scale:
-            bias = each["measures"]["bias"]
-            low, high = bias["interval"]
-            told.append(f"{bias['mean']:.3f} [{low:.3f}, {high:.3f}] {each['when']}")
+            told.append(f"{estimate_text(each['measures']['bias'])} {each['when']}")
     return [f"{attribute}: Bias {', '.join(told)}, at guidance scale {scale:g}."]
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from invdiff_pl.report.figures import estimate_text
 from invdiff_pl.report.metadata import with_metadata
 from invdiff_pl.report.plots import write_grids
 from invdiff_pl.utils.files import read_json, write_text
@@ -128,11 +129,10 @@ def _figures(metrics: dict[str, Any]) -> str:
     own, shown = metrics["data"]["bias"]["mean"], figures["bias"]["mean"]
     accuracy, distance = figures["prompt_accuracy"], metrics["frechet_distance"]
     within = "within" if abs(own - shown) <= TOLERANCE else "NOT within"
-    low, high = figures["bias"]["interval"]
     return f"""\
 | Bias of the training split | {own:.3f} |
-| Bias of the samples | {shown:.3f} [{low:.3f}, {high:.3f}], {within} {TOLERANCE} of the training \
-split's |
+| Bias of the samples | {estimate_text(figures["bias"])}, {within} {TOLERANCE} of the \
+training split's |
 | prompt accuracy of the samples | {100 * accuracy["mean"]:.1f} % |
 | Fréchet distance ({distance["extractor"]}, {distance["n"]} samples) to a balanced test set | \
 {figures["frechet_distance"]:.2f} |"""

@@ -19,13 +19,13 @@ def figure_blocks(report: dict[str, Any]) -> list[Block]:
 
 def _bias_rows(bias: dict[str, Any]) -> list[list[str]]:
     keys = ("data", "before", "after")
-    rows = [["Bias, mean over prompts", *(_estimate(bias[key]) for key in keys)]]
+    rows = [["Bias, mean over prompts", *(estimate_text(bias[key]) for key in keys)]]
     if "corrected_mean" in bias["after"]:
         cells = [f"{bias[key]['corrected_mean']:.3f}" for key in keys]
         rows.append(["— corrected for small samples", *cells])
     corrected = [bias[key].get("classifier_corrected", {}) for key in keys[1:]]
     if all("mean" in found for found in corrected):
-        rows.append(["— corrected for classifier errors", "", *map(_estimate, corrected)])
+        rows.append(["— corrected for classifier errors", "", *map(estimate_text, corrected)])
     aim = bias["after"].get("target", "even")
     shares = "even shares" if aim == "even" else "the target shares"
     for name, title in (("total_variation", "Total variation"), ("kl", "KL divergence (nats)")):
@@ -33,7 +33,7 @@ def _bias_rows(bias: dict[str, Any]) -> list[list[str]]:
         rows.append([f"{title} from {shares}", *cells])
     if (both := bias.get("intersection")) is not None:
         title = f"Bias over both attributes at once (second: {', '.join(both['second_attribute'])})"
-        rows.append([title, "", *(_estimate(both[key]) for key in keys[1:])])
+        rows.append([title, "", *(estimate_text(both[key]) for key in keys[1:])])
     return rows
 
 
@@ -94,8 +94,9 @@ def _mean(bias: dict[str, Any], name: str) -> float:
     return sum(values) / len(values)
 
 
-def _estimate(bias: dict[str, Any]) -> str:
-    return f"{bias['mean']:.3f} {interval_text(bias['interval'])}"
+def estimate_text(figure: dict[str, Any], name: str = "mean") -> str:
+    """Format a figure, whose key is ``name``, with its ``interval``."""
+    return f"{figure[name]:.3f} {interval_text(figure['interval'])}"
 
 
 def interval_text(interval: Sequence[float], factor: float = 1, digits: int = 3) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import matplotlib as mpl
 
+from invdiff_pl.report.figures import interval_text
 from invdiff_pl.report.plots import save_figure
 from invdiff_pl.utils.labels import plain
 
@@ -53,13 +54,12 @@ def sweep_markdown(points: list[dict[str, Any]]) -> str:
     )
     rows = [header, ("---",) * len(header)]
     for point in points:
-        low, high = point["bias_interval"]
         rows.append(
             (
                 point["run"].replace("|", "\\|"),
                 f"{point['guidance_scale']:g}",
                 f"{point['invariant_scale']:g}",
-                f"{point['bias']:.3f} [{low:.3f}, {high:.3f}]",
+                f"{point['bias']:.3f} {interval_text(point['bias_interval'])}",
                 _number(point["frechet_distance"], 2),
                 f"{100 * point['prompt_accuracy']:.1f} %",
                 _number(point["precision"], 3),
